@@ -1,0 +1,14 @@
+"""Ignite handlers that MONAI does not have."""
+
+from fedsr_monai.handlers.checkpoint import AtomicCheckpoint, save_checkpoint
+from fedsr_monai.handlers.history import HistoryWriter, forget_rounds_after, read_history
+from fedsr_monai.handlers.progress import TrainingProgress
+
+__all__ = [
+    "AtomicCheckpoint",
+    "HistoryWriter",
+    "TrainingProgress",
+    "forget_rounds_after",
+    "read_history",
+    "save_checkpoint",
+]

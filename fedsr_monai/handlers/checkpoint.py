@@ -1,0 +1,106 @@
+"""Checkpoints that a kill in the middle of a save cannot destroy.
+
+``monai.handlers.CheckpointSaver`` writes with ``atomic=False``, straight over the last good file, and Ignite's
+``DiskSaver(atomic=True)`` neither syncs the data before the rename nor gives the group read permission.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from safetensors.torch import save_file
+
+from fedsr_monai.atomic import atomic_path
+from fedsr_monai.errors import UserError
+
+
+def state_of(item: Any) -> Any:
+    """The ``state_dict`` of a module (unwrapped from data parallelism) or optimiser; anything else as it is."""
+    if isinstance(item, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        item = item.module
+    return item.state_dict() if hasattr(item, "state_dict") else item
+
+
+def save_checkpoint(items: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write ``items`` to ``path`` in one step: the old file stays whole until the new one is on the disk.
+
+    Args:
+        items: for ``.safetensors`` a flat mapping of names to tensors; for any other suffix what `torch.save` takes,
+            where modules and optimisers stand for their ``state_dict``. MONAI Label loads ``{"model": network}``.
+        path: the file; its folder is made if missing.
+    """
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".safetensors":
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in items.items()}, temporary)
+        else:
+            torch.save({name: state_of(item) for name, item in items.items()}, temporary)
+
+
+class AtomicCheckpoint:
+    """Ignite handler that saves ``{name: state_dict}`` to one file, every few epochs or whenever a metric is the best yet.
+
+    Attach it to the trainer (every ``interval`` epochs and at the end), or with ``key_metric`` to the evaluator whose
+    ``state.metrics`` hold that metric. Under distributed training only rank 0 writes.
+
+    Args:
+        path: the file to write, say ``models/model.pt``.
+        save_dict: what to save, by name: modules, optimisers, or plain values.
+        interval: epochs between two saves; not used with ``key_metric``.
+        key_metric: name of the metric to keep the best of. A value that is not finite is never the best.
+        greater_is_better: whether a higher ``key_metric`` is better.
+
+    Raises:
+        UserError: when ``key_metric`` is not among the engine's metrics.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        save_dict: Mapping[str, Any],
+        interval: int = 1,
+        key_metric: str | None = None,
+        greater_is_better: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.save_dict = save_dict
+        self.interval = interval
+        self.key_metric = key_metric
+        self.sign = 1.0 if greater_is_better else -1.0
+        self.best: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        if self.key_metric is not None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_if_best)
+            return
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        if self.interval > 1:  # the last epochs, when their number is not a multiple of the interval
+            engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            save_checkpoint(self.save_dict, self.path)
+
+    def save_if_best(self, engine: Engine) -> None:
+        metrics = engine.state.metrics
+        if self.key_metric not in metrics:
+            raise UserError(
+                f"{self.path.name}: key metric '{self.key_metric}' is not computed, found {sorted(metrics) or 'none'}; "
+                "name one of these in AtomicCheckpoint's key_metric"
+            )
+        value = float(metrics[self.key_metric])
+        if math.isfinite(value) and (self.best is None or self.sign * value > self.sign * self.best):
+            self.save(engine)
+            self.best = value
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        self.best = state["best"]

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from safetensors.torch import load_file
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.handlers import AtomicCheckpoint, save_checkpoint
+
+
+def evaluator(values):
+    """An engine whose n-th epoch yields the n-th value as its metric."""
+    engine = Engine(lambda engine, batch: None)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def compute(engine):
+        engine.state.metrics["dice"] = values[engine.state.epoch - 1]
+
+    return engine
+
+
+def test_saves_state_dicts_under_their_names(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.Adam(network.parameters())
+    path = tmp_path / "models" / "model.pt"
+    save_checkpoint({"model": torch.nn.DataParallel(network), "optimizer": optimiser, "round": 3}, path)
+    loaded = torch.load(path, weights_only=True)
+    assert set(loaded) == {"model", "optimizer", "round"} and loaded["round"] == 3
+    assert list(loaded["model"]) == ["weight", "bias"]  # no "module." in front
+    torch.testing.assert_close(loaded["model"]["weight"], network.weight.detach())
+
+
+def test_safetensors_by_suffix(tmp_path):
+    tensors = {"encoder.weight": torch.arange(6.0).reshape(2, 3).T}
+    save_checkpoint(tensors, tmp_path / "round.safetensors")
+    torch.testing.assert_close(load_file(tmp_path / "round.safetensors"), tensors)
+
+
+def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint({"round": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"round": 2, "no": lambda: None}, path)
+    assert torch.load(path)["round"] == 1
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_every_few_epochs_and_at_the_end(tmp_path):
+    counter = torch.nn.Module()
+    counter.register_buffer("epoch", torch.zeros(()))
+    saved = []
+    engine = Engine(lambda engine, batch: None)
+
+    @engine.on(Events.EPOCH_STARTED)
+    def count(engine):
+        counter.epoch.fill_(engine.state.epoch)
+
+    AtomicCheckpoint(tmp_path / "model.pt", {"model": counter}, interval=2).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def look(engine):
+        path = tmp_path / "model.pt"
+        saved.append(int(torch.load(path)["model"]["epoch"]) if path.exists() else None)
+
+    engine.run([0], max_epochs=5)
+    assert saved == [None, 2, 2, 4, 4]
+    assert torch.load(tmp_path / "model.pt")["model"]["epoch"] == 5
+
+
+@pytest.mark.parametrize(
+    ("greater", "values", "best"), [(True, [0.2, 0.6, float("nan"), 0.5], 0.6), (False, [3.0, 2.0, 4.0, 2.0], 2.0)]
+)
+def test_keeps_the_best(tmp_path, greater, values, best):
+    engine = evaluator(values)
+    metrics = engine.state.metrics  # the same dictionary through the run
+    handler = AtomicCheckpoint(tmp_path / "best.pt", {"metrics": metrics}, key_metric="dice", greater_is_better=greater)
+    handler.attach(engine)
+    engine.run([0], max_epochs=len(values))
+    assert handler.best == best
+    assert torch.load(tmp_path / "best.pt")["metrics"] == {"dice": best}
+
+
+def test_the_best_survives_a_restart(tmp_path):
+    first = AtomicCheckpoint(tmp_path / "best.pt", {"round": 1}, key_metric="dice")
+    first.attach(engine := evaluator([0.8]))
+    engine.run([0])
+    second = AtomicCheckpoint(tmp_path / "best.pt", {"round": 2}, key_metric="dice")
+    second.load_state_dict(first.state_dict())
+    second.attach(engine := evaluator([0.7]))
+    engine.run([0])
+    assert torch.load(tmp_path / "best.pt")["round"] == 1
+
+
+def test_an_unknown_key_metric_is_named(tmp_path):
+    engine = evaluator([0.8])
+    AtomicCheckpoint(tmp_path / "best.pt", {"round": 1}, key_metric="val_dice").attach(engine)
+    message = (
+        r"^best.pt: key metric 'val_dice' is not computed, found \['dice'\]; "
+        r"name one of these in AtomicCheckpoint's key_metric$"
+    )
+    with pytest.raises(UserError, match=message):
+        engine.run([0])

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from ignite.engine import Engine
+
+from fedsr_monai.handlers import HistoryWriter, forget_rounds_after, read_history
+
+
+def train(path, site, number, outputs, epochs=1):
+    engine = Engine(lambda engine, batch: batch)
+    HistoryWriter(path, site, round=number).attach(engine)
+    engine.run(outputs, max_epochs=epochs)
+
+
+def test_a_row_an_epoch_with_mean_losses(tmp_path):
+    path = tmp_path / "run" / "history.csv"
+    train(path, "a", 1, [{"loss": 1.0}, {"loss": 2.0}], epochs=2)
+    train(path, "b", lambda: 2, [{"loss": 3.0}])
+    assert path.read_text().splitlines() == [
+        "round,site,epoch,iteration,loss",
+        "1,a,1,2,1.5",
+        "1,a,2,4,1.5",
+        "2,b,1,1,3",
+    ]
+
+
+def test_a_loss_seen_later_adds_a_column(tmp_path):
+    path = tmp_path / "history.csv"
+    train(path, "a", 1, [{"loss": 1.0}])
+    train(path, "a", 2, [{"loss": 1.0, "dice": 0.5}, {"loss": 2.0}])
+    train(path, "a", 3, [{"loss": 1.0}])
+    assert path.read_text().splitlines() == [
+        "round,site,epoch,iteration,loss,dice",
+        "1,a,1,1,1,",
+        "2,a,1,2,1.5,0.5",  # each mean over the steps that have the loss
+        "3,a,1,1,1,",
+    ]
+
+
+def test_a_row_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("round,site,epoch,iteration,loss\n1,a,1,2,1.5\n2,a,1")
+    assert [row["round"] for row in read_history(path)] == ["1"]
+    train(path, "a", 2, [{"loss": 1.0}])
+    assert path.read_text().splitlines()[1:] == ["1,a,1,2,1.5", "2,a,1,1,1"]
+
+
+def test_rounds_to_be_done_again_are_forgotten(tmp_path):
+    path = tmp_path / "history.csv"
+    forget_rounds_after(path, 1)
+    assert not path.exists()
+    for number in (1, 2, 3):
+        train(path, "a", number, [{"loss": 1.0}])
+    forget_rounds_after(path, 2)
+    assert [row["round"] for row in read_history(path)] == ["1", "2"]

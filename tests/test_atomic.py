@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fedsr_monai.atomic import atomic_path
+
+
+def test_replaces_the_file_and_makes_the_folder(tmp_path):
+    path = tmp_path / "new" / "state.json"
+    for text in ("old", "new"):
+        with atomic_path(path) as temporary:
+            assert temporary.parent == path.parent and temporary.suffix == path.suffix
+            temporary.write_text(text)
+        assert path.read_text() == text
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), atomic_path(path) as temporary:
+        temporary.write_text("ha")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+    program = (
+        "import os, signal, sys\nfrom fedsr_monai.atomic import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('ha')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["state.json"]
