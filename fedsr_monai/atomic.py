@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fedsr_monai.errors import UserError
+
+CURES = {
+    errno.ENOSPC: "free some space on this disk",
+    errno.EDQUOT: "free some of your quota on this disk",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EEXIST: "choose a path whose parents are folders",
+}
 
 
 @contextmanager
@@ -18,22 +31,31 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     at most one stray file behind, which the next write reuses: a file has one writer at a time. Missing folders are
     made.
 
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+
     Example::
 
         with atomic_path("models/model.pt") as temporary:
             torch.save(state, temporary)
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         # Opened for writing, because some file systems refuse to sync a descriptor that is only readable.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in CURES:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}), expected a disk with room and a writable folder; "
+                f"{CURES[error.errno]} and run the same command again"
+            ) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

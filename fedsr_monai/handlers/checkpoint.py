@@ -44,7 +44,7 @@ def save_checkpoint(items: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 
 class AtomicCheckpoint:
-    """Ignite handler that saves ``{name: state_dict}`` to one file, every few epochs or whenever a metric is the best yet.
+    """Ignite handler that saves ``{name: state_dict}`` to one file, every few epochs or when a metric is the best yet.
 
     Attach it to the trainer (every ``interval`` epochs and at the end), or with ``key_metric`` to the evaluator whose
     ``state.metrics`` hold that metric. Under distributed training only rank 0 writes.

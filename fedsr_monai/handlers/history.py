@@ -79,7 +79,9 @@ class HistoryWriter:
 
     def write_row(self, engine: Engine) -> None:
         number = self.round() if callable(self.round) else self.round
-        row: dict[str, Any] = dict(zip(KEYS, [number, self.site, engine.state.epoch, engine.state.iteration]))
+        row: dict[str, Any] = dict(
+            zip(KEYS, [number, self.site, engine.state.epoch, engine.state.iteration], strict=True)
+        )
         row |= {key: f"{total / self.counts[key]:.6g}" for key, total in self.sums.items()}
         self.append(row)
 

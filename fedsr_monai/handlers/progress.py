@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 
 def scalar_losses(output: Any) -> dict[str, float]:
-    """The numbers of an engine's output by name: a number is the ``loss``, entries that are not scalars are left out."""
+    """The numbers of an engine's output by name: a number is the ``loss``, others are left out."""
     if isinstance(output, (list, tuple)):  # MONAI's decollated batch: the losses are the same in each item
         output = output[0] if output else {}
     if not isinstance(output, Mapping):
