@@ -1,0 +1,175 @@
+"""The assembled network: shared encoder, two SCIE decoders, SA features, the site's atlas, spatial transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedsr_monai.labels import NUM_CLASSES
+from fedsr_monai.networks.decoder import RegistrationHead, SegmentationHead
+from fedsr_monai.networks.encoder import Encoder
+from fedsr_monai.networks.sa import HEADS, SARepresentation
+from fedsr_monai.networks.spatial import resize_ddf, warp
+
+# widths: encoder stages at strides 1..16; channels: both heads at 1/2, 1/4, 1/8, 1/16.
+PRESETS: dict[str, dict[str, tuple[int, ...]]] = {
+    "small": {"widths": (8, 16, 32, 64, 96), "channels": (24, 32, 48, 64)},
+    "full": {"widths": (16, 32, 64, 128, 192), "channels": (48, 64, 96, 128)},
+}
+STRIDE = 16
+
+
+@dataclass
+class Registration:
+    """What the registration head found for a batch of scans.
+
+    Attributes:
+        ddf: displacement at half resolution [B, 3, D/2, H/2, W/2], half-resolution voxels (what losses regularise).
+        full_ddf: the same field on the full grid [B, 3, D, H, W], voxels.
+        pooled: globally pooled f_d of the scales f1, f2, f3, [B, C] each.
+    """
+
+    ddf: torch.Tensor
+    full_ddf: torch.Tensor
+    pooled: list[torch.Tensor]
+
+
+class FedSRNet(nn.Module):
+    """Joint registration and segmentation network of FedSR.
+
+    ``forward(image) -> logits`` is what bundles, tracing and MONAI Label call; ``register(image)`` aligns the site's atlas to a scan.
+
+    State-dict keys: ``encoder.*`` and ``sa.<head>.<scale>`` may leave a site; ``registration.*``, ``segmentation.*`` (the heads) and
+    ``atlas_image``, ``atlas_label`` stay there.
+
+    Args:
+        preset: "small" (two CPU cores) or "full" (128^3 on a GPU).
+        num_classes: labels with background.
+        scie: False leaves the SCIE blocks out (ablation).
+        label_guidance, passes: see :class:`RegistrationHead`.
+        integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity fields.
+        spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
+    """
+
+    def __init__(
+        self,
+        preset: str = "small",
+        num_classes: int = NUM_CLASSES,
+        scie: bool = True,
+        label_guidance: bool = True,
+        passes: int = 2,
+        integrate: bool = True,
+        spatial_shape: Sequence[int] = (STRIDE, STRIDE, STRIDE),
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"FedSRNet() 'preset' is {preset!r}; expected one of {sorted(PRESETS)}")
+        widths, channels = PRESETS[preset]["widths"], PRESETS[preset]["channels"]
+        self.num_classes = num_classes
+        self.encoder = Encoder(widths)
+        self.registration = RegistrationHead(
+            widths, channels, num_classes, scie, label_guidance, passes, integration_steps=5 if integrate else 0
+        )
+        self.segmentation = SegmentationHead(widths, channels, num_classes, scie)
+        self.sa = SARepresentation(channels[1:])
+        self.register_buffer("atlas_image", torch.zeros(1, 1, *spatial_shape))
+        self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # An atlas comes in the shape of its site's grid: make room for it, so that loading needs no shape in advance.
+        for name in ("atlas_image", "atlas_label"):
+            if prefix + name in state_dict:
+                buffer = getattr(self, name)
+                setattr(self, name, torch.zeros_like(state_dict[prefix + name], dtype=buffer.dtype, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def set_atlas(self, image: torch.Tensor, label: torch.Tensor) -> None:
+        """Give the network its site's atlas: image [1, D, H, W] in [0, 1] and label ids [1, D, H, W]."""
+        if image.shape != label.shape:
+            raise ValueError(f"set_atlas() 'label' has shape {tuple(label.shape)}, 'image' has {tuple(image.shape)}; they must match")
+        self.atlas_image = image[None].to(self.atlas_image)
+        self.atlas_label = label[None].to(self.atlas_label)
+
+    @property
+    def has_atlas(self) -> bool:
+        return bool((self.atlas_label > 0).any())
+
+    def atlas_shares(self) -> torch.Tensor:
+        """Label shares of the atlas at half resolution, [1, classes, D/2, H/2, W/2]: its one-hot map averaged over 2x2x2 voxels."""
+        return F.avg_pool3d(self.one_hot(pad_to_stride(self.atlas_label)), 2)
+
+    def one_hot(self, label: torch.Tensor) -> torch.Tensor:
+        """One-hot map [B, classes, D, H, W], float32, of label ids [B, 1, D, H, W]."""
+        return F.one_hot(label[:, 0].long(), self.num_classes).movedim(-1, 1).float()
+
+    def segment(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits [B, classes, D, H, W] (float32) and pooled f_d from encoder features of the scan."""
+        logits, pooled = self.segmentation(features, self.sa.segmentation)
+        return logits.float(), pooled
+
+    def align(
+        self,
+        fixed: Sequence[torch.Tensor],
+        moving: Sequence[torch.Tensor],
+        fixed_logits: torch.Tensor,
+        moving_shares: torch.Tensor | None = None,
+    ) -> Registration:
+        """Registration of the atlas (moving) to scans (fixed), from encoder features and the scans' logits (not differentiated).
+
+        ``moving`` may hold one atlas for a batch of scans; it is expanded.
+        """
+        batch = fixed[0].shape[0]
+        shares = self.atlas_shares() if moving_shares is None else moving_shares
+        probabilities = F.avg_pool3d(fixed_logits.detach().softmax(dim=1), 2)
+        moving = [f.expand(batch, *f.shape[1:]) for f in moving]
+        ddf, pooled = self.registration(fixed, moving, self.sa.registration, probabilities, shares.expand_as(probabilities))
+        return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and cropped back)."""
+        logits, _ = self.segment(self.encoder(pad_to_stride(image)))
+        return crop_to(logits, image.shape[2:])
+
+    def register(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacement [B, 3, D, H, W] in voxels and the warped atlas image [B, 1, D, H, W] for scans on the atlas' grid."""
+        if not self.has_atlas:
+            raise ValueError("FedSRNet.register() needs an atlas: call set_atlas() or load a site's checkpoint first")
+        shape = image.shape[2:]
+        if shape != self.atlas_image.shape[2:]:
+            raise ValueError(f"FedSRNet.register() 'image' has shape {tuple(shape)}, the atlas {tuple(self.atlas_image.shape[2:])}; "
+                             "resample the image to the atlas' grid")  # fmt: skip
+        fixed = self.encoder(pad_to_stride(image))
+        moving = self.encoder(pad_to_stride(self.atlas_image))
+        ddf = crop_to(self.align(fixed, moving, self.segment(fixed)[0]).full_ddf, shape)
+        return ddf, warp(self.atlas_image.expand_as(image), ddf)
+
+    def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
+        """Atlas labels under a displacement [B, 3, D, H, W]: the one-hot map is warped and the largest share wins; [B, 1, D, H, W]."""
+        shares = warp(self.one_hot(self.atlas_label).expand(ddf.shape[0], -1, -1, -1, -1), ddf)
+        return shares.argmax(dim=1, keepdim=True).to(torch.uint8)
+
+    @torch.no_grad()
+    def initialise_sa(self) -> None:
+        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas standing as its own scan."""
+        features = self.encoder(pad_to_stride(self.atlas_image))
+        logits, pooled = self.segment(features)
+        self.sa.update("segmentation", pooled, alpha=1.0)
+        self.sa.update("registration", self.align(features, features, logits).pooled, alpha=1.0)
+
+
+def pad_to_stride(image: torch.Tensor, stride: int = STRIDE) -> torch.Tensor:
+    """Zero-pad the ends of [B, C, D, H, W] so that every side is a multiple of the encoder's stride."""
+    padding = [p for n in reversed(image.shape[2:]) for p in (0, -n % stride)]
+    return F.pad(image, padding) if any(padding) else image
+
+
+def crop_to(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Undo :func:`pad_to_stride`: the first ``shape`` voxels of [B, C, D, H, W]."""
+    return volume[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+__all__ = ["FedSRNet", "HEADS", "PRESETS", "Registration"]

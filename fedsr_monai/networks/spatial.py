@@ -1,0 +1,66 @@
+"""The spatial transformer: warping, integration of velocity fields, composition and resizing of displacement fields.
+
+Displacements (``ddf``) are in voxels of their own grid; ``warp(image, ddf)(x) = image(x + ddf(x))``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def identity_grid(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Voxel coordinates [1, D, H, W, 3] of a grid, normalised to [-1, 1] in ``grid_sample``'s axis order (x last axis first)."""
+    axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
+
+
+def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Sample ``image`` at x + ddf(x), repeating the border; the identity where the displacement is zero.
+
+    Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call, and
+    ``grid_sample`` runs one thread a batch item on a CPU. Here one volume is sampled as slabs along the first axis, which takes
+    two cores two thirds of the time.
+
+    Args:
+        image: [B, C, D, H, W].
+        ddf: [B, 3, D, H, W], voxels; sampled in float32 (a displacement in bfloat16 errs by whole percents of an image's range).
+        mode: "bilinear" (trilinear) or "nearest".
+    """
+    batch, _, *shape = ddf.shape
+    scale = torch.tensor([2.0 / max(n - 1, 1) for n in shape], device=ddf.device).flip(0)
+    grid = identity_grid(tuple(shape), ddf.device) + ddf.float().movedim(1, -1).flip(-1) * scale
+    image = image.float()
+    if batch == 1 and image.device.type == "cpu" and shape[0] % 2 == 0 and not torch.jit.is_tracing():
+        slabs = grid.reshape(2, shape[0] // 2, *shape[1:], 3)
+        halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, mode=mode, padding_mode="border", align_corners=True)
+        return torch.cat([halves[:1], halves[1:]], dim=2)
+    return F.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=True)
+
+
+def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    """Displacement of x -> outer(inner(x)): ``warp(image, compose(a, b)) ~ warp(warp(image, b), a)``. All [B, 3, D, H, W]."""
+    return inner + warp(outer, inner)
+
+
+def integrate(velocity: torch.Tensor, steps: int) -> torch.Tensor:
+    """Displacement of the flow of a stationary velocity field [B, 3, D, H, W] at unit time, by scaling and squaring.
+
+    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed.
+    """
+    ddf = velocity.float() / 2**steps
+    for _ in range(steps):
+        ddf = compose(ddf, ddf)
+    return ddf
+
+
+def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A displacement field on another grid over the same box: resampled trilinearly, its vectors rescaled to voxels of the new grid.
+
+    Grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence half-pixel centres
+    and vectors scaled by the ratio of the shapes.
+    """
+    if tuple(ddf.shape[2:]) == tuple(shape):
+        return ddf
+    ratio = torch.tensor([new / old for new, old in zip(shape, ddf.shape[2:])], device=ddf.device, dtype=ddf.dtype)
+    return F.interpolate(ddf, size=tuple(shape), mode="trilinear", align_corners=False) * ratio[:, None, None, None]
