@@ -1,0 +1,7 @@
+"""Losses of eq. 6 and 8 to 12."""
+
+from fedsr_monai.losses.mutual_information import InfoNCE, ParzenMI
+from fedsr_monai.losses.registration import local_cross_correlation, smoothness
+from fedsr_monai.losses.segmentation import dice_cross_entropy
+
+__all__ = ["InfoNCE", "ParzenMI", "dice_cross_entropy", "local_cross_correlation", "smoothness"]

@@ -1,0 +1,78 @@
+"""Registration losses: local cross-correlation (eq. 9) and smoothness (eq. 8). Label overlap (eq. 10) is ``monai.losses.DiceLoss``."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
+    # A window of 2r+1 is summed by doubling (1, 2, 4, ... voxels), log2 additions an axis: exact to rounding, unlike differences of
+    # cumulative sums, and far cheaper than a 3-D kernel.
+    width = 2 * radius + 1
+    for dim in (2, 3, 4):
+        pad = [0] * 6
+        pad[2 * (4 - dim)] = pad[2 * (4 - dim) + 1] = radius
+        part, size = F.pad(volume, pad), volume.shape[dim]
+        total, done, span = None, 0, 1
+        while done < width:
+            if width & span:
+                piece = part.narrow(dim, done, size)
+                total = piece if total is None else total + piece
+                done += span
+            span *= 2
+            if done < width:
+                length = part.shape[dim] - span // 2
+                part = part.narrow(dim, 0, length) + part.narrow(dim, span // 2, length)
+        volume = total
+    return volume
+
+
+class _BoxFilter(torch.autograd.Function):
+    """Mean over a cubic window with zeros outside. The filter is its own adjoint, so its gradient is the same filter."""
+
+    @staticmethod
+    def forward(ctx, volume: torch.Tensor, radius: int) -> torch.Tensor:
+        ctx.radius = radius
+        return _box_sum(volume, radius) / (2 * radius + 1) ** 3
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _box_sum(gradient, ctx.radius) / (2 * ctx.radius + 1) ** 3, None
+
+
+def local_cross_correlation(moving: torch.Tensor, fixed: torch.Tensor, window: int = 9, eps: float = 1e-4) -> torch.Tensor:
+    """Negative mean squared local cross-correlation, in [-1, 0]; l_sim of eq. 9.
+
+    Beside ``monai.losses.LocalNormalizedCrossCorrelationLoss``, whose 3-D kernels take many times the network's own time on a CPU and
+    which leaves [-1, 0] for z-scored images. Here local means are subtracted (Cauchy-Schwarz then holds for any input) and the windows
+    are box filters.
+
+    Args:
+        moving, fixed: warped atlas and scan, [B, 1, D, H, W].
+        window: side of the cubic window in voxels, odd.
+        eps: added to both local variances; flat regions count as uncorrelated.
+
+    Raises:
+        ValueError: for an even window or different shapes.
+    """
+    if window % 2 == 0:
+        raise ValueError(f"local_cross_correlation() 'window' must be odd, got {window}")
+    if moving.shape != fixed.shape:
+        raise ValueError(f"local_cross_correlation() 'moving' has shape {tuple(moving.shape)}, 'fixed' {tuple(fixed.shape)}; they must match")
+    # The middle of the range is taken away first: variances are then differences of small numbers.
+    a, b = moving.float() - 0.5, fixed.float() - 0.5
+    stack = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 1)
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _BoxFilter.apply(stack, window // 2).chunk(5)
+    variance_a = (mean_aa - mean_a * mean_a).clamp_min(0)
+    variance_b = (mean_bb - mean_b * mean_b).clamp_min(0)
+    covariance = mean_ab - mean_a * mean_b
+    return -(covariance * covariance / ((variance_a + eps) * (variance_b + eps))).clamp(max=1).mean()
+
+
+def smoothness(ddf: torch.Tensor) -> torch.Tensor:
+    """Mean squared gradient of a displacement field [B, 3, D, H, W] (eq. 8, with the mean over voxels in place of the sum).
+
+    Forward differences: ``monai.losses.DiffusionLoss`` takes central ones, to which a checkerboard costs nothing.
+    """
+    return sum(ddf.diff(dim=dim).square().mean() for dim in (2, 3, 4))
