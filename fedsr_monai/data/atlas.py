@@ -64,29 +64,30 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
     templates = high_resolution_templates()
     points = voxel_points(affine, shape, templates)
     sigma = tuple(LOW_PASS * np.diag(affine)[:3])
-    probability = np.stack([sample(channel, points) for channel in soft_labels(sigma)])
+    probability = np.stack([sample(channel, points) for channel in soft_labels(sigma)[0]])
     label = label_of(probability)
     empty = [LABELS[k] for k in range(NUM_CLASSES) if not (label == k).any()]
     if empty:
         raise UserError(f"grid {tuple(shape)} has no voxel of {', '.join(empty)}, expected all structures: take smaller voxels")
-    smooth = ndimage.gaussian_filter(templates.t1.astype(np.float32), sigma)
+    smooth = ndimage.gaussian_filter(templates.t1, sigma)
     image = sample(smooth, points) * (probability.sum(0) >= 127.5)
     image = np.clip(image / np.percentile(image[image > 0], 99.9), 0, 1)
     return image.astype(np.float32), label, affine
 
 
 @lru_cache(maxsize=2)
-def soft_labels(sigma: tuple[float, float, float]) -> np.ndarray:
+def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """The 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
 
-    Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask.
+    Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second result
+    is where any of them is not 0, bool [D, H, W].
     """
     templates = high_resolution_templates()
     result = np.empty((NUM_CLASSES, *templates.label.shape), np.uint8)
     for k in range(NUM_CLASSES):
         one_hot = ((templates.label == k) & templates.mask).astype(np.float32)
         result[k] = np.rint(255 * ndimage.gaussian_filter(one_hot, sigma, truncate=3))
-    return result
+    return result, result.any(0)
 
 
 def label_of(probability: np.ndarray) -> np.ndarray:
@@ -99,8 +100,13 @@ def label_of(probability: np.ndarray) -> np.ndarray:
 def voxel_points(affine: np.ndarray, shape: Sequence[int], templates: Templates) -> np.ndarray:
     """Positions [3, D, H, W] of a grid's voxels in voxels of the templates."""
     matrix = np.linalg.inv(templates.affine) @ affine
-    points = np.indices(tuple(shape), dtype=np.float32)
-    return np.tensordot(matrix[:3, :3], points, 1).astype(np.float32) + matrix[:3, 3].astype(np.float32)[:, None, None, None]
+    return transform(matrix, np.indices(tuple(shape), dtype=np.float32))
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Affine map [4, 4] of `points` [3, ...]; written out because a BLAS product's last bits depend on its threads."""
+    m = matrix.astype(np.float32)
+    return np.stack([m[i, 0] * points[0] + m[i, 1] * points[1] + m[i, 2] * points[2] + m[i, 3] for i in range(3)])
 
 
 def sample(volume: np.ndarray, points: np.ndarray) -> np.ndarray:

