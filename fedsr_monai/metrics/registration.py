@@ -1,0 +1,68 @@
+"""How well two images match, and whether the deformation between them can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+
+def ncc(first: np.ndarray, second: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Global normalised cross-correlation: Pearson's correlation of the intensities inside a mask, in [-1, 1].
+
+    One number for the whole brain, not the local (windowed) form that the registration loss uses.
+
+    Args:
+        first, second: images of one shape.
+        mask: boolean; everything if None. The evaluation takes the brain of the fixed scan (its non-zero voxels), so
+            that the voxels compared do not depend on the deformation.
+
+    Returns:
+        nan where the mask is empty or an image is constant in it.
+    """
+    if mask is None:
+        mask = np.ones(first.shape, dtype=bool)
+    a, b = first[mask].astype(np.float64), second[mask].astype(np.float64)
+    if not a.size:
+        return math.nan
+    a -= a.mean()
+    b -= b.mean()
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm > 0 else math.nan
+
+
+def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
+    """Determinant of the Jacobian of ``x + ddf(x)`` at each voxel: the local change of volume, 1 for the identity.
+
+    Central differences, one-sided at the border: what ITK's and ANTs' tools report and most papers count. A field that
+    flips its sign from voxel to voxel is invisible to them; a field integrated from velocities at half resolution does
+    not do that.
+
+    Args:
+        ddf: displacements in voxels, [..., 3, D, H, W]. The spacing does not matter: it cancels out.
+
+    Returns:
+        Tensor of shape [..., D, H, W], float32.
+    """
+    if ddf.shape[-4] != 3:
+        raise ValueError(f"jacobian_determinant() expects a ddf [..., 3, D, H, W], got {tuple(ddf.shape)}")
+    # rows: component of the displacement, columns: axis of the derivative
+    rows = [torch.gradient(component, dim=(-3, -2, -1)) for component in ddf.float().unbind(dim=-4)]
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    a, e, i = a + 1, e + 1, i + 1
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def folded_percent(ddf: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """Share in percent of the voxels where the deformation folds: Jacobian determinant <= 0.
+
+    Args:
+        ddf: displacements in voxels, [3, D, H, W] (or with leading axes of size 1).
+        mask: boolean [D, H, W]; the share is that of these voxels. The evaluation takes the brain of the fixed scan:
+            over the whole grid the background, where little moves, would flatter the number.
+    """
+    folded = jacobian_determinant(ddf).reshape(ddf.shape[-3:]) <= 0
+    if mask is not None:
+        folded = folded[mask.reshape(ddf.shape[-3:])]
+    return 100.0 * folded.double().mean().item()
