@@ -64,7 +64,7 @@ PROFILES = {
             ),
         ),
         Profile(
-            "adult-1.5t",
+            "adult-1t5",
             Population(amplitude=1.0, ventricle=0.3),
             Scanner(
                 shift={0: 0.06, 1: 0.06, 4: 0.06, 3: 0.05, 13: 0.04, 11: 0.04, 12: 0.04}, contrast=0.95, texture="2009c",

@@ -1,40 +1,163 @@
-"""Simulated sites: subjects that differ in shape, seen by scanners that differ in look, with exact labels."""
+"""Simulated sites on disk: several hospitals with their own patients and scanners, and one public atlas."""
 
 from __future__ import annotations
 
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
-from scipy import ndimage
+from tqdm import tqdm
 
-from fedsr_monai.data.atlas import LOW_PASS, grid_affine, label_of, sample, soft_labels, transform
-from fedsr_monai.data.fields import grid_axes
-from fedsr_monai.data.profiles import Profile
-from fedsr_monai.data.scanner import acquire
-from fedsr_monai.data.shape import subject_points
-from fedsr_monai.data.templates import high_resolution_templates
+from fedsr_monai.data.atlas import build_atlas, default_shape
+from fedsr_monai.data.contract import SECTIONS
+from fedsr_monai.data.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
+from fedsr_monai.data.site import write_atomically, write_site, write_volume
+from fedsr_monai.data.subject import simulate_subject
+from fedsr_monai.errors import UserError
+
+RECORD = "simulation.json"  # in each site folder: what its scans were made from
 
 
-def simulate_subject(profile: Profile, seed, spacing, shape) -> tuple[np.ndarray, np.ndarray]:
-    """One subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W].
+def simulate_sites(
+    out: str | os.PathLike,
+    sites: int = 4,
+    training: int = 8,
+    validation: int = 2,
+    test: int = 4,
+    spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    unseen: bool = False,
+    profiles: Sequence[str] | None = None,
+    processes: int = 2,
+) -> list[Path]:
+    """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
 
-    The labels come from the same warp of the (low-passed) one-hot maps, by argmax; the image is not a warped template but
-    tissue means, another template's texture and the scanner's faults on those maps. `seed` is what `numpy.random.SeedSequence`
-    takes; shape and look are drawn from separate streams, so that a subject keeps its shape when its scanner changes.
+    Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that both
+    have unchanged. A run that was interrupted goes on where it was; a finished subject is not made again.
+
+    Args:
+        out: folder for the site folders, one a profile.
+        sites: number of hospitals; beyond the built-in profiles they are drawn at random.
+        training, validation, test: scans per site; training scans get no labels.
+        spacing: voxel size in mm.
+        shape: voxels of the grid; by default the project's grid for this spacing.
+        seed: of everything random.
+        unseen: add the paediatric site with 7 training scans, which is to join after the federated phase.
+        profiles: names of built-in profiles to simulate instead of the first `sites`.
+        processes: worker processes.
 
     Raises:
-        UserError: the grid cuts the brain, or the template packages are not installed.
+        UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the template
+            packages are not installed, or the disk is full.
     """
-    affine = grid_affine(spacing, shape)
-    templates = high_resolution_templates()
-    anatomy, look = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    points = subject_points(anatomy, profile.population, affine, shape)
-    voxels = transform(np.linalg.inv(templates.affine), points)
-    sigma = tuple(LOW_PASS * np.diag(affine)[:3])
-    # most of the grid is air: only the voxels that hold some brain are looked up in the 14 maps
-    soft, near = soft_labels(sigma)
-    inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
-    voxels = voxels[:, inside]
-    share = np.stack([sample(channel, voxels) for channel in soft])
-    label = np.zeros(inside.shape, np.uint8)
-    label[inside] = label_of(share)
-    image = acquire(look, profile.scanner, share / 255, inside, voxels, templates, grid_axes(affine, shape))
-    return image, label
+    counts = dict(zip(SECTIONS, (training, validation, test)))
+    for key, value, least in (("sites", sites, 1), ("training", training, 1), ("validation", validation, 0), ("test", test, 0),
+                              ("seed", seed, 0), ("processes", processes, 1)):  # fmt: skip
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key} is {value!r}, expected a whole number of at least {least}: correct the argument")
+    shape = default_shape(spacing) if shape is None else tuple(shape)
+    hospitals = [(member, counts) for member in _hospitals(sites, profiles, seed, unseen)]
+    if unseen:
+        hospitals.append((profile(UNSEEN), {**counts, "training": UNSEEN_TRAINING}))
+
+    image, label, affine = build_atlas(spacing, shape)
+    out = Path(out).absolute()
+    for member, _ in hospitals:
+        _claim(out / member.name, {"profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
+    jobs = [
+        (out / member.name, member, section, index, seed, spacing, shape, affine)
+        for member, wanted in hospitals
+        for section in SECTIONS
+        for index in range(wanted[section])
+    ]
+    missing = [job for job in jobs if not all((job[0] / file).is_file() for file in _entry(*job[2:4]).values())]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject", disable=None) as bar:
+        for _ in _run(missing, processes):
+            bar.update()
+    return [
+        write_site(
+            out / member.name, member.name, image, label, affine,
+            **{section: [_entry(section, index) for index in range(wanted[section])] for section in SECTIONS},
+        )
+        for member, wanted in hospitals
+    ]  # fmt: skip
+
+
+def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool) -> list[Profile]:
+    if names is not None:
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",")]
+        doubled = sorted({name for name in names if list(names).count(name) > 1})
+        if doubled or not names or (unseen and UNSEEN in names):
+            raise UserError(f"profiles is {','.join(names)!r}, expected each name once: correct the list")
+        return [profile(name) for name in names]
+    seen = [member for name, member in PROFILES.items() if name != UNSEEN]
+    drawn = [
+        random_profile(np.random.default_rng([seed, number]), name=f"hospital-{number + 1}")
+        for number in range(len(seen), sites)
+    ]
+    return (seen + drawn)[:sites]
+
+
+def _claim(folder: Path, record: dict) -> None:
+    """Keep scans of different arguments apart: a folder belongs to the arguments that it was begun with."""
+    content = (json.dumps(record, indent=1) + "\n").encode()
+    path = folder / RECORD
+    try:
+        if path.is_file() and path.read_bytes() != content:
+            raise UserError(
+                f"{folder}: holds a simulation with other arguments ({RECORD}), expected none or the same seed, spacing and "
+                "shape: choose another folder or remove this one"
+            )
+        if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder}: holds files of something else, expected a new or empty folder: choose another one")
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder: choose another one")
+
+
+def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
+    if processes == 1 or len(jobs) < 2:
+        yield from (_write_subject(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        futures = [pool.submit(_write_subject, *job) for job in jobs]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BrokenProcessPool:
+            raise UserError(
+                f"{jobs[0][0].parent}: a worker process was killed, expected it to finish (about 1 GB of memory each): run the "
+                "command again with processes=1, finished subjects are kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_subject(
+    folder: Path, member: Profile, section: str, index: int, seed: int, spacing: float, shape: Sequence[int], affine: np.ndarray
+) -> None:
+    own = [seed, zlib.crc32(member.name.encode()), SECTIONS.index(section), index]
+    image, label = simulate_subject(member, own, spacing, shape)
+    entry = _entry(section, index)
+    try:
+        if "label" in entry:
+            write_volume(folder / entry["label"], label, affine)
+        write_volume(folder / entry["image"], image, affine)
+    except OSError as error:
+        raise UserError(
+            f"{folder / entry['image']}: cannot be written ({error.strerror}), expected free space and write access: mend that "
+            "and run the command again, finished subjects are kept"
+        ) from None
+
+
+def _entry(section: str, index: int) -> dict[str, str]:
+    file = f"{section}-{index + 1:03d}.nii.gz"
+    kinds = {"image": "images"} if section == "training" else {"image": "images", "label": "labels"}
+    return {kind: f"{folder}/{file}" for kind, folder in kinds.items()}
