@@ -15,6 +15,7 @@ from monai.transforms import LoadImage
 from tqdm import tqdm
 
 from fedsr_monai.atomic import atomic_path
+from fedsr_monai.data.simulate import RECORD
 from fedsr_monai.data.site import Site, volume_stem
 from fedsr_monai.errors import UserError
 from fedsr_monai.metrics.registration import folded_percent, ncc
@@ -165,12 +166,11 @@ def merge_evaluation(
         write_csv(path, merged[name], columns)
     summary_path = out_dir / "metrics.json"
     data = json.loads(summary_path.read_text())["data"] if summary_path.exists() else {}
-    spec = json.loads((site.root / "site.json").read_text())
     data[site.name] = {
         "path": str(site.root),
         "section": section,
         "spacing": site.spacing,
         "shape": site.shape,
-        "simulated": bool(spec.get("simulated", False)),
+        "simulated": (site.root / RECORD).exists(),
     }
     write_json(summary_path, summarise(merged["metrics.csv"], merged["cases.csv"]) | {"data": data})

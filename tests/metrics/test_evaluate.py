@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.networks.blocks import Warp
 
+from fedsr_monai.data.simulate import RECORD
 from fedsr_monai.data.site import load_site, write_site, write_volume
 from fedsr_monai.errors import UserError
 from fedsr_monai.metrics import evaluate_network
@@ -128,8 +129,7 @@ def test_sites_share_a_folder_and_an_evaluation_replaces_the_former(make_site, t
 
 def test_a_simulated_site_is_remembered(make_site, tmp_path):
     site = make_site("a", [0])
-    spec = json.loads((site.root / "site.json").read_text())
-    (site.root / "site.json").write_text(json.dumps(spec | {"simulated": True}))
+    (site.root / RECORD).write_text("{}")  # what `simulate_sites` leaves in its folders
     evaluate_network(FakeNetwork(0), site, out_dir=tmp_path / "evaluation")
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["data"]["a"]["simulated"] is True
 
