@@ -1,0 +1,163 @@
+"""A bundle and sites as small as they can be, with everything that a round has to carry over.
+
+Two heads with an optimiser each, SA vectors moved by eq. 7, a queue in the mutual information, dropout, random transforms and a
+shuffled loader: a round forgotten anywhere changes the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.engines import Trainer
+
+from fedsr_monai.data.site import write_site, write_volume
+from fedsr_monai.labels import LABELS
+
+SHAPE = (16, 16, 16)
+AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, 2, 1), torch.nn.LeakyReLU(), torch.nn.Dropout(0.2))
+        self.registration = torch.nn.Conv3d(4, 3, 1)
+        self.segmentation = torch.nn.Conv3d(4, 3, 1)
+        self.sa = torch.nn.Module()
+        for head in ("registration", "segmentation"):
+            self.sa.add_module(head, torch.nn.Module())
+            getattr(self.sa, head).register_buffer("0", torch.full((4,), 0.5))
+        self.register_buffer("atlas_image", torch.full((1, 1, *SHAPE), 0.123456789))
+        self.register_buffer("atlas_label", torch.full((1, 1, *SHAPE), 7, dtype=torch.uint8))
+
+    def forward(self, image):
+        return self.segmentation(self.encoder(image))
+
+
+class Queue(torch.nn.Module):
+    """Stands for the InfoNCE estimator: a buffer that remembers the last pooled features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(3, 4))
+
+    def forward(self, pooled, sa):
+        value = ((pooled.mean(0) - sa).square().mean() - (self.queue * sa).mean()).exp().neg()
+        if pooled.requires_grad:
+            self.queue = torch.cat([self.queue[1:], pooled.detach().mean(0, keepdim=True)])
+        return value
+
+
+class MiniTrainer(Trainer):
+    def __init__(self, network, fail=None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.fail = fail
+        self.mutual_information = Queue()
+        self.optimizers = {
+            head: torch.optim.Adam([*network.encoder.parameters(), *getattr(network, head).parameters()], lr=1e-2)
+            for head in ("registration", "segmentation")
+        }
+
+    def _iteration(self, engine, batch):
+        if self.fail is not None and Path(self.fail).exists():
+            raise RuntimeError("the scanner room is flooded")
+        image = batch["image"].as_tensor()
+        losses = {}
+        for head, optimizer in self.optimizers.items():
+            self.network.train()
+            feature = self.network.encoder(image)
+            pooled, vector = feature.mean((2, 3, 4)), getattr(self.network.sa, head).get_buffer("0")
+            loss = (getattr(self.network, head)(feature) - torch.nn.functional.avg_pool3d(image, 2)).square().mean()
+            optimizer.zero_grad()
+            (loss - 0.1 * self.mutual_information(pooled, vector)).backward()
+            optimizer.step()
+            vector.lerp_(pooled.detach().mean(0), 0.1)
+            losses[head] = loss.item()
+        return {"loss": sum(losses.values()), **losses}
+
+
+CONFIG = {
+    "imports": ["$import miniature"],
+    "bundle_root": ".",
+    "dataset_dir": "/nowhere",
+    "output_dir": "$@bundle_root + '/eval'",
+    "device": "$torch.device('cpu')",
+    "seed": 0,
+    "fail": None,
+    "network_def": {"_target_": "miniature.Net"},
+    "network": "$@network_def.to(@device)",
+    "epochs": 1,
+    "train": {
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+                {"_target_": "RandFlipd", "keys": "image", "prob": 0.5},
+                {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.9},
+            ],
+        },
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$site_datalist(@dataset_dir, 'training')",
+            "transform": "@train#preprocessing",
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@train#dataset", "batch_size": 1, "shuffle": True},
+        "trainer": {
+            "_target_": "miniature.MiniTrainer",
+            "network": "@network",
+            "fail": "@fail",
+            "device": "@device",
+            "max_epochs": "@epochs",
+            "data_loader": "@train#dataloader",
+            "decollate": False,
+        },
+    },
+    "training": ["$@train#trainer.run()"],
+    "run": "$@training",
+}
+CONFIG["imports"] += ["$import torch", "$from fedsr_monai.data.site import site_datalist"]
+CONFIG["validate"] = {
+    "dataset": {
+        "_target_": "Dataset",
+        "data": "$site_datalist(@dataset_dir, 'training')",
+        "transform": {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+    },
+    "dataloader": {"_target_": "DataLoader", "dataset": "@validate#dataset", "batch_size": 1},
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@validate#dataloader",
+        "network": "@network",
+        "prepare_batch": "$lambda batch, device, *_, **__: (batch['image'].to(device), None)",
+        "key_val_metric": {"level": "$Average(lambda output: output[0]['pred'].mean().item())"},
+    },
+}
+CONFIG["imports"].append("$from ignite.metrics import Average")
+
+
+def write_bundle(root: Path) -> Path:
+    """The miniature bundle below `root`."""
+    (root / "configs").mkdir(parents=True)
+    (root / "configs" / "train.json").write_text(json.dumps(CONFIG))
+    (root / "configs" / "metadata.json").write_text('{"version": "0.0.1"}')
+    return root
+
+
+def write_sites(root: Path, images: dict[str, int]) -> list[str]:
+    """Site folders by name and number of training scans; sites differ by brightness."""
+    folders = []
+    for index, (name, count) in enumerate(images.items()):
+        rng = np.random.default_rng(index)
+        volume = np.zeros(SHAPE, np.float32)
+        volume[4:12, 4:12, 4:12] = 0.4 + 0.1 * index
+        label = np.arange(np.prod(SHAPE)).reshape(SHAPE) % len(LABELS)
+        for number in range(count):
+            scan = volume + (volume > 0) * rng.uniform(0, 0.1, SHAPE).astype(np.float32)
+            write_volume(root / name / "images" / f"scan{number}.nii.gz", scan, AFFINE)
+        training = [{"image": f"images/scan{number}.nii.gz"} for number in range(count)]
+        folders.append(str(write_site(root / name, name, volume, label, AFFINE, training)))
+    return folders
