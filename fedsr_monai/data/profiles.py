@@ -12,7 +12,7 @@ from fedsr_monai.errors import UserError
 
 # Signal of each label in a T1-weighted gradient echo, cerebral white matter = 1; 0 is the CSF around the brain.
 TISSUE = {
-    0: 0.24, 1: 0.24, 2: 1.00, 3: 0.66, 4: 0.19, 5: 0.96, 6: 0.84, 7: 0.70, 8: 0.74, 9: 0.88, 10: 0.91, 11: 0.65, 12: 0.63, 13: 0.66,
+    0: 0.24, 1: 0.24, 2: 1.00, 3: 0.66, 4: 0.19, 5: 0.96, 6: 0.84, 7: 0.70, 8: 0.74, 9: 0.88, 10: 0.88, 11: 0.65, 12: 0.63, 13: 0.66,
 }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Scanner:
     jitter: float = 0.015  # of the means from scan to scan
     texture: str = "2009c"  # whose residual texture: 2009c, mni152 or mixed
     texture_strength: float = 0.8
+    sulci: float = 1.0  # how much of the fluid in the fine sulci is seen
     blur: float = 0.3  # standard deviation, mm
     slice_axis: int = 2
     slice_thickness: float = 0.0  # mm, 0: isotropic
@@ -52,7 +53,7 @@ PROFILES = {
             Population(ventricle=3.5, ventricle_sd=1.0, scale=0.99),
             Scanner(
                 shift={3: -0.02, 6: -0.03, 8: -0.03, 9: -0.05}, contrast=0.92, texture="mni152", bias_sd=0.18, noise=0.022,
-                periventricular=0.22, gamma=(0.92, 1.05), blur=0.5,
+                periventricular=0.22, gamma=(0.92, 1.05), blur=0.5, sulci=1.5,
             ),
         ),
         Profile(
@@ -85,7 +86,7 @@ PROFILES = {
             Population(scale=0.92, scale_sd=0.025, ventricle=-1.2, ventricle_sd=0.4, amplitude=0.95),
             Scanner(
                 shift={2: -0.02, 3: 0.06, 6: 0.02, 9: -0.06, 13: 0.04}, contrast=0.9, texture="mixed", noise=0.025, bias_sd=0.15,
-                gamma=(0.9, 1.1), strip_error=0.6,
+                gamma=(0.9, 1.1), strip_error=0.6, sulci=0.8,
             ),
         ),
     )
@@ -122,6 +123,7 @@ def random_profile(rng: np.random.Generator, name: str = "random") -> Profile:
         contrast=float(uniform(0.8, 1.1)),
         texture=("2009c", "mni152", "mixed")[rng.integers(3)],
         texture_strength=float(uniform(0.4, 1.1)),
+        sulci=float(uniform(0.6, 1.6)),
         blur=float(uniform(0.0, 1.0)),
         slice_axis=int(rng.integers(3)),
         slice_thickness=float(uniform(2.5, 6.0) if rng.random() < 0.35 else 0.0),

@@ -41,6 +41,9 @@ def acquire(
     means = tissue_means(rng, scanner)
     brain = share.sum(0)
     signal = _weighted_sum(means, share)
+    cortex = _weighted_sum(means[[3, 13]], share[[3, 13]])
+    fluid = np.minimum(np.float32(scanner.sulci) * sample(templates.csf, voxels), 1)
+    signal -= fluid * (cortex - means[0] * (share[3] + share[13]))
     texture = _texture(rng, scanner, voxels, templates)
     signal += scanner.texture_strength * texture * (1 - share[0])
     for sigma, size in SLOW_VARIATION:

