@@ -161,3 +161,11 @@ def write_sites(root: Path, images: dict[str, int]) -> list[str]:
         training = [{"image": f"images/scan{number}.nii.gz"} for number in range(count)]
         folders.append(str(write_site(root / name, name, volume, label, AFFINE, training)))
     return folders
+
+
+def federate_quietly(arguments: dict) -> None:
+    """A run in a process of its own, which a test may kill."""
+    torch.set_num_threads(1)
+    from fedsr_monai.fl.runner import federate
+
+    federate(**arguments)

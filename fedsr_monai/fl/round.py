@@ -1,0 +1,108 @@
+"""One round of an embedded federation: draw the sites, send, receive, aggregate, and record who took part."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.fl.exchange import size_in_bytes
+from fedsr_monai.fl.process import InProcesses
+from fedsr_monai.fl.records import write_tables
+from fedsr_monai.fl.server import Server
+from fedsr_monai.fl.site_state import stable_seed
+from fedsr_monai.fl.sites import Answer, InTurn, SiteJob
+
+
+def draw_sites(names: Sequence[str], count: int, seed: int, round: int) -> list[str]:
+    """The sites asked in `round`: `count` of `names`, sorted; the same draw whenever it is made."""
+    return sorted(random.Random(stable_seed(seed, "participation", round)).sample(sorted(names), count))
+
+
+def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str], jobs: Sequence[SiteJob], out: Path, bar: tqdm) -> None:
+    """One round: send, train, receive, aggregate, write the checkpoint and the tables.
+
+    Raises:
+        UserError: too few acceptable answers. The tables then show the open round too.
+    """
+    started = time.perf_counter()
+    number = server.round
+    server.open_round()
+    tensors = server.send()
+    bytes_down = size_in_bytes(tensors)
+    server_seconds = time.perf_counter() - started
+    answers: dict[str, Answer] = {}
+    for answer in pool.train(drawn, number, tensors):
+        clock = time.perf_counter()
+        answers[answer.site] = answer
+        if answer.status == "ok":
+            server.receive(answer.site, number, answer.tensors, answer.statistics)
+        server_seconds += time.perf_counter() - clock
+        losses = answer.statistics.get("losses", {})
+        bar.set_postfix_str(f"round {number + 1}, {answer.site}: " + (_losses_text(losses) if losses else answer.status), refresh=False)
+        bar.update()
+
+    clock = time.perf_counter()
+    server.screen()
+    rows = [_participation(number, job.name, answers.get(job.name), server, bytes_down) for job in jobs]
+    rows.sort(key=lambda row: row["site"])
+    accepted = [answers[site].statistics for site in sorted(server.answers)]
+    keys = sorted({key for statistics in accepted for key in statistics["losses"]})
+    record = {
+        "round": number,
+        "seconds": 0.0,
+        "server_seconds": 0.0,
+        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "bytes_up": sum(row["bytes_up"] for row in rows),
+        "losses": {key: _mean([s["losses"][key] for s in accepted if key in s["losses"]]) for key in keys},
+        "participation": rows,
+        "epochs": [{"round": number, "site": site, **row} for site in sorted(answers) for row in _epochs(answers[site])],
+    }
+    try:
+        server.finish_round(record)
+    except UserError as error:
+        write_tables(out, server.history, rows)
+        bad = "; ".join(f"{row['site']}: {row['status']}: {row['reason']}" for row in rows if row["status"] not in ("ok", "absent"))
+        raise UserError(f"{error}: {bad}; mend these and run the same command again, or lower min_sites") from None
+    now = time.perf_counter()
+    server.history[-1].update(seconds=now - started, server_seconds=server_seconds + now - clock)
+    write_tables(out, server.history)
+
+
+def _participation(number: int, site: str, answer: Answer | None, server: Server, bytes_down: int) -> dict[str, Any]:
+    row = {"round": number, "site": site, "status": "absent", "reason": "not drawn for this round", "bytes_down": 0, "bytes_up": 0}
+    if answer is None:
+        return row
+    statistics = answer.statistics
+    row |= {
+        "status": answer.status,
+        "reason": answer.reason,
+        "images": statistics.get("images", ""),
+        "iterations": statistics.get("iterations", ""),
+        "seconds": answer.seconds,
+        "bytes_down": bytes_down,
+        "bytes_up": size_in_bytes(answer.tensors),
+    }
+    if site in server.rejected:
+        row |= {"status": "rejected", "reason": "; ".join(server.rejected[site])}
+    return row
+
+
+def _epochs(answer: Answer) -> list[dict[str, Any]]:
+    counters = ("epoch", "iteration")
+    rows = answer.statistics.get("epochs", [])
+    return [{key: int(value) if key in counters else f"{value:.6g}" for key, value in row.items()} for row in rows]
+
+
+def _losses_text(losses: Mapping[str, float]) -> str:
+    return " ".join(f"{key} {losses[key]:.3f}" for key in ("loss", "registration", "segmentation") if key in losses)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import federate_quietly, write_bundle, write_sites
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.fl.round import draw_sites
+from fedsr_monai.fl.runner import federate
+from fedsr_monai.fl.storage import read_tensors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runner")
+    write_bundle(root / "bundle")
+    write_sites(root / "data", {"a": 3, "b": 2, "c": 1})
+    return root
+
+
+@pytest.fixture(scope="module")
+def arguments(place):
+    return {"sites": [str(place / "data" / name) for name in "abc"], "bundle": str(place / "bundle"), "rounds": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(arguments, place):
+    """An uninterrupted run that others are compared with."""
+    return federate(out=place / "whole", **arguments)
+
+
+def numbers(run: Path):
+    """All that a run computed: global tensors, every site's network, every loss."""
+    state = json.loads((run / "server" / "state.json").read_text())
+    tensors = {f"server {key}": value for key, value in read_tensors(run / "server" / state["file"]).items()}
+    for path in sorted((run / "sites").glob("*/model.pt")):
+        model = torch.load(path, weights_only=True)["model"]
+        tensors |= {f"{path.parent.name} {key}": value for key, value in model.items()}
+    return state["round"], tensors, (run / "history.csv").read_text()
+
+
+def assert_same(first: Path, second: Path):
+    (round_1, tensors_1, history_1), (round_2, tensors_2, history_2) = numbers(first), numbers(second)
+    assert round_1 == round_2 and list(tensors_1) == list(tensors_2)
+    assert [key for key in tensors_1 if not torch.equal(tensors_1[key], tensors_2[key])] == []
+    assert history_1 == history_2
+
+
+def table(path: Path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_the_readme_says(whole):
+    settings = json.loads((whole / "run.json").read_text())
+    assert [(site["name"], site["images"]) for site in settings["sites"]] == [("a", 3), ("b", 2), ("c", 1)]
+    assert (settings["policy"], settings["rounds"], settings["seed"], settings["min_sites"]) == ("fedsr", 3, 0, 2)
+    assert settings["versions"]["torch"] == torch.__version__
+    rows = table(whole / "participation.csv")
+    assert [(row["round"], row["site"], row["status"]) for row in rows] == [(str(r), s, "ok") for r in range(3) for s in "abc"]
+    assert [row["images"] for row in rows[:3]] == [row["iterations"] for row in rows[:3]] == ["3", "2", "1"]
+    size = (whole / "server" / "round_0003.safetensors").stat().st_size
+    assert {int(row["bytes_down"]) for row in rows} == {int(row["bytes_up"]) for row in rows} == {size}
+    rounds = table(whole / "rounds.csv")
+    assert [int(row["bytes_up"]) for row in rounds] == [3 * size] * 3
+    assert all(0 < float(row["server_seconds"]) < float(row["seconds"]) and float(row["loss"]) > 0 for row in rounds)
+    history = table(whole / "history.csv")
+    assert list(history[0]) == ["round", "site", "epoch", "iteration", "loss", "registration", "segmentation"]
+    assert [(row["round"], row["site"], row["epoch"], row["iteration"]) for row in history[:4]] == [
+        ("0", "a", "1", "3"), ("0", "b", "1", "2"), ("0", "c", "1", "1"), ("1", "a", "2", "6"),
+    ]  # fmt: skip
+    assert float(history[-1]["loss"]) < float(history[2]["loss"])
+
+
+def test_sites_share_the_encoder_and_keep_their_heads(whole):
+    tensors = numbers(whole)[1]
+    for key in ("encoder.0.weight", "sa.segmentation.0"):
+        assert all(torch.equal(tensors[f"server {key}"], tensors[f"{site} {key}"]) for site in "abc")
+    assert not torch.equal(tensors["a segmentation.weight"], tensors["b segmentation.weight"])
+    assert "server segmentation.weight" not in tensors and "server atlas_image" not in tensors
+
+
+def test_a_finished_run_again_changes_nothing_and_more_rounds_go_on(whole, arguments, tmp_path):
+    run = federate(out=tmp_path / "run", **{**arguments, "rounds": 1})
+    federate(out=run, **{**arguments, "rounds": 1})
+    federate(out=run, **arguments)
+    assert_same(run, whole)
+
+
+MOMENTS = [
+    "run.json",
+    "sites/a/state_0000.pt",
+    "server/state.json",
+    "sites/a/state_0001.pt",
+    "sites/b/.state_0001.partial.pt",
+    "server/.round_0001.partial.safetensors",
+    "server/round_0001.safetensors",
+    "participation.csv",
+    "sites/c/state_0002.pt",
+    "server/round_0002.safetensors",
+    "sites/b/model.pt",
+]
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_numbers(whole, arguments, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["miniature", "fedsr_monai.fl.runner"])
+    run, killed = tmp_path / "run", 0
+    for moment in MOMENTS:
+        process = context.Process(target=federate_quietly, args=({**arguments, "out": str(run)},))
+        process.start()
+        while not (run / moment).exists() and process.is_alive():
+            time.sleep(0.0005)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        for path in run.rglob("*.json"):
+            if not path.name.startswith("."):
+                json.loads(path.read_text())
+    assert killed >= len(MOMENTS) - 3
+    assert_same(federate(out=run, **arguments), whole)
+
+
+def test_a_process_a_site_gives_the_same_bits(whole, arguments, tmp_path):
+    run = federate(out=tmp_path / "run", processes=True, **arguments)
+    assert_same(run, whole)
+    assert not list(run.rglob("up.safetensors")) and not list(run.rglob("down.safetensors"))
+
+
+def test_order_of_the_sites_does_not_matter(whole, arguments, tmp_path):
+    assert_same(federate(out=tmp_path / "run", **{**arguments, "sites": arguments["sites"][::-1]}), whole)
+
+
+def test_uniform_and_image_weights_differ(whole, arguments, tmp_path):
+    run = federate(out=tmp_path / "run", weighting="uniform", **arguments)
+    key = "server encoder.0.weight"
+    assert not torch.equal(numbers(run)[1][key], numbers(whole)[1][key])
+
+
+@pytest.mark.parametrize("policy", ["fedrep", "fedavg", "local", "pooled"])
+def test_policies(arguments, tmp_path, policy):
+    run = federate(out=tmp_path / "run", policy=policy, **arguments)
+    tensors = numbers(run)[1]
+    sent = {key.split(" ")[1].split(".")[0] for key in tensors if key.startswith("server")}
+    assert sent == {"fedrep": {"encoder"}, "fedavg": {"encoder", "registration", "sa", "segmentation"}}.get(policy, set())
+    rows = table(run / "participation.csv")
+    if policy == "pooled":
+        assert {(row["site"], row["images"], row["iterations"]) for row in rows} == {("pooled", "6", "6")}
+    if policy in ("local", "pooled"):
+        assert {(row["bytes_up"], row["bytes_down"]) for row in rows} == {("0", "0")}
+    if policy == "local":
+        assert not torch.equal(tensors["a encoder.0.weight"], tensors["b encoder.0.weight"])
+    if policy == "fedavg":
+        assert torch.equal(tensors["a segmentation.weight"], tensors["b segmentation.weight"])
+
+
+def test_partial_participation_is_drawn_by_seed_and_written_down(arguments, tmp_path):
+    run = federate(out=tmp_path / "run", participation=0.67, seed=3, **{**arguments, "rounds": 4})
+    rows = table(run / "participation.csv")
+    for round in range(4):
+        asked = [row["site"] for row in rows if row["round"] == str(round) and row["status"] == "ok"]
+        assert asked == draw_sites(["c", "b", "a"], 2, 3, round)
+    absent = [row for row in rows if row["status"] == "absent"]
+    assert len(absent) == 4 and {row["reason"] for row in absent} == {"not drawn for this round"}
+    assert len(list(run.glob("sites/*/model.pt"))) == 3
+    assert_same(federate(out=tmp_path / "again", participation=0.67, seed=3, **{**arguments, "rounds": 4}), run)
+
+
+def test_a_site_that_fails_is_named_and_comes_back(arguments, tmp_path):
+    """The flood is in one site's settings only: its own folder of flags."""
+    flag = tmp_path / "run" / "sites" / "b" / "flood"
+    flag.parent.mkdir(parents=True)
+    flag.touch()
+    overrides = {"fail": "$@output_dir + '/flood'"}
+    run = federate(out=tmp_path / "run", overrides=overrides, **{**arguments, "rounds": 1})
+    row = table(run / "participation.csv")[1]
+    assert (row["site"], row["status"], row["reason"]) == ("b", "failed", "RuntimeError: the scanner room is flooded")
+    flag.unlink()
+    federate(out=tmp_path / "run", overrides=overrides, **{**arguments, "rounds": 2})
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok", "failed", "ok", "ok", "ok", "ok"]
+
+
+def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, whole):
+    run = federate(out=tmp_path / "run", **{**arguments, "rounds": 1})
+    broken = {**arguments, "sites": arguments["sites"], "rounds": 2}
+    for site in "bc":
+        (run / "sites" / site / "state_0001.pt").rename(run / "sites" / site / "state_0009.pt")
+        (run / "sites" / site / "state_0000.pt").rename(tmp_path / f"{site}.pt")
+    with pytest.raises(UserError) as caught:
+        federate(out=run, **broken)
+    text = str(caught.value)
+    assert text.startswith(
+        "round 1: found 1 acceptable answers (a), expected at least 2 (min_sites): b: failed: "
+        f"{run}/sites/b/state_0009.pt: found a state that is ahead, expected one for round 1 or before; "
+    )
+    assert text.endswith("; mend these and run the same command again, or lower min_sites") and "\n" not in text
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok", "ok", "ok", "ok", "failed", "failed"]
+    for site in "bc":
+        (run / "sites" / site / "state_0009.pt").rename(run / "sites" / site / "state_0001.pt")
+    assert_same(federate(out=run, **arguments), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"run.json: seed: found 0, expected 1; give the settings that the run began with to resume it, or another"),
+        ({"policy": "fedrep"}, r"run.json: policy: found \"fedsr\", expected \"fedrep\"; "),
+        ({"weighting": "uniform"}, r"run.json: weighting: found \"images\", expected \"uniform\"; "),
+        ({"local_epochs": 2}, r"run.json: local_epochs: found 1, expected 2; "),
+        ({"overrides": {"epochs": 2}}, r"run.json: overrides: found \{\"seed\": 0\}, expected \{\"seed\": 0, \"epochs\": 2\}; "),
+        ({"rounds": 2}, r"run.json: rounds: found 3, expected at most 2; a run can be given more rounds, not fewer"),
+        ({"sites": 2}, r"run.json: sites: found "),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused_by_key(whole, arguments, change, message):
+    if "sites" in change:
+        change = {"sites": arguments["sites"][: change["sites"]]}
+    before = (whole / "run.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        federate(out=whole, **{**arguments, **change})
+    assert (whole / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": 0}, "^rounds: found 0, expected a whole number of at least 1; correct it$"),
+        ({"rounds": "many"}, "^rounds: found 'many', expected a whole number of at least 1; correct it$"),
+        ({"policy": "fedprox"}, "^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; "),
+        ({"weighting": "median"}, "^weighting: found 'median', expected images or uniform; choose one of them$"),
+        ({"participation": 0}, "^participation: found 0, expected a share above 0 and up to 1; correct it$"),
+        ({"min_sites": 4}, "^min_sites: found 4, expected 1 to 3, the sites asked in a round; choose one of these$"),
+        ({"timeout": 5}, "^timeout: found one without processes, expected both; add --processes"),
+        ({"sites": []}, "^sites: found none, expected at least one site folder; name them with --sites$"),
+        ({"sites": ["/nowhere"]}, "^/nowhere: no such folder, expected a site folder"),
+        ({"bundle": "fedsr_decoder"}, "^bundle: found no fedsr_decoder/configs/train.json, expected a bundle"),
+        ({"overrides": {"epoch": 3}}, "^overrides: epoch: found no such id in .*train.json, .*; did you mean 'epochs'\\?$"),
+        ({"overrides": {"epochs": {1}}}, "^overrides: found a value that is not plain JSON"),
+        ({"from_weights": "none.pt"}, "^none.pt: not found, expected the weights to start from"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_leave_no_folder(arguments, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        federate(out=tmp_path / "run", **{**arguments, **change})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_sites_of_one_name_are_refused(arguments, tmp_path, place):
+    write_sites(tmp_path / "data", {"a": 1})
+    with pytest.raises(UserError, match=r"found the name 'a', which .*/data/a has too, expected one site a name; change 'name'"):
+        federate(out=tmp_path / "run", **{**arguments, "sites": [*arguments["sites"], str(tmp_path / "data" / "a")]})
+
+
+def test_starting_weights_reach_every_site(whole, arguments, tmp_path):
+    weights = whole / "sites" / "a" / "model.pt"
+    run = federate(out=tmp_path / "run", from_weights=weights, **{**arguments, "rounds": 1, "overrides": {"epochs": 1}})
+    start = torch.load(weights, weights_only=True)["model"]
+    first = torch.load(run / "sites" / "b" / "state_0000.pt", weights_only=True)["network"]
+    assert all(torch.equal(first[key], start[key]) for key in first)
+    sent = read_tensors(run / "server" / "round_0000.safetensors")
+    assert all(torch.equal(sent[key], start[key]) for key in sent)
