@@ -85,7 +85,9 @@ class InProcesses:
 
     def start(self, site: str) -> Connection:
         if site not in self.running:
-            context = multiprocessing.get_context("spawn")
+            # Fresh interpreters without what this process holds, yet torch and MONAI are imported once, not once a site.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
             ours, theirs = context.Pipe()
             threads = max(1, torch.get_num_threads() // len(self.jobs))
             # Not a daemon: a daemon may not start the workers of a data loader.

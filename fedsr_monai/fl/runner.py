@@ -56,7 +56,7 @@ def federate(
         min_sites: fewest acceptable answers that make a round; by default half of those asked.
         timeout: seconds that a site has for a round; only with `processes`.
         processes: run a process a site, all at once, instead of one site after the other. Scripts that set this need the usual
-            `if __name__ == "__main__":`, because the processes are spawned.
+            `if __name__ == "__main__":`, because each process imports them.
         participation: share of the sites asked in a round, drawn anew each round.
         seed: of everything random.
         overrides: values for ids of the bundle's configuration, for example `{"train#trainer#epoch_length": 10}`.

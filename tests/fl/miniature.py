@@ -7,6 +7,9 @@ shuffled loader: a round forgotten anywhere changes the numbers.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +65,22 @@ class MiniTrainer(Trainer):
             for head in ("registration", "segmentation")
         }
 
+    def maybe_fail(self) -> None:
+        """Do once what the file of `fail` says, at the epoch that it says: "raise 1", "die 2", "hang 2"."""
+        if self.fail is None or not Path(self.fail).exists():
+            return
+        what, epoch = Path(self.fail).read_text().split()
+        if self.state.epoch != int(epoch):
+            return
+        Path(self.fail).unlink()
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            time.sleep(600)
+        raise RuntimeError("the scanner room is flooded")
+
     def _iteration(self, engine, batch):
-        if self.fail is not None and Path(self.fail).exists():
-            raise RuntimeError("the scanner room is flooded")
+        self.maybe_fail()
         image = batch["image"].as_tensor()
         losses = {}
         for head, optimizer in self.optimizers.items():

@@ -118,9 +118,11 @@ MOMENTS = [
 ]
 
 
+multiprocessing.set_forkserver_preload(["miniature", "fedsr_monai.fl.runner"])
+
+
 def test_a_run_killed_again_and_again_ends_in_the_same_numbers(whole, arguments, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["miniature", "fedsr_monai.fl.runner"])
     run, killed = tmp_path / "run", 0
     for moment in MOMENTS:
         process = context.Process(target=federate_quietly, args=({**arguments, "out": str(run)},))
@@ -183,18 +185,65 @@ def test_partial_participation_is_drawn_by_seed_and_written_down(arguments, tmp_
     assert_same(federate(out=tmp_path / "again", participation=0.67, seed=3, **{**arguments, "rounds": 4}), run)
 
 
+FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
+
+
+def to_fail(run: Path, **sites: str) -> None:
+    for site, what in sites.items():
+        (run / "sites" / site).mkdir(parents=True)
+        (run / "sites" / site / "fail").write_text(what.replace("_", " "))
+
+
 def test_a_site_that_fails_is_named_and_comes_back(arguments, tmp_path):
-    """The flood is in one site's settings only: its own folder of flags."""
-    flag = tmp_path / "run" / "sites" / "b" / "flood"
-    flag.parent.mkdir(parents=True)
-    flag.touch()
-    overrides = {"fail": "$@output_dir + '/flood'"}
-    run = federate(out=tmp_path / "run", overrides=overrides, **{**arguments, "rounds": 1})
-    row = table(run / "participation.csv")[1]
-    assert (row["site"], row["status"], row["reason"]) == ("b", "failed", "RuntimeError: the scanner room is flooded")
-    flag.unlink()
-    federate(out=tmp_path / "run", overrides=overrides, **{**arguments, "rounds": 2})
-    assert [row["status"] for row in table(run / "participation.csv")] == ["ok", "failed", "ok", "ok", "ok", "ok"]
+    to_fail(tmp_path / "run", b="raise 2")
+    run = federate(out=tmp_path / "run", overrides=FAIL, **arguments)
+    rows = table(run / "participation.csv")
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "ok", "failed", "ok", "ok", "ok", "ok"]
+    assert rows[4]["reason"] == "RuntimeError: the scanner room is flooded"
+    assert rows[4]["bytes_up"] == "0"
+    assert [row["epoch"] for row in table(run / "history.csv") if row["site"] == "b"] == ["1", "2"]
+
+
+def test_a_process_that_dies_or_hangs_is_named_and_started_anew(arguments, tmp_path):
+    warm = multiprocessing.get_context("forkserver").Process(target=int)
+    warm.start()
+    warm.join()
+    to_fail(tmp_path / "run", b="die 2", c="hang 2")
+    started = time.perf_counter()
+    run = federate(out=tmp_path / "run", overrides=FAIL, processes=True, timeout=8, min_sites=1, **arguments)
+    assert time.perf_counter() - started < 60
+    rows = table(run / "participation.csv")
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "ok", "failed", "timeout", "ok", "ok", "ok"]
+    assert rows[4]["reason"] == "its process ended with exit code -9"
+    assert rows[5]["reason"] == "no answer within 8 s"
+    assert len(list(run.glob("sites/*/model.pt"))) == 3
+
+    to_fail(tmp_path / "turn", b="raise 2", c="raise 2")
+    assert_same(federate(out=tmp_path / "turn", overrides=FAIL, min_sites=1, **arguments), run)
+
+
+def test_the_sites_processes_end_with_a_killed_run(arguments, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    to_fail(tmp_path / "run", b="hang 2")
+    run = {**arguments, "out": str(tmp_path / "run"), "processes": True, "overrides": FAIL}
+    process = context.Process(target=federate_quietly, args=(run,))
+    process.start()
+    while (tmp_path / "run" / "sites" / "b" / "fail").exists():
+        time.sleep(0.01)
+    children = descendants(process.pid)
+    assert len(children) >= 4  # three sites and the server that forks them
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    deadline = time.time() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid` (Linux)."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
 
 
 def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, whole):
