@@ -15,7 +15,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.fl.exchange import size_in_bytes
 from fedsr_monai.fl.process import InProcesses
 from fedsr_monai.fl.records import write_tables
-from fedsr_monai.fl.server import Server
+from fedsr_monai.fl.server import Server, TooFewAnswers
 from fedsr_monai.fl.site_state import stable_seed
 from fedsr_monai.fl.sites import Answer, InTurn, SiteJob
 
@@ -66,7 +66,7 @@ def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str],
     }
     try:
         server.finish_round(record)
-    except UserError as error:
+    except TooFewAnswers as error:
         write_tables(out, server.history, rows)
         bad = "; ".join(f"{row['site']}: {row['status']}: {row['reason']}" for row in rows if row["status"] not in ("ok", "absent"))
         raise UserError(f"{error}: {bad}; mend these and run the same command again, or lower min_sites") from None

@@ -122,8 +122,7 @@ def federate(
             mutual_information=ParzenMI(),
             declared_images={job.name: job.images for job in jobs},
         )
-        if not server.resume():
-            server.save()
+        server.begin()
         write_tables(out, server.history)
         with tqdm(total=rounds * asked, initial=min(rounds, server.round) * asked, desc=policy, unit="site", disable=None) as bar:
             while server.round < rounds:

@@ -23,6 +23,10 @@ from fedsr_monai.fl.validation import MAX_IMAGES, screen_norms, validate_update
 KEPT_CHECKPOINTS = 2
 
 
+class TooFewAnswers(UserError):
+    """Fewer acceptable answers than `min_sites`; the round stays open."""
+
+
 @dataclass
 class Server:
     """Global tensors and the answers of the open round.
@@ -101,37 +105,44 @@ class Server:
             record: what the caller wants in `history` about this round (JSON); kept with the checkpoint, thus never out of step.
 
         Raises:
-            UserError: fewer than `min_sites` acceptable answers. The checkpoint of the last complete round stands, the round stays open.
+            TooFewAnswers: fewer than `min_sites` acceptable answers.
+            UserError: the checkpoint cannot be written.
+            In both cases the last complete round stands, on disk and in memory, and the round stays open.
         """
         self.screen()
         if len(self.answers) < self.min_sites:
-            raise UserError(
+            raise TooFewAnswers(
                 f"round {self.round}: found {len(self.answers)} acceptable answers ({', '.join(sorted(self.answers)) or 'none'}), "
                 f"expected at least {self.min_sites} (min_sites)"
             )
         weights = site_weights({site: self.statistics[site]["images"] for site in self.answers}, self.weighting)
         phi = self.mutual_information if self.policy == "fedsr" else None
-        self.tensors = aggregate(self.answers, weights, self.tensors, phi)
-        self.history.append(dict(record or {}))
-        self.round += 1
+        following = aggregate(self.answers, weights, self.tensors, phi)
+        history = [*self.history, dict(record or {})]
+        self.save(following, self.round + 1, history)
+        self.tensors, self.round, self.history = following, self.round + 1, history
         self.open_round()
-        self.save()
         return self.send()
 
     def open_round(self) -> None:
         """Forget the answers to the open round, as after a round or before its second attempt."""
         self.answers, self.statistics, self.rejected = {}, {}, {}
 
-    def save(self) -> None:
-        """Write the checkpoint: first the tensors, then the file that names them, then delete all but the last two."""
-        name = f"round_{self.round:04d}.safetensors"
-        content = write_tensors(self.folder / name, self.tensors)
+    def begin(self) -> None:
+        """Write the checkpoint of the very beginning, or go on from the one that is there (see `resume`)."""
+        if not self.resume():
+            self.save(self.tensors, self.round, self.history)
+
+    def save(self, tensors: Mapping[str, torch.Tensor], round: int, history: list[dict[str, Any]]) -> None:
+        """Write a checkpoint: first the tensors, then the file that names them, then delete all but the last two."""
+        name = f"round_{round:04d}.safetensors"
+        content = write_tensors(self.folder / name, tensors)
         state = {
-            "round": self.round,
+            "round": round,
             "file": name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "policy": self.policy,
-            "history": self.history,
+            "history": history,
         }
         write_json(self.folder / "state.json", state)
         remove_all_but(list(self.folder.glob("round_*.safetensors")), KEPT_CHECKPOINTS)

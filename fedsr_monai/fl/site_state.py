@@ -48,7 +48,7 @@ def collect_state(trainer: Trainer) -> dict[str, Any]:
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(trainer).items()},
         "epoch": trainer.state.epoch,
     }
-    if hasattr(trainer, "mutual_information"):
+    if getattr(trainer, "mutual_information", None) is not None:
         state["mutual_information"] = trainer.mutual_information.state_dict()
     return state
 

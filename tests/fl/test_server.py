@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -96,6 +98,21 @@ def test_too_few_answers_stop_the_round_but_lose_nothing(tmp_path):
     assert again.resume() and again.round == 1 and same(again.send(), before)
 
 
+def test_a_full_disk_leaves_the_last_round_on_disk_and_in_memory(tmp_path, monkeypatch):
+    server = play(Server(tmp_path, INITIAL), 1)
+    before = server.send()
+    server.receive("a", 1, shifted(server, 0.1), {"images": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(UserError, match=r"round_0002.safetensors: cannot be written \(No space left on device\), expected"):
+            server.finish_round()
+    assert server.round == 1 and same(server.send(), before) and len(server.history) == 1
+    again = Server(tmp_path, INITIAL)
+    assert again.resume() and same(again.send(), before)
+    server.finish_round()
+    assert server.round == 2
+
+
 def test_resumed_equals_uninterrupted(tmp_path):
     whole = play(Server(tmp_path / "whole", INITIAL), 5)
     play(Server(tmp_path / "parts", INITIAL), 2)
@@ -106,8 +123,12 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert [record["round"] for record in parts.history] == [0, 1, 2, 3, 4]
 
 
-def test_an_empty_folder_has_nothing_to_resume(tmp_path):
+def test_an_empty_folder_has_nothing_to_resume_and_begins(tmp_path):
     assert not Server(tmp_path, INITIAL).resume()
+    Server(tmp_path, INITIAL).begin()
+    again = Server(tmp_path, {**INITIAL, "encoder.w": torch.zeros(2, 3)})
+    again.begin()
+    assert again.round == 0 and torch.equal(again.send()["encoder.w"], INITIAL["encoder.w"])
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
