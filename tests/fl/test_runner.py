@@ -13,6 +13,7 @@ import torch
 from miniature import federate_quietly, write_bundle, write_sites
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.fl.algo import FedSRAlgo
 from fedsr_monai.fl.round import draw_sites
 from fedsr_monai.fl.runner import federate
 from fedsr_monai.fl.storage import read_tensors
@@ -222,7 +223,7 @@ def test_a_process_that_dies_or_hangs_is_named_and_started_anew(arguments, tmp_p
     assert_same(federate(out=tmp_path / "turn", overrides=FAIL, min_sites=1, **arguments), run)
 
 
-def test_the_sites_processes_end_with_a_killed_run(arguments, tmp_path):
+def test_the_sites_processes_end_with_a_killed_run_which_then_resumes(arguments, tmp_path, whole):
     context = multiprocessing.get_context("forkserver")
     to_fail(tmp_path / "run", b="hang 2")
     run = {**arguments, "out": str(tmp_path / "run"), "processes": True, "overrides": FAIL}
@@ -238,12 +239,43 @@ def test_the_sites_processes_end_with_a_killed_run(arguments, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.time() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert_same(federate(**run), whole)
 
 
 def descendants(pid: int) -> list[int]:
     """All processes below `pid` (Linux)."""
     children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     return children + [below for child in children for below in descendants(child)]
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (lambda key, value: value * float("nan"), "encoder.0.weight: found NaN or Inf in 108 of 108 values, expected none"),
+        (lambda key, value: value * 1000, "encoder.0.weight: found an update of norm "),
+        (lambda key, value: value[:1], "encoder.0.weight: found float32 [1, 1, 3, 3, 3], expected float32 [4, 1, 3, 3, 3]"),
+    ],
+)
+def test_a_hostile_site_is_rejected_by_name_and_the_others_go_on(arguments, tmp_path, monkeypatch, lie, reason):
+    honest = FedSRAlgo.get_weights
+
+    def get_weights(self, extra=None):
+        result = honest(self, extra)
+        if self.client_name == "c" and result.statistics:
+            result.weights = {key: lie(key, value) for key, value in result.weights.items()}
+        return result
+
+    monkeypatch.setattr(FedSRAlgo, "get_weights", get_weights)
+    run = federate(out=tmp_path / "run", **{**arguments, "rounds": 1})
+    rows = table(run / "participation.csv")
+    assert [row["status"] for row in rows] == ["ok", "ok", "rejected"]
+    assert f"site 'c': {reason}" in rows[2]["reason"]
+
+    monkeypatch.setattr(FedSRAlgo, "get_weights", honest)
+    to_fail(tmp_path / "absent", c="raise 1")
+    absent = federate(out=tmp_path / "absent", overrides=FAIL, **{**arguments, "rounds": 1})
+    first, second = (read_tensors(path / "server" / "round_0001.safetensors") for path in (run, absent))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, whole):
