@@ -1,0 +1,168 @@
+"""The report's tables, as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from fedsr_monai.labels import ABBREVIATIONS, COLOURS
+from fedsr_monai.metrics.tables import TASKS
+
+# measure: heading, digits, whether more is better
+MEASURE_STYLE = {
+    "dice": ("Dice", 3, True),
+    "hd95_mm": ("HD95 (mm)", 2, False),
+    "jaccard": ("Jaccard", 3, True),
+    "asd_mm": ("ASD (mm)", 2, False),
+    "avd_ml": ("AVD (mL)", 2, False),
+    "avd_percent": ("AVD (%)", 1, False),
+}
+SHORT_TASKS = {"start": "start", "registration": "reg.", "segmentation": "seg."}
+
+
+def number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def spread_cell(spread: Mapping[str, Any], digits: int, best: bool = False, first: bool = False) -> str:
+    """Mean ± deviation; the exact value is what the column sorts by."""
+    deviation = f" <small>± {number(spread['sd'], digits)}</small>" if math.isfinite(spread["sd"]) else ""
+    kind = " ".join(name for name, on in (("best", best), ("first", first)) if on)
+    mean = spread["mean"]
+    return (
+        f'<td class="{kind}" data-sort="{mean if math.isfinite(mean) else -1:.6g}" title="n = {spread["n"]}">'
+        f"{number(mean, digits)}{deviation}</td>"
+    )
+
+
+def measure_cells(by_task: Mapping[str, Mapping[str, Any]], measure: str, tasks: Sequence[str]) -> str:
+    """A cell a task, the best of them marked."""
+    _, digits, more_is_better = MEASURE_STYLE[measure]
+    means = {task: round(by_task[task][measure]["mean"], digits) for task in tasks}
+    finite = [mean for mean in means.values() if math.isfinite(mean)]
+    best = (max if more_is_better else min)(finite) if len(set(finite)) > 1 else None
+    return "".join(
+        spread_cell(by_task[task][measure], digits, best=means[task] == best, first=task == tasks[0]) for task in tasks
+    )
+
+
+def count_cells(counts: Sequence[int]) -> str:
+    kinds = (("first " if n == 0 else "") + ("warn" if count else "") for n, count in enumerate(counts))
+    return "".join(f'<td class="{kind}">{count}</td>' for kind, count in zip(kinds, counts, strict=True))
+
+
+def table(heads: Sequence[str], rows: Sequence[str], caption: str = "", sortable: bool = True) -> str:
+    kind = "sortable" if sortable else ""
+    head = "".join(f"<tr>{cells}</tr>" for cells in heads)
+    foot = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return (
+        f'<figure class="table"><div class="scroll"><table class="{kind}"><thead>{head}</thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{foot}</figure>"
+    )
+
+
+def group_heads(groups: Mapping[str, Sequence[str]], first: str) -> list[str]:
+    """Two header rows: groups of columns, and the columns of each."""
+    top = f'<th rowspan="2" class="left">{first}</th>'
+    top += "".join(f'<th colspan="{len(columns)}" class="first">{name}</th>' for name, columns in groups.items())
+    bottom = "".join(
+        f'<th class="{"first" if n == 0 else ""}">{column}</th>'
+        for columns in groups.values()
+        for n, column in enumerate(columns)
+    )
+    return [top, bottom]
+
+
+def site_table(summary: Mapping[str, Any]) -> str:
+    """A row a site and one for all: overlap and distance of each task, NCC, folds, and what was missed."""
+    parts = [(escape(name), part) for name, part in summary["sites"].items()]
+    if len(parts) > 1:
+        parts.append(("All sites", summary["all"]))
+    tasks = [task for task in TASKS if task in summary["all"]["tasks"]]
+    columns = [SHORT_TASKS[task] for task in tasks]
+    has_cases = bool(summary["all"]["cases"])
+    groups: dict[str, list[str]] = {"Scans": ["n"], "Dice": columns, "HD95 (mm)": columns}
+    if has_cases:
+        groups |= {"NCC": ["start", "reg."], "Folded": ["%"]}
+    groups["Missed"] = columns
+    rows = []
+    for name, part in parts:
+        by_task = {task: part["tasks"].get(task) for task in tasks}
+        if None in by_task.values():
+            continue
+        means = {task: of_task["mean"] for task, of_task in by_task.items()}
+        cells = f'<th class="left">{name}</th><td class="first">{by_task[tasks[0]]["cases"]}</td>'
+        cells += "".join(measure_cells(means, measure, tasks) for measure in ("dice", "hd95_mm"))
+        if has_cases:
+            cases = part["cases"] or {
+                key: {"mean": math.nan, "sd": math.nan, "n": 0} for key in summary["all"]["cases"]
+            }
+            start, after = cases["ncc_start"], cases["ncc_registration"]
+            cells += spread_cell(start, 3, first=True) + spread_cell(after, 3, best=after["mean"] > start["mean"])
+            cells += spread_cell(cases["folded_percent"], 3, first=True)
+        cells += count_cells([of_task["missed"] for of_task in by_task.values()])
+        rows.append(f'<tr class="{"total" if name == "All sites" else ""}">{cells}</tr>')
+    return table(
+        group_heads(groups, "Site"),
+        rows,
+        "Mean ± standard deviation over scans; the structures of a scan are averaged first. <b>Marked</b>: the best of "
+        "a row. A missed structure counts with Dice 0 and the diagonal of the image as its distance.",
+    )
+
+
+def structure_table(part: Mapping[str, Any], measures: Sequence[str] = ("dice", "hd95_mm")) -> str:
+    """A row a structure: the measures of each task, how many scans have it, and how often it was missed."""
+    tasks = [task for task in TASKS if task in part["tasks"]]
+    columns = [SHORT_TASKS[task] for task in tasks]
+    groups: dict[str, list[str]] = {MEASURE_STYLE[measure][0]: columns for measure in measures}
+    groups |= {"Scans": ["n"], "Missed": columns}
+    rows = []
+    for name, of_start in part["tasks"][tasks[0]]["structures"].items():
+        by_task = {task: part["tasks"][task]["structures"][name] for task in tasks}
+        cells = f'<th class="left">{structure_name(name, of_start["label"])}</th>'
+        cells += "".join(measure_cells(by_task, measure, tasks) for measure in measures)
+        cells += f'<td class="first">{of_start["dice"]["n"]}</td>'
+        cells += count_cells([of_task["missed"] for of_task in by_task.values()])
+        rows.append(f"<tr>{cells}</tr>")
+    means = {task: part["tasks"][task]["mean"] for task in tasks}
+    cells = '<th class="left">Mean of structures</th>'
+    cells += "".join(measure_cells(means, measure, tasks) for measure in measures)
+    cells += f'<td class="first">{part["tasks"][tasks[0]]["cases"]}</td>'
+    cells += count_cells([part["tasks"][task]["missed"] for task in tasks])
+    rows.append(f'<tr class="total">{cells}</tr>')
+    return table(group_heads(groups, "Structure"), rows)
+
+
+def structure_name(name: str, label: int) -> str:
+    return f"{chip(label)}{escape(name)} <small>{escape(ABBREVIATIONS.get(label, ''))}</small>"
+
+
+def chip(label: int) -> str:
+    """A small square in the colour of a structure's outlines."""
+    red, green, blue = COLOURS.get(label, (128, 128, 128))
+    return f'<i class="chip" style="background:rgb({red},{green},{blue})"></i>'
+
+
+def size_text(count: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values, nested ones below each other."""
+    rows = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            text = "<br>".join(f"{escape(str(k))} {escape(str(v))}" for k, v in value.items())
+        elif isinstance(value, list):
+            text = "<br>".join(escape(str(item)) for item in value)
+        else:
+            text = escape(str(value))
+        rows.append(f'<tr><th class="left">{escape(str(key))}</th><td class="text">{text}</td></tr>')
+    return table([], rows, sortable=False)

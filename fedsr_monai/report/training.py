@@ -1,0 +1,174 @@
+"""The report's sections on how the result came about: losses, participation and traffic, configuration."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from fedsr_monai.handlers.history import KEYS
+from fedsr_monai.report.charts import legend, line_chart, participation_chart, series_style
+from fedsr_monai.report.sources import Sources
+from fedsr_monai.report.tables import facts_table, size_text, table
+
+STATUSES = {
+    "ok": "took part",
+    "failed": "failed",
+    "timeout": "too late",
+    "rejected": "update rejected",
+    "absent": "did not take part",
+}
+
+
+def value(row: Mapping[str, str], key: str) -> float:
+    """A cell as a number; nan where it is empty or no number."""
+    try:
+        return float(row.get(key) or math.nan)
+    except ValueError:
+        return math.nan
+
+
+def total(rows: Iterable[Mapping[str, str]], key: str) -> float:
+    return sum(v for v in (value(row, key) for row in rows) if math.isfinite(v))
+
+
+def training(sources: Sources) -> str:
+    """A panel a loss: a line a site, and the mean of each round where the run recorded it."""
+    if not sources.history:
+        return ""
+    sites = list(dict.fromkeys(row["site"] for row in sources.history))
+    places = epoch_places(sources.history)
+    in_rounds = any(int(row["round"]) > 0 for row in sources.history)
+    panels = []
+    for loss in (key for key in sources.history[0] if key not in KEYS):
+        series = {
+            site: [(x, value(row, loss)) for x, row in zip(places, sources.history, strict=True) if row["site"] == site]
+            for site in sites
+        }
+        styles = [series_style(number) for number in range(len(sites))]
+        if sources.rounds and loss in sources.rounds[0]:
+            series["mean of the round"] = [(value(row, "round"), value(row, loss)) for row in sources.rounds]
+            styles.append('style="stroke:var(--ink);stroke-width:2.6"')
+        title = loss.replace("_", " ")
+        panels.append(line_chart(series, title, "round" if in_rounds else "epoch", styles))
+    return f'{legend(sites)}<div class="multiples">{"".join(panels)}</div>'
+
+
+def epoch_places(history: list[dict[str, str]]) -> list[float]:
+    """Where each epoch lies on the axis of rounds: the last epoch of round r at r. Outside rounds, the epoch itself."""
+    groups: dict[tuple[str, str], int] = {}
+    order = []
+    for row in history:
+        key = row["site"], row["round"]
+        groups[key] = groups.get(key, 0) + 1
+        order.append(groups[key])
+    return [
+        int(row["round"]) - 1 + done / groups[row["site"], row["round"]]
+        if int(row["round"]) > 0
+        else float(row["epoch"])
+        for row, done in zip(history, order, strict=True)
+    ]
+
+
+def federation(sources: Sources) -> str:
+    """Who took part, why someone was left out, and what went over the wire."""
+    rows = sources.participation
+    if not rows:
+        return ""
+    rounds = sorted({int(row["round"]) for row in rows})
+    sites = list(dict.fromkeys(row["site"] for row in rows))
+    status = {
+        site: {int(row["round"]): (row["status"], row["reason"]) for row in rows if row["site"] == site}
+        for site in sites
+    }
+    down, up = total(rows, "bytes_down"), total(rows, "bytes_up")
+    seconds = [value(row, "seconds") for row in sources.rounds]
+    timing = ""
+    if seconds and all(math.isfinite(s) for s in seconds):
+        timing = f" A round took {statistics.median(seconds):.1f} s (median)"
+        if sum(seconds) > 0:
+            share = 100 * total(sources.rounds, "server_seconds") / sum(seconds)
+            timing += f", of which the server's own work was {share:.2f} %"
+        timing += "."
+    shown = [kind for kind in STATUSES if any(row["status"] == kind for row in rows)]
+    keys = "".join(map(status_key, shown))
+    return (
+        f"<p>{len(rounds)} rounds, {len(sites)} sites. {size_text(down)} went to the sites and {size_text(up)} came "
+        f"back, {size_text((down + up) / len(rounds))} a round.{timing}</p>"
+        f'<div class="legend">{keys}</div>{participation_chart(status, rounds)}'
+        f"{left_out(rows)}<h3>By site</h3>{site_traffic(rows, sites)}"
+        f"<details><summary>By round</summary>{round_traffic(rows, rounds, sources)}</details>"
+    )
+
+
+def status_key(status: str) -> str:
+    return f'<span class="key"><i class="square {escape(status)}"></i>{escape(STATUSES.get(status, status))}</span>'
+
+
+def left_out(rows: list[dict[str, str]]) -> str:
+    missing = [row for row in rows if row["status"] != "ok"]
+    if not missing:
+        return '<p class="soft">Every site took part in every round.</p>'
+    lines = [
+        f'<tr><td>{escape(row["round"])}</td><th class="left">{escape(row["site"])}</th>'
+        f'<td class="text">{status_key(row["status"])}</td><td class="text">{escape(row["reason"])}</td></tr>'
+        for row in missing
+    ]
+    head = '<th>Round</th><th class="left">Site</th><th class="left">What</th><th class="left">Why</th>'
+    inner = table([head], lines)
+    if len(missing) > 12:
+        return f"<details><summary>Left out ({len(missing)} times)</summary>{inner}</details>"
+    return f"<h3>Left out</h3>{inner}"
+
+
+def traffic_cells(rows: list[dict[str, str]]) -> str:
+    down, up = total(rows, "bytes_down"), total(rows, "bytes_up")
+    return f'<td data-sort="{down:.0f}">{size_text(down)}</td><td data-sort="{up:.0f}">{size_text(up)}</td>'
+
+
+def site_traffic(rows: list[dict[str, str]], sites: list[str]) -> str:
+    lines = []
+    for site in sites:
+        of_site = [row for row in rows if row["site"] == site]
+        took_part = [row for row in of_site if row["status"] == "ok"]
+        images = int(max((v for v in (value(row, "images") for row in of_site) if math.isfinite(v)), default=0))
+        spent = total(took_part, "seconds") / len(took_part) if took_part else math.nan
+        lines.append(
+            f'<tr><th class="left">{escape(site)}</th><td>{images}</td><td>{len(took_part)} of {len(of_site)}</td>'
+            f"<td>{total(took_part, 'iterations'):.0f}</td><td>{spent:.1f}</td>{traffic_cells(of_site)}</tr>"
+        )
+    lines.append(
+        f'<tr class="total"><th class="left">All sites</th><td></td><td></td>'
+        f"<td>{total(rows, 'iterations'):.0f}</td><td></td>{traffic_cells(rows)}</tr>"
+    )
+    heads = ["Images", "Rounds", "Steps", "Seconds a round", "To the site", "From the site"]
+    return table(['<th class="left">Site</th>' + "".join(f"<th>{head}</th>" for head in heads)], lines)
+
+
+def round_traffic(rows: list[dict[str, str]], rounds: list[int], sources: Sources) -> str:
+    seconds = {row["round"]: row for row in sources.rounds}
+    lines = []
+    for number in rounds:
+        of_round = [row for row in rows if int(row["round"]) == number]
+        took_part = sum(row["status"] == "ok" for row in of_round)
+        times = seconds.get(str(number), {})
+        lines.append(
+            f"<tr><td>{number}</td><td>{took_part} of {len(of_round)}</td>{traffic_cells(of_round)}"
+            f"<td>{value(times, 'seconds'):.1f}</td><td>{value(times, 'server_seconds'):.2f}</td></tr>"
+        )
+    heads = ["Round", "Sites", "To the sites", "From the sites", "Seconds", "Server's seconds"]
+    return table(["".join(f"<th>{head}</th>" for head in heads)], lines)
+
+
+def configuration(sources: Sources) -> str:
+    """``run.json`` as a table, so that the run can be repeated."""
+    if not sources.run:
+        return ""
+    facts = {key: item for key, item in sources.run.items() if key not in ("sites", "versions")}
+    sites = sources.run.get("sites", [])
+    if sites:
+        facts["sites"] = [f"{site['name']} ({site.get('images', '?')} images), {site['path']}" for site in sites]
+    if "versions" in sources.run:
+        facts["versions"] = sources.run["versions"]
+    return facts_table(facts)
