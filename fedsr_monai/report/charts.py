@@ -28,12 +28,12 @@ def series_style(number: int) -> str:
     return f'stroke="var(--series-{number % SERIES + 1})"{dashed}'
 
 
-def legend(names: Sequence[str]) -> str:
+def legend(styles: Mapping[str, str]) -> str:
     """A line and a name a series, as HTML."""
     items = (
         f'<span class="key"><svg width="22" height="8"><line x1="1" x2="21" y1="4" y2="4" stroke-width="2.5" '
-        f"{series_style(number)}/></svg>{escape(name)}</span>"
-        for number, name in enumerate(names)
+        f"{style}/></svg>{escape(name)}</span>"
+        for name, style in styles.items()
     )
     return f'<div class="legend">{"".join(items)}</div>'
 
@@ -43,13 +43,14 @@ def task_legend(tasks: Sequence[str]) -> str:
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that cover [low, high]."""
+def nice_ticks(low: float, high: float, about: int = 4, whole: bool = False) -> list[float]:
+    """Round numbers that cover [low, high]; ``whole`` for counts."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about
     step = 10 ** math.floor(math.log10(raw))
-    step *= min((m for m in (1, 2, 2.5, 5, 10) if m * step >= raw), default=10)
+    step *= min((m for m in (1, 2, 5, 10) if m * step >= raw), default=10)
+    step = max(step, 1) if whole else step
     return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
@@ -57,7 +58,7 @@ def tick_text(value: float) -> str:
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
-def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: Sequence[str] | None = None) -> str:
+def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: Mapping[str, str]) -> str:
     """One small panel with a line a series, without points that are not finite; hovering a point tells its values."""
     width, height, left, right, top, bottom = 340, 210, 46, 10, 28, 34
     kept = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
@@ -78,17 +79,18 @@ def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: S
         y = at(first, tick)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick_text(tick)}</text>')
-    for tick in (t for t in nice_ticks(first, first + span, 5) if first - 1e-9 <= t <= first + span + 1e-9):
+    for tick in (t for t in nice_ticks(first, first + span, 8, whole=True) if first - 1e-9 <= t <= first + span + 1e-9):
         x = at(tick, ys[0])[0]
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{height - bottom + 15}" text-anchor="middle">{tick_text(tick)}</text>'
         )
     middle = (left + width - right) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(x_title)}</text>')
-    for number, (name, points) in enumerate(kept.items()):
-        style = series_style(number) if styles is None else styles[number]
+    for name, points in kept.items():
         places = [at(x, y) for x, y in points]
-        parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" {style}/>')
+        parts.append(
+            f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" {styles[name]}/>'
+        )
         if len(every) <= 600:
             parts += [
                 f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="6"><title>{escape(name)}, {escape(x_title)} '
@@ -105,7 +107,7 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
         rows: by name the `spread` of each task's Dice.
         label: what the chart shows, for those who hear the page.
     """
-    width, left, right, top, step = 560, 168, 18, 8, 27
+    width, left, right, top, step = 460, 146, 14, 6, 24
     height = top + step * len(rows) + 26
 
     def x(dice: float) -> float:
@@ -145,7 +147,8 @@ def participation_chart(status: Mapping[str, Mapping[int, tuple[str, str]]], rou
         status: by site and round the status and its reason.
         rounds: the rounds, in order.
     """
-    cell, left, top = 20, 150, 18
+    cell, top = 20, 18
+    left = 16 + 7 * max(len(short(site)) for site in status)
     width, height = left + cell * len(rounds) + 4, top + cell * len(status) + 4
     parts = []
     every = max(1, math.ceil(len(rounds) / 25))

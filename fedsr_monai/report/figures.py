@@ -33,9 +33,9 @@ Volumes = Mapping[str, np.ndarray]
 def richest_slice(label: np.ndarray, axis: int) -> int:
     """The slice across ``axis`` with the most structures, and of these the one that shows the largest parts of them."""
     others = tuple(a for a in range(3) if a != axis)
-    areas = np.stack([(label == k).sum(axis=others) for k in np.unique(label[label > 0])], axis=-1)
-    if not areas.size:
+    if not label.any():
         return label.shape[axis] // 2
+    areas = np.stack([(label == k).sum(axis=others) for k in np.unique(label[label > 0])], axis=-1)
     shares = areas / areas.sum(axis=0)
     return int(np.argmax((areas > 0).sum(axis=-1) + 0.99 * shares.mean(axis=-1) / shares.mean(axis=-1).max()))
 

@@ -53,7 +53,10 @@ def sections(sources: Sources) -> Iterator[tuple[str, str, str]]:
     drawn = tqdm(names, desc="report", unit="site", disable=None)
     everything = [
         ("results", "Results", results(sources)),
-        *((f"site-{n}", escape(name), site_section(sources, name)) for n, name in enumerate(drawn, start=1)),
+        *(
+            (f"site-{n}", escape(name), site_section(sources, name, opened=n == 1))
+            for n, name in enumerate(drawn, start=1)
+        ),
         ("training", "Training", training(sources)),
         ("federation", "Federation", federation(sources)),
         ("configuration", "Configuration", configuration(sources)),

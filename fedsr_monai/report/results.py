@@ -70,9 +70,8 @@ def headline(sources: Sources) -> str:
     for task, name in (("segmentation", "Segmentation Dice"), ("registration", "Registration Dice")):
         if task in dice:
             mean, sd = dice[task]["mean"], dice[task]["sd"]
-            gain = mean - dice["start"]["mean"] if "start" in dice else math.nan
             more = [f"± {sd:.3f}"] if math.isfinite(sd) else []
-            more += [f"{gain:+.3f} to the start".replace("-", "\N{MINUS SIGN}")] if math.isfinite(gain) else []
+            more += [f"from {number(dice['start']['mean'], 3)}"] if "start" in dice else []
             tiles.append(tile(name, number(mean, 3), ", ".join(more), task))
     if "segmentation" in tasks:
         distance = tasks["segmentation"]["mean"]["hd95_mm"]
@@ -81,7 +80,7 @@ def headline(sources: Sources) -> str:
     if whole["cases"]:
         ncc = whole["cases"]
         more = f"from {number(ncc['ncc_start']['mean'], 3)}"
-        tiles.append(tile("NCC after registration", number(ncc["ncc_registration"]["mean"], 3), more))
+        tiles.append(tile("Registration NCC", number(ncc["ncc_registration"]["mean"], 3), more))
         tiles.append(
             tile("Folded voxels", f"{number(ncc['folded_percent']['mean'], 3)} <small>%</small>", "of the brain")
         )
@@ -134,15 +133,18 @@ def results(sources: Sources) -> str:
     )
 
 
-def site_section(sources: Sources, name: str) -> str:
-    """One site: the pictures of its kept scan, and its structures."""
+def site_section(sources: Sources, name: str, opened: bool) -> str:
+    """One site, to be opened by a click: the pictures of its kept scan, and its structures."""
     part = sources.summary["sites"][name]
     files = sources.figures.get(name, [])
     pictures = case_pictures(files[0]) if files else ""
+    dice = ", ".join(f"{task} {number(of['mean']['dice']['mean'], 3)}" for task, of in part["tasks"].items())
+    what = "Pictures and structures" if files else "Structures"
     return (
-        f"{pictures}<h3>Structures</h3>{structure_table(part)}"
+        f'<details class="site"{" open" if opened else ""}><summary>{what}'
+        f'<span class="soft">Dice: {dice}</span></summary>{pictures}<h3>Structures</h3>{structure_table(part)}'
         f"<details><summary>Jaccard, ASD and AVD</summary>{structure_table(part, ('jaccard', 'asd_mm'))}"
-        f"{structure_table(part, ('avd_ml', 'avd_percent'))}</details>"
+        f"{structure_table(part, ('avd_ml', 'avd_percent'))}</details></details>"
     )
 
 
@@ -150,7 +152,7 @@ def case_pictures(path: Path) -> str:
     """The three figures of one scan, drawn from the volumes in ``path``."""
     with np.load(path) as stored:
         volumes = dict(stored)
-    parts = [f'<p class="soft">Scan {escape(path.stem)}</p>']
+    parts = [f'<p class="soft scan">Scan {escape(path.stem)}</p>']
     for heading, draw, caption in FIGURES:
         image = base64.b64encode(draw(volumes)).decode("ascii")
         key = colour_key(volumes["label"]) if draw is overlay_figure else ""

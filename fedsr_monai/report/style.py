@@ -64,7 +64,7 @@ thead th { color: var(--soft); font-weight: 600; font-size: 0.8rem; border-botto
 thead tr:first-child th[colspan] { border-bottom: 1px solid var(--line); text-align: center; color: var(--ink); }
 .left, td.text { text-align: left; }
 tbody th { font-weight: 500; }
-td.text { white-space: normal; overflow-wrap: anywhere; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 130px; }
 th.left:first-child { position: sticky; left: 0; background: var(--card); z-index: 1; }
 th.first, td.first { border-left: 1px solid var(--line); }
 tbody tr:hover > * { background: var(--hover); }
@@ -127,7 +127,10 @@ img.film { width: 100%; min-width: 680px; height: auto; display: block; border-r
 details { border-top: 1px solid var(--line); padding: 10px 0; }
 details:first-of-type { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 600; }
-summary .soft { font-weight: 400; margin-left: 8px; }
+summary .soft { font-weight: 400; margin-left: 12px; font-size: 0.9rem; }
+details.site { border: 0; padding: 0; margin-top: 6px; }
+.scan { margin: 12px 0 -10px; }
+td small { font-weight: 400; font-size: 0.78em; }
 footer { max-width: 1180px; margin: 0 auto; padding: 6px 20px 40px; color: var(--soft); font-size: 0.86rem; }
 @media (max-width: 640px) {
   section { padding: 16px 14px; border-radius: 10px; }
@@ -152,7 +155,7 @@ footer { max-width: 1180px; margin: 0 auto; padding: 6px 20px 40px; color: var(-
 }
 """
 
-# Sorting a table by a click on a column, and everything open on paper.
+# Sorting a table by a click on a column; a site opens when a link leads to it; everything is open on paper.
 SCRIPT = """
 document.querySelectorAll("table.sortable").forEach(function (table) {
   var heads = table.tHead.rows[table.tHead.rows.length - 1].cells;
@@ -180,6 +183,13 @@ document.querySelectorAll("table.sortable").forEach(function (table) {
     head.addEventListener("keydown", function (event) { if (event.key === "Enter") sort(); });
   });
 });
+function openTarget() {
+  var target = location.hash && document.getElementById(location.hash.slice(1));
+  var closed = target && target.querySelector("details.site");
+  if (closed) closed.open = true;
+}
+window.addEventListener("hashchange", openTarget);
+openTarget();
 window.addEventListener("beforeprint", function () {
   document.querySelectorAll("details").forEach(function (item) { item.dataset.open = item.open; item.open = true; });
 });

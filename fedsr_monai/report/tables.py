@@ -26,14 +26,16 @@ def number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def spread_cell(spread: Mapping[str, Any], digits: int, best: bool = False, first: bool = False) -> str:
-    """Mean ± deviation; the exact value is what the column sorts by."""
-    deviation = f" <small>± {number(spread['sd'], digits)}</small>" if math.isfinite(spread["sd"]) else ""
+def mean_cell(
+    spread: Mapping[str, Any], digits: int, best: bool = False, first: bool = False, deviation: bool = False
+) -> str:
+    """A mean, with its deviation beside it or on hovering; the exact value is what the column sorts by."""
+    mean, sd = spread["mean"], number(spread["sd"], digits)
     kind = " ".join(name for name, on in (("best", best), ("first", first)) if on)
-    mean = spread["mean"]
+    beside = f" <small>± {sd}</small>" if deviation and math.isfinite(spread["sd"]) else ""
     return (
-        f'<td class="{kind}" data-sort="{mean if math.isfinite(mean) else -1:.6g}" title="n = {spread["n"]}">'
-        f"{number(mean, digits)}{deviation}</td>"
+        f'<td class="{kind}" data-sort="{mean if math.isfinite(mean) else -1:.6g}" title="± {sd}, n = {spread["n"]}">'
+        f"{number(mean, digits)}{beside}</td>"
     )
 
 
@@ -44,7 +46,8 @@ def measure_cells(by_task: Mapping[str, Mapping[str, Any]], measure: str, tasks:
     finite = [mean for mean in means.values() if math.isfinite(mean)]
     best = (max if more_is_better else min)(finite) if len(set(finite)) > 1 else None
     return "".join(
-        spread_cell(by_task[task][measure], digits, best=means[task] == best, first=task == tasks[0]) for task in tasks
+        mean_cell(by_task[task][measure], digits, means[task] == best, task == tasks[0], deviation=True)
+        for task in tasks
     )
 
 
@@ -100,8 +103,8 @@ def site_table(summary: Mapping[str, Any]) -> str:
                 key: {"mean": math.nan, "sd": math.nan, "n": 0} for key in summary["all"]["cases"]
             }
             start, after = cases["ncc_start"], cases["ncc_registration"]
-            cells += spread_cell(start, 3, first=True) + spread_cell(after, 3, best=after["mean"] > start["mean"])
-            cells += spread_cell(cases["folded_percent"], 3, first=True)
+            cells += mean_cell(start, 3, first=True) + mean_cell(after, 3, best=after["mean"] > start["mean"])
+            cells += mean_cell(cases["folded_percent"], 3, first=True)
         cells += count_cells([of_task["missed"] for of_task in by_task.values()])
         rows.append(f'<tr class="{"total" if name == "All sites" else ""}">{cells}</tr>')
     return table(

@@ -20,6 +20,8 @@ STATUSES = {
     "absent": "did not take part",
 }
 
+MEAN = "mean of the round"
+
 
 def value(row: Mapping[str, str], key: str) -> float:
     """A cell as a number; nan where it is empty or no number."""
@@ -39,20 +41,22 @@ def training(sources: Sources) -> str:
         return ""
     sites = list(dict.fromkeys(row["site"] for row in sources.history))
     places = epoch_places(sources.history)
+    losses = [key for key in sources.history[0] if key not in KEYS]
     in_rounds = any(int(row["round"]) > 0 for row in sources.history)
+    styles = {site: series_style(number) for number, site in enumerate(sites)}
+    if any(loss in row for row in sources.rounds[:1] for loss in losses):
+        styles[MEAN] = 'style="stroke:var(--ink);stroke-width:2.6"'
     panels = []
-    for loss in (key for key in sources.history[0] if key not in KEYS):
+    for loss in losses:
         series = {
             site: [(x, value(row, loss)) for x, row in zip(places, sources.history, strict=True) if row["site"] == site]
             for site in sites
         }
-        styles = [series_style(number) for number in range(len(sites))]
-        if sources.rounds and loss in sources.rounds[0]:
-            series["mean of the round"] = [(value(row, "round"), value(row, loss)) for row in sources.rounds]
-            styles.append('style="stroke:var(--ink);stroke-width:2.6"')
+        if MEAN in styles:
+            series[MEAN] = [(value(row, "round"), value(row, loss)) for row in sources.rounds]
         title = loss.replace("_", " ")
         panels.append(line_chart(series, title, "round" if in_rounds else "epoch", styles))
-    return f'{legend(sites)}<div class="multiples">{"".join(panels)}</div>'
+    return f'{legend(styles)}<div class="multiples">{"".join(panels)}</div>'
 
 
 def epoch_places(history: list[dict[str, str]]) -> list[float]:

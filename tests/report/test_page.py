@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fedsr_monai.data.simulate import RECORD
+from fedsr_monai.errors import UserError
+from fedsr_monai.report import write_report
+from fedsr_monai.report.training import epoch_places
+
+VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and gathers ids, links, text and the cells of tables."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.ids, self.sources, self.links, self.rows, self.text = [], [], [], [], [], ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        if "href" in attrs:
+            self.links.append(attrs["href"])
+        if "src" in attrs:
+            self.sources.append(attrs["src"])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append([attrs.get("class", ""), ""])
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.rows and ("td" in self.open or "th" in self.open):
+            self.rows[-1][-1][1] += data
+
+    def row(self, name):
+        return next(row for row in self.rows if row and row[0][1].strip().startswith(name))
+
+
+def written(*arguments, **options):
+    html = write_report(*arguments, **options).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_the_whole_report(run, pictured, tmp_path):
+    _, page = written(run, pictured, tmp_path / "new" / "report.html", title="A <run> & more")
+    assert page.ids == ["results", "site-1", "site-2", "training", "federation", "configuration"]
+    assert page.links == [f"#{name}" for name in page.ids]
+    assert "A <run> & more" in page.text
+    # (12 x 0.875 + 0) / 13 at one site of two, 0.875 at the other
+    assert "0.500 with the atlas as it lies, 0.750 after registration and 0.841 by segmentation" in page.text
+    assert "policy fedsr · 2 of 4 rounds" in page.text
+    assert len(page.sources) == 3 and "Pictures and structures" in page.text
+
+
+def test_the_file_needs_nothing_else(run, pictured, tmp_path):
+    html, page = written(run, pictured, tmp_path / "report.html")
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
+    assert not re.search(r"https?://|@import|url\(|<link|<script src", html)
+    assert len(html) < 2_000_000
+
+
+def test_the_table_of_sites(evaluation, tmp_path):
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    names = ["adult", "north", "south", "All sites"]
+    north, south, everything = (page.row(name) for name in names[1:])
+    assert [cell[1] for cell in north[:5]] == ["north", "2", "0.500 ± 0.000", "0.750 ± 0.000", "0.808 ± 0.000"]
+    assert [cell[1] for cell in everything[:5]] == ["All sites", "4", "0.500 ± 0.000", "0.750 ± 0.000", "0.841 ± 0.039"]
+    assert [cell[0] for cell in south[2:5]] == ["first", "", "best"]
+    assert [cell[1] for cell in north[-3:]] == ["0", "0", "2"] and north[-1][0] == "warn"
+    assert [cell[1] for cell in south[-3:]] == ["0", "0", "0"] and "warn" not in south[-1][0]
+
+
+def test_a_missed_structure_shows(evaluation, tmp_path):
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    amygdala = page.row("amygdala")
+    assert amygdala[3][1].startswith("0.438") and amygdala[-1] == ["warn", "2"]
+    assert amygdala[2][0] == "best"  # registration, then
+    assert "Missed structures20 registration, 2 segmentation" in page.text
+
+
+def test_federation_and_training(run, tmp_path):
+    _, page = written(run, None, tmp_path / "report.html")
+    assert page.ids == ["training", "federation", "configuration"]
+    assert "This run has not been evaluated yet." in page.text
+    assert "4.00 MB went to the sites and 8.00 MB came back, 6.00 MB a round." in page.text
+    assert "A round took 10.0 s (median), of which the server's own work was 1.00 %." in page.text
+    assert "encoder.<weight> & more: not finite" in page.text
+    assert [cell[1] for cell in page.row("south")] == ["south", "5", "1 of 2", "10", "4.0", "2.00 MB", "4.00 MB"]
+    assert page.row("versions")[1][1] == "torch 1.2.3" and page.row("seed")[1][1] == "7"
+
+
+def test_simulated_sites_are_said(run, evaluation, tmp_path):
+    _, page = written(run, evaluation, tmp_path / "report.html")
+    assert "Simulated subjects" not in page.text
+    (tmp_path / "south").mkdir()
+    (tmp_path / "south" / RECORD).write_text("{}")
+    _, page = written(run, evaluation, tmp_path / "report.html")
+    assert "Simulated subjects (south). " in page.text and "optimistic" in page.text
+
+
+@pytest.mark.parametrize(
+    ("gone", "ids"),
+    [
+        (["history.csv"], ["federation", "configuration"]),
+        (["participation.csv", "rounds.csv"], ["training", "configuration"]),
+        (["run.json"], ["training", "federation"]),
+        (["rounds.csv"], ["training", "federation", "configuration"]),
+    ],
+)
+def test_what_is_missing_is_left_out(run, tmp_path, gone, ids):
+    for name in gone:
+        (run / name).unlink()
+    assert written(run, None, tmp_path / "report.html")[1].ids == ids
+
+
+def test_an_evaluation_without_cases_or_figures(evaluation, tmp_path):
+    (evaluation / "cases.csv").unlink()
+    (evaluation / "metrics.json").unlink()
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    assert page.sources == [] and "NCC" not in page.row("Site")[-2][1]
+    assert "0.500 with the atlas as it lies" in page.text
+
+
+def test_nothing_to_report(tmp_path):
+    message = (
+        f"{tmp_path}: nothing to report, expected the folder of a run (run.json) or of an evaluation (metrics.csv); "
+        "run `fedsr federate` or `fedsr evaluate` first"
+    )
+    with pytest.raises(UserError) as raised:
+        write_report(tmp_path, tmp_path / "evaluation", tmp_path / "report.html")
+    assert str(raised.value) == message
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_damaged_json_is_named(run, tmp_path):
+    (run / "run.json").write_text('{"policy": ')
+    with pytest.raises(UserError, match=r"run.json: unreadable \(.*\), expected JSON; mend it or run again$"):
+        write_report(run, None, tmp_path / "report.html")
+
+
+def test_epochs_lie_within_their_round():
+    rows = [
+        {"site": site, "round": number, "epoch": epoch}
+        for site, number, epoch in [("a", "1", "1"), ("b", "1", "1"), ("a", "1", "2"), ("a", "2", "3"), ("c", "0", "7")]
+    ]
+    assert epoch_places(rows) == [0.5, 1.0, 1.0, 2.0, 7.0]
