@@ -12,7 +12,8 @@ from fedsr_monai.data.templates import Templates, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
 
-# Measured on the 2009a template: middle and size of the bounding box of all labelled voxels, in millimetres of its space.
+# Measured on the 2009a template: middle and size of the bounding box of all labelled voxels, in millimetres of its
+# space.
 BRAIN_CENTRE = (0.0, -16.5, 6.0)
 BRAIN_SIZE = (143.0, 180.0, 153.0)
 GRIDS = {2.0: (80, 96, 80), 1.5: (128, 128, 128), 2.5: (64, 80, 64)}
@@ -28,12 +29,15 @@ def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.nd
     spacing = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
     shape = tuple(int(size) for size in shape)
     if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise UserError(f"grid {shape} at {_text(spacing)} mm, expected three positive sizes and spacings: correct them")
+        raise UserError(
+            f"grid {shape} at {_text(spacing)} mm, expected three positive sizes and spacings: correct them"
+        )
     extent = spacing * shape
     if (extent < BRAIN_SIZE).any():
         needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, spacing))
         raise UserError(
-            f"grid {shape} at {_text(spacing)} mm cuts the brain, expected at least {needed} voxels: take more or larger voxels"
+            f"grid {shape} at {_text(spacing)} mm cuts the brain, expected at least {needed} voxels: "
+            "take more or larger voxels"
         )
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = np.asarray(BRAIN_CENTRE) - spacing * (np.asarray(shape) - 1) / 2
@@ -47,15 +51,17 @@ def default_shape(spacing: float) -> tuple[int, int, int]:
         UserError: there is none.
     """
     if spacing not in GRIDS:
-        raise UserError(f"spacing {spacing} mm has no grid of its own, expected one of {sorted(GRIDS)}: give the shape too")
+        raise UserError(
+            f"spacing {spacing} mm has no grid of its own, expected one of {sorted(GRIDS)}: give the shape too"
+        )
     return GRIDS[spacing]
 
 
 def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4] of the atlas.
 
-    Image and one-hot label maps of the 1 mm templates are low-passed and sampled on the grid of `grid_affine`; the label is
-    the argmax.
+    Image and one-hot label maps of the 1 mm templates are low-passed and sampled on the grid of `grid_affine`; the
+    label is the argmax.
 
     Raises:
         UserError: the grid cuts the brain, a structure has no voxel on it, or the template packages are not installed.
@@ -68,7 +74,9 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
     label = label_of(probability)
     empty = [LABELS[k] for k in range(NUM_CLASSES) if not (label == k).any()]
     if empty:
-        raise UserError(f"grid {tuple(shape)} has no voxel of {', '.join(empty)}, expected all structures: take smaller voxels")
+        raise UserError(
+            f"grid {tuple(shape)} has no voxel of {', '.join(empty)}, expected all structures: take smaller voxels"
+        )
     smooth = ndimage.gaussian_filter(templates.t1, sigma)
     image = sample(smooth, points) * (probability.sum(0) >= 127.5)
     image = np.clip(image / np.percentile(image[image > 0], 99.9), 0, 1)
@@ -79,8 +87,8 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
 def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """The 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
 
-    Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second result
-    is where any of them is not 0, bool [D, H, W].
+    Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second
+    result is where any of them is not 0, bool [D, H, W].
     """
     templates = high_resolution_templates()
     result = np.empty((NUM_CLASSES, *templates.label.shape), np.uint8)

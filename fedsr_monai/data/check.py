@@ -26,8 +26,8 @@ class _Breach(Exception):
 def check_site(path: str | os.PathLike) -> list[str]:
     """All breaches of the contract below `path`, one line each: file, what was found, what was expected, the cure.
 
-    `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing is
-    raised for a broken site, however broken.
+    `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing
+    is raised for a broken site, however broken.
     """
     root = Path(path).absolute()
     try:
@@ -38,8 +38,11 @@ def check_site(path: str | os.PathLike) -> list[str]:
     if not isinstance(spec, dict):
         return faults
 
-    # What is declared wrongly cannot be compared with: the line about site.json has been written, the rest is still checked.
-    sound = {key for key in ("labels", "spacing", "shape") if not any(f"site.json: '{key}' " in fault for fault in faults)}
+    # What is declared wrongly cannot be compared with: the line about site.json has been written, the rest is still
+    # checked.
+    sound = {
+        key for key in ("labels", "spacing", "shape") if not any(f"site.json: '{key}' " in fault for fault in faults)
+    }
     labels = {int(key): name for key, name in spec["labels"].items()} if "labels" in sound else None
     spacing = spec["spacing"] if "spacing" in sound else None
     shape = tuple(spec["shape"]) if "shape" in sound else None
@@ -64,9 +67,11 @@ def check_site(path: str | os.PathLike) -> list[str]:
             found = _image_faults(volume)
             digest = hashlib.sha256(np.ascontiguousarray(volume, dtype=np.float32).tobytes()).digest()
             other = hashes.setdefault(digest, (place, relative))
-            if other[1] != relative and "atlas" not in (place, other[0]):
+            if other[1] != relative:
                 rule = "no scan in two sections" if other[0] != place else "each scan once"
-                found.append(f"holds the same voxels as {root / other[1]} ({other[0]}), expected {rule}: remove one of the two")
+                found.append(
+                    f"holds the same voxels as {root / other[1]} ({other[0]}), expected {rule}: remove one of the two"
+                )
         faults += [f"{file}: {fault}" for fault in found]
     return faults
 
@@ -79,16 +84,30 @@ def _files(root: Path, spec: dict) -> Iterator[tuple[str, str, str]]:
     for place, row in rows:
         for kind in ("image", "label"):
             value = row.get(kind) if isinstance(row, dict) else None
-            if not isinstance(value, str) or not value or os.path.isabs(value) or os.path.normpath(value).startswith(".."):
+            if (
+                not isinstance(value, str)
+                or not value
+                or os.path.isabs(value)
+                or os.path.normpath(value).startswith("..")
+            ):
                 continue
-            if (root / value).is_file():
+            if os.path.isfile(root / value):
                 yield place, kind, os.path.normpath(value)
 
 
 def _read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
     """The whole file is decompressed, so that a cut or damaged stream is found even behind the last voxel."""
-    content = file.read_bytes()
-    if content[:2] == b"\x1f\x8b":
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise _Breach(f"cannot be read ({error.strerror}), expected a readable file: check its permissions") from None
+    if not content:
+        raise _Breach("empty file, expected a NIfTI volume: copy or export it again")
+    compressed = content[:2] == b"\x1f\x8b"
+    if file.suffix != (".gz" if compressed else ".nii"):
+        kind = "a gzip stream" if compressed else "not a gzip stream"
+        raise _Breach(f"is {kind}, expected .nii.gz for compressed and .nii for plain NIfTI: rename or compress it")
+    if compressed:
         try:
             content = gzip.decompress(content)
         except (EOFError, zlib.error, OSError) as error:
@@ -98,12 +117,21 @@ def _read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
     elif content[4:8] == b"n+2\0":
         kind = nib.Nifti2Image
     else:
-        raise _Breach("is not NIfTI, expected .nii or .nii.gz: convert it, for example with dcm2niix or nibabel")
+        raise _Breach("is not NIfTI, expected a NIfTI-1 or -2 volume: convert it, for example with dcm2niix or nibabel")
     try:
+        # nibabel replaces sizes of 0 by 1 when it opens an image; other software does not
+        header = kind.header_class(content[: kind.header_class.template_dtype.itemsize], check=False)
+        sizes = header.get_zooms()[:3]
+        if not (np.isfinite(sizes).all() and min(sizes) > 0):
+            raise _Breach(f"spacing {_numbers(sizes)} mm, expected sizes above 0: mend the header's pixdim")
         image = kind.from_bytes(content)
         volume = np.asanyarray(image.dataobj)
+    except _Breach:
+        raise
     except Exception as error:  # nibabel raises a dozen types for damaged headers
-        raise _Breach(f"damaged NIfTI ({error}), expected a complete volume: copy or export it again") from None
+        raise _Breach(
+            f"damaged NIfTI ({' '.join(str(error).split())}), expected a complete volume: copy or export it again"
+        ) from None
     if volume.dtype.kind not in "iuf":
         raise _Breach(f"holds {volume.dtype} voxels, expected whole numbers or floats: export it as one channel")
     return image, volume
@@ -111,22 +139,33 @@ def _read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
 
 def _grid_faults(image: nib.Nifti1Image, shape, spacing, affine) -> list[str]:
     if len(image.shape) != 3:
-        raise _Breach(f"has {len(image.shape)} dimensions {image.shape}, expected a 3-D volume: keep one volume of the series")
+        raise _Breach(
+            f"has {len(image.shape)} dimensions {image.shape}, expected a 3-D volume: keep one volume of the series"
+        )
     faults = []
     if shape is not None and image.shape != shape:
         faults.append(f"shape {image.shape}, expected {shape} (site.json): resample it to the site's grid")
     sizes = nib.affines.voxel_sizes(image.affine)
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        return faults + [f"spacing {_numbers(sizes)} mm, expected sizes above 0: mend the header's pixdim and affine"]
+        return faults + [
+            f"singular affine with voxel sizes {_numbers(sizes)} mm, expected sizes above 0: mend the header"
+        ]
+    if not np.allclose(sizes, image.header.get_zooms(), rtol=0, atol=AFFINE_TOLERANCE):
+        zooms = _numbers(image.header.get_zooms())
+        faults.append(
+            f"pixdim {zooms} mm, expected the affine's {_numbers(sizes)} mm: write the file again with nibabel"
+        )
     if (codes := "".join(nib.aff2axcodes(image.affine))) != "RAS":
         faults.append(f"orientation {codes}, expected RAS: reorient it, for example with nibabel.as_closest_canonical")
     elif spacing is not None and not np.allclose(sizes, spacing, rtol=0, atol=AFFINE_TOLERANCE):
-        faults.append(f"spacing {_numbers(sizes)} mm, expected {_numbers(spacing)} (site.json): resample it to the site's grid")
+        faults.append(
+            f"spacing {_numbers(sizes)} mm, expected {_numbers(spacing)} (site.json): resample it to the site's grid"
+        )
     elif affine is not None and not np.allclose(image.affine, affine, rtol=0, atol=AFFINE_TOLERANCE):
         row = np.abs(image.affine - affine).max(axis=1).argmax()
         faults.append(
-            f"affine row {row + 1} is {_numbers(image.affine[row])}, expected {_numbers(affine[row])} (the atlas image): "
-            "resample it to the atlas' grid"
+            f"affine row {row + 1} is {_numbers(image.affine[row])}, expected {_numbers(affine[row])} "
+            "(the atlas image): resample it to the atlas' grid"
         )
     return faults
 
@@ -145,7 +184,8 @@ def _image_faults(volume: np.ndarray) -> list[str]:
     share = float((faces == 0).mean())
     if share < 0.5:
         faults.append(
-            f"background is not zero ({100 * share:.0f} % of the outer voxels are 0), expected exactly 0: strip the skull and mask"
+            f"background is not zero ({100 * share:.0f} % of the outer voxels are 0), "
+            "expected exactly 0: strip the skull and mask"
         )
     return faults
 
@@ -156,13 +196,17 @@ def _label_faults(volume: np.ndarray, labels: dict[int, str] | None, needs_all: 
     ids = np.unique(volume)
     fractions = ids[ids != np.round(ids)]
     if len(fractions):
-        return [f"label {fractions[0]:g} is not a whole number, expected ids: resample label maps with nearest neighbour"]
+        return [
+            f"label {fractions[0]:g} is not a whole number, expected ids: resample label maps with nearest neighbour"
+        ]
     ids = {int(value) for value in ids}
     faults = []
     if labels is not None:
         unknown = sorted(ids - set(labels))
         if unknown:
-            faults.append(f"unknown label ids {_list(unknown)}, expected 0 to {len(labels) - 1} (site.json): map or remove them")
+            faults.append(
+                f"unknown label ids {_list(unknown)}, expected 0 to {len(labels) - 1} (site.json): map or remove them"
+            )
         absent = sorted(set(labels) - ids)
         if needs_all and absent and not unknown:
             names = ", ".join(labels[i] for i in absent)

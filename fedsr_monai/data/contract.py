@@ -21,7 +21,9 @@ def read_json(root: Path) -> object:
         UserError: there is no such folder or file, or it is not JSON.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder, expected a site folder with site.json: write one with `fedsr simulate`")
+        raise UserError(
+            f"{root}: no such folder, expected a site folder with site.json: write one with `fedsr simulate`"
+        )
     path = root / "site.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected the description of the site: write one with `fedsr simulate`")
@@ -35,7 +37,9 @@ def site_faults(root: Path, spec: object) -> list[str]:
     """Everything in `site.json` that breaks the contract, one line each; files are only looked for, not opened."""
     where = root / "site.json"
     if not isinstance(spec, dict):
-        return [f"{where}: holds {_kind(spec)}, expected an object with the keys of a site: see the README's site folder"]
+        return [
+            f"{where}: holds {_kind(spec)}, expected an object with the keys of a site: see the README's site folder"
+        ]
     faults = []
 
     def fault(key: str, found: str, expected: str, cure: str) -> None:
@@ -55,7 +59,7 @@ def site_faults(root: Path, spec: object) -> list[str]:
     for place, entry in entries:
         if not isinstance(entry, dict):
             if place != "atlas":  # the atlas has been judged above
-                fault(place, f"is {_short(entry)}", "an object with 'image'", "write {\"image\": \"images/NAME.nii.gz\"}")
+                fault(place, f"is {_short(entry)}", "an object with 'image'", 'write {"image": "images/NAME.nii.gz"}')
             continue
         for key in sorted(set(entry) - {"image", "label"}):
             fault(f"{place}.{key}", "is unknown", "only 'image' and 'label'", "remove or rename it")
@@ -70,7 +74,12 @@ def site_faults(root: Path, spec: object) -> list[str]:
                 continue
             path = os.path.normpath(entry[key])
             if path in first_use:
-                fault(f"{place}.{key}", f"is {path}, as is '{first_use[path]}'", "each file once", "remove one of the two entries")
+                fault(
+                    f"{place}.{key}",
+                    f"is {path}, as is '{first_use[path]}'",
+                    "each file once",
+                    "remove one of the two entries",
+                )
             first_use.setdefault(path, f"{place}.{key}")
     return faults
 
@@ -80,10 +89,14 @@ def _path_fault(root: Path, value: object) -> tuple[str, str, str] | None:
     if not isinstance(value, str) or not value:
         return f"is {_short(value)}", "a path below the site folder", "write it as text"
     if os.path.isabs(value):
-        return f"is the absolute path {value}", "a path relative to the site folder", "move or link the file into the folder"
+        return (
+            f"is the absolute path {value}",
+            "a path relative to the site folder",
+            "move or link the file into the folder",
+        )
     if os.path.normpath(value).split(os.sep)[0] == "..":
         return f"is {value}, outside the site folder", "a path below it", "move or link the file into the folder"
-    if not (root / value).is_file():
+    if not os.path.isfile(root / value):
         return f"is {value}, which is not there", "an existing file", "restore the file or remove the entry"
     return None
 
@@ -109,7 +122,11 @@ _TOP = {
         "a name of letters, digits, '.', '_' and '-'",
         "choose one, it names the site's folders in every run",
     ),
-    "labels": (_is_label_table, "ids '0' to 'N' without a gap, each with a name", "list all structures, background as '0'"),
+    "labels": (
+        _is_label_table,
+        "ids '0' to 'N' without a gap, each with a name",
+        "list all structures, background as '0'",
+    ),
     "spacing": (
         lambda v: _is_triple(v, lambda s: _number(s) and s > 0),
         "three numbers above 0 (mm)",
@@ -121,7 +138,11 @@ _TOP = {
         "write the number of voxels of the images along x, y, z",
     ),
     "atlas": (lambda v: isinstance(v, dict), "an object with 'image' and 'label'", "name the atlas' two files"),
-    "training": (lambda v: isinstance(v, list) and len(v) > 0, "a list of at least one scan", "add a scan of this site"),
+    "training": (
+        lambda v: isinstance(v, list) and len(v) > 0,
+        "a list of at least one scan",
+        "add a scan of this site",
+    ),
     "validation": (lambda v: isinstance(v, list), "a list of scans", "write [] if there is none"),
     "test": (lambda v: isinstance(v, list), "a list of scans", "write [] if there is none"),
 }

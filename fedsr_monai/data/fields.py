@@ -13,7 +13,11 @@ _HALF_WIDTH = 120.0  # mm around the brain's centre that carry noise
 
 
 def smooth_field(
-    rng: np.random.Generator, axes: Sequence[np.ndarray], sigma: float, symmetric: float = 0.0, mirror: Sequence[float] = (1,)
+    rng: np.random.Generator,
+    axes: Sequence[np.ndarray],
+    sigma: float,
+    symmetric: float = 0.0,
+    mirror: Sequence[float] = (1,),
 ) -> np.ndarray:
     """White noise smoothed by a Gaussian of `sigma` mm, unit variance, on the grid of `axes`: float32 [C, X, Y, Z].
 
@@ -24,7 +28,8 @@ def smooth_field(
         axes: positions in mm along x, y, z (RAS+).
         sigma: standard deviation of the Gaussian.
         symmetric: share of the variance that is the same left and right (midline at x = 0).
-        mirror: one entry a channel, -1 for a component that changes its sign with the side (the x component of a vector).
+        mirror: one entry a channel, -1 for a component that changes its sign with the side (the x component of a
+            vector).
     """
     step = sigma / 1.5  # finer lattices change the field by less than 1 %
     half = int(np.ceil(_HALF_WIDTH / step))

@@ -13,7 +13,8 @@ from fedsr_monai.data.atlas import BRAIN_CENTRE, grid_affine, transform
 from fedsr_monai.data.fields import grid_axes, smooth_field
 from fedsr_monai.data.templates import high_resolution_templates
 
-# Of the velocity field: smoothness (mm), RMS of each component (mm), share of the variance that is left-right symmetric.
+# Of the velocity field: smoothness (mm), RMS of each component (mm), share of the variance that is left-right
+# symmetric.
 SCALES = ((30.0, 1.6, 0.8), (14.0, 2.0, 0.5), (7.0, 1.5, 0.3), (4.5, 0.7, 0.3))
 SQUARINGS = 7
 VENTRICLE_DECAY = 9.0  # mm over which the growth of the ventricles fades into the tissue
@@ -33,7 +34,9 @@ class Population:
     amplitude: float = 1.0  # of the velocity field; above 1.15 shapes get lumpy
 
 
-def subject_points(rng: np.random.Generator, population: Population, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def subject_points(
+    rng: np.random.Generator, population: Population, affine: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
     """Where each voxel of the subject's grid lies in the template: float32 [3, D, H, W], mm.
 
     x -> A x + u(A x) with the affine A and u = exp(v), the flow of a stationary velocity field after unit time.
@@ -67,10 +70,11 @@ def random_affine(rng: np.random.Generator, population: Population) -> np.ndarra
 
 
 def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -> np.ndarray:
-    """Velocity in mm on the velocity grid [3, X, Y, Z]: four scales of noise plus `growth` mm of the ventricles' walls."""
+    """Velocity in mm on the velocity grid [3, X, Y, Z]: four scales of noise, `growth` mm of the ventricles' walls."""
     axes = grid_axes(velocity_affine(), _SHAPE)
     velocity = sum(
-        amplitude * rms * smooth_field(rng, axes, sigma, symmetric, mirror=(-1, 1, 1)) for sigma, rms, symmetric in SCALES
+        amplitude * rms * smooth_field(rng, axes, sigma, symmetric, mirror=(-1, 1, 1))
+        for sigma, rms, symmetric in SCALES
     )
     # the walls move outwards where the subject looks further inside the template
     return velocity - np.float32(growth) * _outward()
@@ -96,15 +100,15 @@ def velocity_affine() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _outward() -> np.ndarray:
-    """Unit vectors away from the ventricles, fading with the distance to their wall."""
+    """Vectors away from the ventricles, of unit length on average at their walls, fading with the distance to them."""
     templates = high_resolution_templates()
     points = transform(np.linalg.inv(templates.affine) @ velocity_affine(), np.indices(_SHAPE, dtype=np.float32))
     distance = ndimage.map_coordinates(templates.ventricle_distance, points, order=1, mode="nearest")
-    gradient = np.stack(np.gradient(distance))
-    length = np.sqrt((gradient**2).sum(0))
-    field = gradient / np.maximum(length, 0.3 * _SPACING) * np.exp(-np.abs(distance) / VENTRICLE_DECAY)
-    # smoothed: the direction flips in the middle of a ventricle, and a sharp flip folds
-    return ndimage.gaussian_filter(field, (0, 1.5, 1.5, 1.5)).astype(np.float32)
+    field = np.stack(np.gradient(distance, _SPACING)) * np.exp(-np.abs(distance) / VENTRICLE_DECAY)
+    # smoothed: the direction flips in the middle of a ventricle, and a sharp flip nearly folds
+    field = ndimage.gaussian_filter(field, (0, 1.5, 1.5, 1.5))
+    wall = np.abs(distance) < 1
+    return (field / np.sqrt((field[:, wall] ** 2).sum(0)).mean()).astype(np.float32)
 
 
 def _bounded(rng: np.random.Generator, size: int | None = None) -> np.ndarray | float:

