@@ -21,7 +21,7 @@ MEASURES = ("dice", "jaccard", "avd_ml", "avd_percent", "hd95_mm", "asd_mm")
 CASE_MEASURES = ("seconds", "ncc_start", "ncc_registration", "folded_percent")
 METRIC_COLUMNS = ("site", "case", "task", "structure", "label", *MEASURES, "volume_ml", "reference_ml", "missed")
 CASE_COLUMNS = ("site", "case", *CASE_MEASURES)
-TEXT_COLUMNS = {"site", "case", "task", "structure"}
+TEXT_COLUMNS = {"method", "site", "case", "task", "structure"}
 WHOLE_COLUMNS = {"label", "missed"}
 
 DEFINITIONS = {

@@ -1,0 +1,1 @@
+"""Accuracy beside classical registration, and speed. Nothing else in the package depends on this."""

@@ -1,0 +1,124 @@
+"""Accuracy of a network and of classical label propagation on the same test scans, in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+from tqdm import tqdm
+
+from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
+from fedsr_monai.data.site import Site, load_site, volume_stem
+from fedsr_monai.errors import UserError
+from fedsr_monai.metrics.evaluate import case_rows, image_measures, run_case
+from fedsr_monai.metrics.tables import read_csv, structure_rows, write_csv
+
+COLUMNS = ("method", "site", "case", "structure", "dice", "hd95_mm", "asd_mm", "missed", "seconds", "folded_percent")
+NETWORK_METHODS = {"start": "atlas as it lies", "registration": "FedSR registration", "segmentation": "FedSR segmentation"}
+
+
+def run_accuracy(
+    sites: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    network: torch.nn.Module | None = None,
+    methods: Sequence[str] = ("affine", "n4_syn"),
+    cases: int | None = None,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Measure every method on the labelled test scans of the sites; a row a structure in ``<out>.csv``, means in ``<out>.json``.
+
+    A method and case already in ``<out>.csv`` is not measured again, so that a killed run goes on where it was.
+
+    Args:
+        sites: site folders.
+        out: path of the tables without an ending.
+        network: a FedSRNet with weights; each site's atlas is set before its scans. None measures the classical methods alone.
+        methods: of ``ants_baseline.METHODS``.
+        cases: test scans a site (the first ones), all by default.
+
+    Raises:
+        UserError: an unknown method, or a site without labelled test scans.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
+    table = Path(f"{os.fspath(out)}.csv")
+    rows = _read(table)
+    done = {(row["method"], row["site"], row["case"]) for row in rows}
+    jobs = [(load_site(site), item, method) for method in (["network"] if network else []) + list(methods)
+            for site in sites for item in _test_items(load_site(site))[:cases]]  # fmt: skip
+    for site, item, method in tqdm(jobs, desc="benchmark", unit="scan", disable=None):
+        case = volume_stem(item["image"])
+        if (NETWORK_METHODS["segmentation"] if method == "network" else method, site.name, case) in done:
+            continue
+        found = _network_rows(network, site, item, device) if method == "network" else _ants_rows(site, item, method)
+        rows += [{"site": site.name, "case": case} | row for row in found]
+        write_csv(table, rows, COLUMNS)
+    Path(f"{os.fspath(out)}.json").write_text(json.dumps(summary(rows), indent=1) + "\n")
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By method: mean Dice (over structures, then cases) with its spread over cases, by site and by structure, missed, seconds, folds."""
+    result = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        by_case: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in mine:
+            by_case.setdefault((row["site"], row["case"]), []).append(row)
+        dice = {key: float(np.nanmean([row["dice"] for row in group])) for key, group in by_case.items()}
+        first = [group[0] for group in by_case.values()]
+        result[method] = {
+            "cases": len(by_case),
+            "dice": _spread(dice.values()),
+            "hd95_mm": _spread(float(np.nanmean([row["hd95_mm"] for row in group])) for group in by_case.values()),
+            "dice_by_site": {s: _spread(d for (site, _), d in dice.items() if site == s) for s in dict.fromkeys(k[0] for k in dice)},
+            "dice_by_structure": {
+                s: _spread(row["dice"] for row in mine if row["structure"] == s) for s in dict.fromkeys(r["structure"] for r in mine)
+            },
+            "missed": int(sum(row["missed"] for row in mine)),
+            "seconds": _spread(row["seconds"] for row in first),
+            "folded_percent": _spread(row["folded_percent"] for row in first),
+        }
+    return result
+
+
+def _spread(values) -> dict[str, float]:
+    values = np.asarray([v for v in values if v == v], dtype=float)
+    if not len(values):
+        return {"mean": None, "sd": None, "n": 0}
+    return {"mean": round(float(values.mean()), 4), "sd": round(float(values.std(ddof=len(values) > 1)), 4), "n": len(values)}
+
+
+def _test_items(site: Site) -> list[dict[str, str]]:
+    items = [item for item in site.test if "label" in item]
+    if not items:
+        raise UserError(f"{site.root}: no labelled test scan; expected at least one to measure accuracy on")
+    return items
+
+
+def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], device: str) -> list[dict[str, Any]]:
+    volumes, seconds = run_case(network, item, device)
+    folded = image_measures(volumes)["folded_percent"]
+    extra = {"start": (0.0, 0.0), "registration": (seconds, folded), "segmentation": (seconds, 0.0)}
+    return [
+        row | {"method": NETWORK_METHODS[row["task"]], "seconds": extra[row["task"]][0], "folded_percent": extra[row["task"]][1]}
+        for row in case_rows(volumes, site)
+    ]
+
+
+def _ants_rows(site: Site, item: dict[str, str], method: str) -> list[dict[str, Any]]:
+    found = propagate(site.atlas["image"], site.atlas["label"], item["image"], method)
+    reference = LoadImage(image_only=True)(item["label"]).numpy().astype(np.uint8)
+    measures = {"method": method, "seconds": found.seconds, "folded_percent": found.folded_percent}
+    return [row | measures for row in structure_rows(found.label, reference, site.spacing, site.labels)]
+
+
+def _read(table: Path) -> list[dict[str, Any]]:
+    return read_csv(table, COLUMNS) if table.exists() else []

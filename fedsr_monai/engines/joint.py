@@ -1,0 +1,231 @@
+"""The Ignite trainer of the joint task: Algorithm 1's local training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from torch import nn
+from torch.nn import functional as F
+
+from fedsr_monai.engines.objectives import (
+    REGISTRATION_WEIGHTS,
+    SEGMENTATION_WEIGHTS,
+    Target,
+    half_shares,
+    registration_losses,
+    segmentation_losses,
+    weighted,
+)
+from fedsr_monai.networks import FedSRNet, Registration
+from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.sa import HEADS
+from fedsr_monai.networks.spatial import warp
+from fedsr_monai.transforms import RandomAtlas
+
+
+def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
+    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"); returns the network (for configs)."""
+    for part in parts:
+        getattr(network, part).requires_grad_(False)
+    return network
+
+
+def head_optimizers(network: FedSRNet, lr: float, fused: bool = True) -> dict[str, torch.optim.Optimizer]:
+    """One Adam a head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation."""
+    encoder = list(network.encoder.parameters())
+    parts = {
+        "registration": list(network.registration.parameters()) + ([] if fused else encoder),
+        "segmentation": list(network.segmentation.parameters()) + encoder,
+    }
+    return {head: torch.optim.Adam(parameters, lr=lr) for head, parameters in parts.items()}
+
+
+class JointTrainer(Trainer):
+    """Trains both heads on a site's unlabelled scans and its one labelled atlas.
+
+    A batch holds ``image`` [B, 1, D, H, W] on the atlas' grid, and ``label`` where a person has corrected one (then it is used as an
+    exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12); ``fused`` takes both from one
+    forward pass. After each, the SA features move by eq. 7. ``engine.state.output`` is a dict of floats, one a loss.
+
+    Args:
+        device, max_epochs, train_data_loader, train_handlers: as in ``monai.engines.SupervisedTrainer``.
+        network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
+        optimizers: from :func:`head_optimizers`.
+        random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact label.
+        mutual_information: estimator of Phi, or None (the ablation of Table IV).
+        registration_weights, segmentation_weights: lambdas by loss name, merged over the defaults of ``objectives``.
+        heads: which heads take their step; segmentation alone (a site that corrects labels) needs no registration pass.
+        fused: one forward pass for both steps (default), or Algorithm 1's two.
+        exact_registration: share of iterations whose registration target is the random atlas with its exact labels, not the scan.
+        sa_alpha: alpha of eq. 7; 0 leaves SA features alone (the personalised phase).
+        amp: run convolutions in bfloat16 (autocast on the network's device).
+        clip: largest norm of each optimiser's gradient.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: FedSRNet,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        random_atlas: RandomAtlas | None = None,
+        mutual_information: nn.Module | None = None,
+        registration_weights: Mapping[str, float] | None = None,
+        segmentation_weights: Mapping[str, float] | None = None,
+        heads: Iterable[str] = HEADS,
+        fused: bool = True,
+        exact_registration: float = 0.5,
+        sa_alpha: float = 0.1,
+        amp: bool = True,
+        clip: float = 5.0,
+        train_handlers: Iterable | None = None,
+        epoch_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            handlers=train_handlers,
+            **kwargs,
+        )
+        self.network, self.optimizers, self.random_atlas = network.to(device), dict(optimizers), random_atlas
+        self.mutual_information = mutual_information
+        self.weights = {
+            "registration": REGISTRATION_WEIGHTS | dict(registration_weights or {}),
+            "segmentation": SEGMENTATION_WEIGHTS | dict(segmentation_weights or {}),
+        }
+        self.heads = tuple(head for head in HEADS if head in heads)
+        self.fused, self.exact_registration, self.sa_alpha, self.amp, self.clip = fused, exact_registration, sa_alpha, amp, clip
+        if not any(vector.any() for vector in network.sa.buffers()):
+            network.initialise_sa()
+
+    def run(self) -> None:
+        self._last_ddf = None  # a run begins the same whether it follows another one or a restart of the process
+        super().run()
+
+    def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        self.network.train()
+        scan = pad_to_stride(batchdata["image"].to(self.state.device).as_subclass(torch.Tensor))
+        label = batchdata["label"].to(scan.device).as_subclass(torch.Tensor) if "label" in batchdata else None
+        step = self._fused_step if self.fused and len(self.heads) == 2 else self._alternating_step
+        return step(scan, None if label is None else pad_to_stride(label))
+
+    # -- the two ways to take a step ------------------------------------------------------------------------------------------
+
+    def _fused_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
+        drawn, drawn_label = self._draw()
+        on_drawn = self._target_is_drawn()
+        items = slice(len(scan), None) if on_drawn else slice(0, len(scan))
+        with self._autocast():
+            features = self.network.encoder(torch.cat([scan, drawn, self._atlas]))
+            logits, pooled = self.network.segment([f[:-1] for f in features])
+        found = self._align(features, items, logits)
+        target = self._target(drawn, drawn_label) if on_drawn else self._target(scan, label, logits[items])
+        labels = self._labels(len(scan), label, drawn_label, None if on_drawn else found)
+        report = {
+            "registration": registration_losses(self.network, found, target, self._shares, self.mutual_information),
+            "segmentation": segmentation_losses(self.network, logits, labels, pooled, self.mutual_information),
+        }
+        self._descend(sum(weighted(report[head], self.weights[head]) for head in HEADS), self.optimizers.values())
+        self._update_sa(found, pooled)
+        self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
+        return self._report(report)
+
+    def _alternating_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
+        drawn, drawn_label = self._draw()
+        on_drawn = self._target_is_drawn()
+        report, found, pooled = {}, None, None
+        if "registration" in self.heads:
+            fixed, fixed_label = (drawn, drawn_label) if on_drawn else (scan, label)
+            with self._autocast():
+                features = self.network.encoder(torch.cat([fixed, self._atlas]))
+                with torch.no_grad():
+                    logits, _ = self.network.segment([f[:-1] for f in features])
+            found = self._align(features, slice(0, len(fixed)), logits)
+            target = self._target(fixed, fixed_label, logits)
+            losses = registration_losses(self.network, found, target, self._shares, self.mutual_information)
+            self._descend(weighted(losses, self.weights["registration"]), [self.optimizers["registration"]])
+            self._update_sa(found, None)
+            report["registration"] = losses
+        if "segmentation" in self.heads:
+            labelled = scan if label is not None or (found and not on_drawn) else scan[:0]
+            with self._autocast():
+                logits, pooled = self.network.segment(self.network.encoder(torch.cat([labelled, drawn])))
+            labels = self._labels(len(labelled), label, drawn_label, None if on_drawn else found)
+            losses = segmentation_losses(self.network, logits, labels, pooled, self.mutual_information)
+            self._descend(weighted(losses, self.weights["segmentation"]), [self.optimizers["segmentation"]])
+            self._update_sa(None, pooled)
+            report["segmentation"] = losses
+        self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
+        return self._report(report)
+
+    # -- parts of a step ------------------------------------------------------------------------------------------------------
+
+    _last_ddf: torch.Tensor | None = None
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+    def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""
+        self._atlas, self._atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
+        self._shares = half_shares(self.network, self._atlas_label)
+        if self.random_atlas is None:
+            return self._atlas, self._atlas_label
+        return self.random_atlas(self._atlas, self._atlas_label, self._last_ddf)
+
+    def _target_is_drawn(self) -> bool:
+        return "registration" in self.heads and self.random_atlas is not None and bool(torch.rand(()) < self.exact_registration)
+
+    def _align(self, features: list[torch.Tensor], items: slice, logits: torch.Tensor) -> Registration:
+        with self._autocast():
+            return self.network.align([f[:-1][items] for f in features], [f[-1:] for f in features], logits[items], self._shares)
+
+    def _target(self, image: torch.Tensor, label: torch.Tensor | None, logits: torch.Tensor | None = None) -> Target:
+        """The registration's target: exact labels where there are any, else the predicted ones, which it does not move (eq. 10)."""
+        if label is not None:
+            return Target(image, half_shares(self.network, label))
+        return Target(image, F.avg_pool3d(logits.detach().softmax(dim=1), 2))
+
+    def _labels(
+        self, scans: int, label: torch.Tensor | None, drawn_label: torch.Tensor, found: Registration | None
+    ) -> dict[str, tuple[slice, torch.Tensor]]:
+        """Label maps for the segmentation loss by kind, each with the items of the batch [scans, drawn] that it labels."""
+        if label is not None:
+            return {"exact": (slice(0, None), torch.cat([label, drawn_label]))}
+        labels = {"exact": (slice(scans, None), drawn_label)}
+        if found is not None and self.weights["segmentation"]["pseudo"]:
+            # eq. 3, nearest: an argmax over 14 warped shares costs as much as the encoder and moves a border by under half a voxel.
+            atlas_label = self._atlas_label.float().expand(scans, -1, -1, -1, -1)
+            labels["pseudo"] = (slice(0, scans), warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
+        return labels
+
+    def _descend(self, loss: torch.Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        optimizers = list(optimizers)
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
+            optimizer.step()
+
+    def _update_sa(self, found: Registration | None, pooled: list[torch.Tensor] | None) -> None:
+        for head, vectors in (("registration", found and found.pooled), ("segmentation", pooled)):
+            if vectors and self.sa_alpha:
+                self.network.sa.update(head, vectors, self.sa_alpha)
+
+    def _report(self, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        report = {"loss": 0.0}
+        for head, losses in parts.items():
+            report[head] = float(weighted(losses, self.weights[head]).detach())
+            report["loss"] += report[head]
+            report |= {name: float(loss.detach()) for name, loss in losses.items() if name != "mutual_information"}
+        information = [-float(losses["mutual_information"].detach()) for losses in parts.values() if "mutual_information" in losses]
+        if information:
+            report["mutual_information"] = sum(information) / len(information)
+        return report
