@@ -75,7 +75,7 @@ def site_datalist(dataset_dir: str | os.PathLike | Sequence, section: str) -> li
         raise UserError(
             f"section {section!r} is unknown, expected one of {', '.join(SECTIONS)}: correct the configuration"
         )
-    sites = [load_site(folder) for folder in _folders(dataset_dir)]
+    sites = [load_site(folder) for folder in site_folders(dataset_dir)]
     return [
         {**entry, "name": f"{site.name}/{volume_stem(entry['image'])}"}
         for site in sites
@@ -89,7 +89,7 @@ def load_atlas(dataset_dir: str | os.PathLike | Sequence) -> tuple[torch.Tensor,
     Raises:
         UserError: the folder breaks the contract, or an atlas volume cannot be read.
     """
-    site = load_site(_folders(dataset_dir)[0])
+    site = load_site(site_folders(dataset_dir)[0])
     volumes = []
     for key, dtype in (("image", np.float32), ("label", np.uint8)):
         try:
@@ -175,7 +175,7 @@ def volume_stem(path: str | os.PathLike) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
 
 
-def _folders(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
+def site_folders(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
     if isinstance(dataset_dir, (str, os.PathLike)):
         dataset_dir = [part.strip() for part in os.fspath(dataset_dir).split(",") if part.strip()]
     if not dataset_dir:

@@ -87,12 +87,13 @@ class FedSRNet(nn.Module):
                 setattr(self, name, torch.zeros_like(state_dict[prefix + name], dtype=buffer.dtype, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def set_atlas(self, image: torch.Tensor, label: torch.Tensor) -> None:
-        """Give the network its site's atlas: image [1, D, H, W] in [0, 1] and label ids [1, D, H, W]."""
+    def set_atlas(self, image: torch.Tensor, label: torch.Tensor) -> FedSRNet:
+        """Give the network its site's atlas: image [1, D, H, W] in [0, 1] and label ids [1, D, H, W]; returns the network (for configs)."""
         if image.shape != label.shape:
             raise ValueError(f"set_atlas() 'label' has shape {tuple(label.shape)}, 'image' has {tuple(image.shape)}; they must match")
         self.atlas_image = image[None].to(self.atlas_image)
         self.atlas_label = label[None].to(self.atlas_label)
+        return self
 
     @property
     def has_atlas(self) -> bool:
