@@ -20,12 +20,15 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.exchange import allowed_prefixes, shared_tensors
-from fedsr_monai.fl.site_state import ATLAS, load_state, restore_state, save_state, seed_everything, stable_seed
+from fedsr_monai.fl.site_state import ATLAS, load_state, restore_state, save_state, seed_everything, stable_seed, stateful
 from fedsr_monai.fl.storage import read_tensors
 from fedsr_monai.fl.validation import check_tensors
 from fedsr_monai.handlers import HistoryWriter, save_checkpoint
 
 ROUND = "round"  # key of `extra`; MONAI's ExtraItems has none for the round
+# Handlers of the bundle whose part the federation plays: a loaded checkpoint would undo each round's weights, a saved one replace the
+# bundle's own, and a bar or a history a site and round would run into one another.
+REPLACED_HANDLERS = ("Checkpoint", "HistoryWriter", "TrainingProgress")
 
 
 class EpochLosses(HistoryWriter):
@@ -112,7 +115,7 @@ class FedSRAlgo(MonaiAlgo):
         if load_state(self.folder) is None:
             if self.weights is not None:
                 load_weights(self.trainer.network, self.weights)
-            save_state(self.folder, 0, self.trainer)
+            save_state(self.folder, 0, self.trainer, self.handlers)
         self.restore()
 
     def build(self) -> None:
@@ -128,10 +131,14 @@ class FedSRAlgo(MonaiAlgo):
         parser = self.train_workflow.parser
         for key in ("train#handlers", "validate#handlers"):
             for handler in parser.get(key, None) or []:
-                if "CheckpointLoader" in handler.get("_target_", ""):  # it would undo each round's weights
+                if any(name in handler.get("_target_", "") for name in REPLACED_HANDLERS):
                     handler["_disabled_"] = True
-        self.train_workflow.initialize()
-        self.trainer = self.train_workflow.trainer
+        try:
+            self.train_workflow.initialize()
+            self.trainer = self.train_workflow.trainer
+            self.handlers = stateful(parser.get_parsed_content("train#handlers") if "train#handlers" in parser else [])
+        except Exception as error:
+            raise user_error(error) or error
         if not isinstance(self.trainer, Trainer):
             raise UserError(
                 f"{self.bundle_root}: train#trainer: found {type(self.trainer).__name__}, expected a monai.engines.Trainer; "
@@ -147,7 +154,7 @@ class FedSRAlgo(MonaiAlgo):
         if self.stale:
             self.build()
         file, state = load_state(self.folder, round, self.trainer.state.device)
-        restore_state(self.trainer, state, file)
+        restore_state(self.trainer, self.handlers, state, file)
         self.round = state["round"] if round is None else round
 
     def load_shared(self, tensors: Mapping[str, Any]) -> None:
@@ -175,7 +182,7 @@ class FedSRAlgo(MonaiAlgo):
 
         Raises:
             UserError: the tensors do not fit this network and policy.
-            RuntimeError: the training ended early (aborted). The site's state is still that of the round's beginning.
+            RuntimeError: the training ended early (aborted) or in NaN. The site's state is still that of the round's beginning.
         """
         extra = extra or {}
         started = time.perf_counter()
@@ -196,6 +203,9 @@ class FedSRAlgo(MonaiAlgo):
         trainer.run()
         if state.iteration < state.max_epochs * state.epoch_length:
             raise RuntimeError(f"round {self.round}: training ended at iteration {state.iteration - begin}, before the epoch's end")
+        bad = [key for key, value in trainer.network.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise RuntimeError(f"round {self.round}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state")
         self.stale = False
 
         rows = self.losses.rows
@@ -209,7 +219,7 @@ class FedSRAlgo(MonaiAlgo):
             "seconds": time.perf_counter() - started,
         }
         self.round += 1
-        save_state(self.folder, self.round, trainer)
+        save_state(self.folder, self.round, trainer, self.handlers)
 
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """The allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
@@ -252,6 +262,13 @@ class FedSRAlgo(MonaiAlgo):
         self.restore()
         self.load_shared(tensors)
         save_checkpoint({"model": self.trainer.network}, path)
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind `error`, which MONAI's configuration parser and transforms wrap in errors of their own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:

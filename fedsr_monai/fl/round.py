@@ -90,7 +90,9 @@ def _participation(number: int, site: str, answer: Answer | None, server: Server
         "bytes_up": size_in_bytes(answer.tensors),
     }
     if site in server.rejected:
-        row |= {"status": "rejected", "reason": "; ".join(server.rejected[site])}
+        reasons = server.rejected[site]
+        more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        row |= {"status": "rejected", "reason": reasons[0] + more}
     return row
 
 

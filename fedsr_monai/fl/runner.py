@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from fedsr_monai.fl.records import begin, digest, write_tables
 from fedsr_monai.fl.round import draw_sites, play_round
 from fedsr_monai.fl.server import Server
 from fedsr_monai.fl.sites import InTurn, SiteJob
-from fedsr_monai.losses.mutual_information import ParzenMI
 
 
 def federate(
@@ -48,7 +47,8 @@ def federate(
     Args:
         sites: site folders.
         out: run folder (see the README): run.json, server/, sites/, participation.csv, rounds.csv, history.csv.
-        rounds: communication rounds in all; a finished run goes on when it is given more.
+        rounds: communication rounds in all; a finished run goes on when it is given more (with a learning rate scheduled over the
+            run, it is then not the run that had them from the start).
         bundle: folder or name of the bundle that the sites run.
         policy: fedsr, fedrep, fedavg, local (nothing is exchanged) or pooled (one client with all images).
         local_epochs: epochs a round at each site.
@@ -81,7 +81,8 @@ def federate(
         "policy": policy,
         "local_epochs": local_epochs,
         "seed": seed,
-        "overrides": overrides,
+        # A schedule over the bundle's `epochs` spans the run, not the round.
+        "overrides": {"epochs": rounds * local_epochs, **overrides},
         "weights": None if from_weights is None else str(Path(from_weights).absolute()),
     }
     jobs = [SiteJob(site.name, str(site.root), str(folder / site.name), len(site.training), **common) for site in loaded]
@@ -119,7 +120,7 @@ def federate(
             policy=policy,
             weighting=weighting,
             min_sites=min_sites,
-            mutual_information=ParzenMI(),
+            mutual_information=_estimator(root, overrides),
             declared_images={job.name: job.images for job in jobs},
         )
         server.begin()
@@ -166,11 +167,19 @@ def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
 
 
 def _find_bundle(bundle: str | Path) -> Path:
-    places = [Path(bundle), Path(__file__).parents[2] / "bundles" / bundle]
+    package = Path(__file__).parents[1]
+    places = [Path(bundle), package.parent / "bundles" / bundle, package / "bundles" / bundle]  # as given, checkout, wheel
     for place in places:
         if (place / "configs" / "train.json").is_file():
             return place.absolute()
     raise UserError(f"bundle: found no {places[0]}/configs/train.json, expected a bundle; give the folder of one or fedsr_encoder")
+
+
+def _estimator(root: Path, overrides: Mapping[str, Any]) -> Callable | None:
+    """The estimator of mutual information that the bundle trains with; the server ascends the same. None where it has none."""
+    parser = ConfigParser(ConfigParser.load_config_file(root / "configs" / "train.json"))
+    parser.update(dict(overrides))
+    return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None
 
 
 def _check_overrides(root: Path, overrides: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ last round again gets the same answer to the bit.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,18 @@ def optimizers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:
     return getattr(trainer, "optimizers", None) or {"optimizer": trainer.optimizer}
 
 
-def collect_state(trainer: Trainer) -> dict[str, Any]:
+def stateful(handlers: Iterable[Any]) -> list[Any]:
+    """What has a state among a trainer's handlers; MONAI's `LrScheduleHandler` keeps it in its `lr_scheduler`."""
+    parts = [getattr(handler, "lr_scheduler", handler) for handler in handlers]
+    return [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
+
+
+def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
     """The state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
     state = {
         "network": {key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS)},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(trainer).items()},
+        "handlers": [handler.state_dict() for handler in handlers],
         "epoch": trainer.state.epoch,
     }
     if getattr(trainer, "mutual_information", None) is not None:
@@ -53,8 +61,8 @@ def collect_state(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def restore_state(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
-    """Put `state` back into `trainer`.
+def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], source: Path) -> None:
+    """Put `state` back into `trainer` and its handlers.
 
     Raises:
         UserError: the state is of another network or trainer than the bundle's.
@@ -70,15 +78,17 @@ def restore_state(trainer: Trainer, state: dict[str, Any], source: Path) -> None
     trainer.network.load_state_dict(state["network"], strict=False)
     for name, optimizer in optimizers(trainer).items():
         optimizer.load_state_dict(state["optimizers"][name])
+    for handler, saved in zip(handlers, state["handlers"]):
+        handler.load_state_dict(saved)
     if "mutual_information" in state:
         trainer.mutual_information.load_state_dict(state["mutual_information"])
     trainer.state.epoch = state["epoch"]
     trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
 
 
-def save_state(folder: Path, round: int, trainer: Trainer) -> None:
+def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[Any]) -> None:
     """Write the state in which `round` can begin, in one step, and delete all but the last two."""
-    save_checkpoint({"round": round, **collect_state(trainer)}, folder / f"state_{round:04d}.pt")
+    save_checkpoint({"round": round, **collect_state(trainer, handlers)}, folder / f"state_{round:04d}.pt")
     remove_all_but(state_files(folder), KEPT_STATES)
 
 

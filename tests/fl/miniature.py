@@ -1,6 +1,6 @@
 """A bundle and sites as small as they can be, with everything that a round has to carry over.
 
-Two heads with an optimiser each, SA vectors moved by eq. 7, a queue in the mutual information, dropout, random transforms and a
+Two heads with an optimiser each, a scheduled learning rate, SA vectors moved by eq. 7, a queue in the mutual information, dropout, random transforms and a
 shuffled loader: a round forgotten anywhere changes the numbers.
 """
 
@@ -54,25 +54,30 @@ class Queue(torch.nn.Module):
         return value
 
 
+def optimizers(network):
+    return {
+        head: torch.optim.Adam([*network.encoder.parameters(), *getattr(network, head).parameters()], lr=1e-2)
+        for head in ("registration", "segmentation")
+    }
+
+
 class MiniTrainer(Trainer):
-    def __init__(self, network, fail=None, **kwargs) -> None:
+    def __init__(self, network, optimizers, fail=None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.network = network
-        self.fail = fail
+        self.network, self.optimizers, self.fail = network, optimizers, fail
         self.mutual_information = Queue()
-        self.optimizers = {
-            head: torch.optim.Adam([*network.encoder.parameters(), *getattr(network, head).parameters()], lr=1e-2)
-            for head in ("registration", "segmentation")
-        }
 
     def maybe_fail(self) -> None:
-        """Do once what the file of `fail` says, at the epoch that it says: "raise 1", "die 2", "hang 2"."""
+        """Do once what the file of `fail` says, at the epoch that it says: "raise 1", "nan 1", "die 2", "hang 2"."""
         if self.fail is None or not Path(self.fail).exists():
             return
         what, epoch = Path(self.fail).read_text().split()
         if self.state.epoch != int(epoch):
             return
         Path(self.fail).unlink()
+        if what == "nan":
+            self.network.registration.bias.data.fill_(float("nan"))
+            return
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "hang":
@@ -104,8 +109,10 @@ CONFIG = {
     "device": "$torch.device('cpu')",
     "seed": 0,
     "fail": None,
+    "mutual_information": {"_target_": "fedsr_monai.losses.mutual_information.ParzenMI"},
     "network_def": {"_target_": "miniature.Net"},
     "network": "$@network_def.to(@device)",
+    "optimizers": "$optimizers(@network)",
     "epochs": 1,
     "train": {
         "preprocessing": {
@@ -122,9 +129,19 @@ CONFIG = {
             "transform": "@train#preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@train#dataset", "batch_size": 1, "shuffle": True},
+        "handlers": [
+            {
+                "_target_": "LrScheduleHandler",
+                "lr_scheduler": "$torch.optim.lr_scheduler.StepLR(@optimizers['registration'], 1, 0.9)",
+                "print_lr": False,
+            },
+            {"_target_": "CheckpointSaver", "save_dir": "@bundle_root", "save_dict": {"model": "@network"}, "save_interval": 1},
+        ],
         "trainer": {
             "_target_": "miniature.MiniTrainer",
             "network": "@network",
+            "optimizers": "@optimizers",
+            "handlers": "@train#handlers",
             "fail": "@fail",
             "device": "@device",
             "max_epochs": "@epochs",
@@ -135,7 +152,7 @@ CONFIG = {
     "training": ["$@train#trainer.run()"],
     "run": "$@training",
 }
-CONFIG["imports"] += ["$import torch", "$from fedsr_monai.data.site import site_datalist"]
+CONFIG["imports"] += ["$from miniature import optimizers", "$import torch", "$from fedsr_monai.data.site import site_datalist"]
 CONFIG["validate"] = {
     "dataset": {
         "_target_": "Dataset",

@@ -127,6 +127,9 @@ def test_a_new_process_each_round_equals_one_process(make):
     assert torch.equal(first.trainer.mutual_information.queue, second.trainer.mutual_information.queue)
     assert first.trainer.mutual_information.queue.abs().sum() > 0
     assert second.trainer.state.iteration == 9
+    for algo in (first, second):
+        assert algo.trainer.optimizers["registration"].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.9**3)
+        assert algo.handlers[0].last_epoch == 3
 
 
 def test_the_last_two_states_are_kept_and_hold_no_atlas(make, tmp_path):
@@ -184,13 +187,20 @@ def test_numpy_arrays_are_welcome(make):
     assert same(exchange(algo, sent, 0).weights, exchange(algo, {k: torch.tensor(v) for k, v in sent.items()}, 0).weights)
 
 
-def test_an_exception_costs_only_its_round(make, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("raise", "^the scanner room is flooded$"),
+        ("nan", r"^round 1: training gave NaN or Inf in encoder.0.weight \(\d+ tensors\); the site goes back to its last state$"),
+    ],
+)
+def test_a_failure_costs_only_its_round(make, tmp_path, what, message):
     flag = tmp_path / "flood"
     algo, calm = make(overrides={"fail": str(flag)}), make(folder="calm")
     sent = algo.get_weights().weights
     first = exchange(algo, sent, 0)
-    flag.write_text("raise 2")
-    with pytest.raises(RuntimeError, match="flooded"):
+    flag.write_text(f"{what} 2")
+    with pytest.raises(RuntimeError, match=message):
         exchange(algo, first.weights, 1)
     exchange(calm, sent, 0)
     assert same(exchange(algo, first.weights, 1).weights, exchange(calm, first.weights, 1).weights)
@@ -245,6 +255,18 @@ def test_the_saved_model_is_global_encoder_own_heads_and_atlas(make, tmp_path):
     assert torch.equal(model["encoder.0.weight"], sent["encoder.0.weight"])
     assert torch.equal(model["segmentation.weight"], head)
     assert model["atlas_label"].unique().tolist() == [7]
+
+
+def test_the_bundle_is_not_written_to(make, place):
+    before = sorted(place.joinpath("bundle").rglob("*"))
+    algo = make()
+    exchange(algo, algo.get_weights().weights)
+    assert sorted(place.joinpath("bundle").rglob("*")) == before
+
+
+def test_a_mistake_in_the_site_folder_is_told_as_it_is(make):
+    with pytest.raises(UserError, match=r"^/nowhere: no such folder, expected a site folder"):
+        make(overrides={"dataset_dir": "/nowhere"})
 
 
 def test_a_damaged_state_is_named(make, tmp_path):
