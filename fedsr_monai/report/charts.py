@@ -19,7 +19,7 @@ def svg(parts: Sequence[str], width: float, height: float, label: str, options: 
     return head + "".join(parts) + "</svg>"
 
 
-def short(name: str, length: int = 22) -> str:
+def short(name: str, length: int = 19) -> str:
     return escape(name if len(name) <= length else name[: length - 1] + "…")
 
 
@@ -107,7 +107,7 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
         rows: by name the `spread` of each task's Dice.
         label: what the chart shows, for those who hear the page.
     """
-    width, left, right, top, step = 460, 146, 14, 6, 24
+    width, left, right, top, step = 460, 154, 14, 6, 24
     height = top + step * len(rows) + 26
 
     def x(dice: float) -> float:

@@ -88,7 +88,9 @@ def panels(
     extra = []
     for number in range(bars):
         inner = grid[:, -1].subgridspec(bars, 3, width_ratios=[0.3, 0.35, 1.6], hspace=0.25)
-        extra.append(figure.add_subplot(inner[number, 1]))
+        extra.append(bar := figure.add_subplot(inner[number, 1]))
+        place = bar.get_position()
+        bar.set_position([place.x0, place.y0 + 0.015, place.width, place.height - 0.03])  # room for the outer ticks
     return figure, axes, extra, index
 
 
@@ -120,7 +122,8 @@ def overlay_figure(volumes: Volumes) -> bytes:
     """The scan, and on it the outlines of the reference, the segmentation and the warped atlas labels."""
     titles = {"Scan": None, "Reference": "label", "Segmentation": "segmentation", "Registration": "warped_label"}
     figure, axes, _, index = panels(volumes, list(titles))
-    top = float(np.percentile(volumes["image"][volumes["image"] > 0], 99.5)) if (volumes["image"] > 0).any() else 1.0
+    inside = volumes["image"][volumes["image"] > 0].astype(np.float32)  # in half precision percentiles overflow
+    top = float(np.percentile(inside, 99.5)) if inside.size else 1.0
     for row, (plane, axis) in enumerate(PLANES.items()):
         for column, key in enumerate(titles.values()):
             scan = slice_of(volumes["image"], axis, index[plane])

@@ -147,7 +147,8 @@ footer { max-width: 1180px; margin: 0 auto; padding: 6px 20px 40px; color: var(-
   figure, .tile, .chart, tr { break-inside: avoid; }
   h2, h3, summary { break-after: avoid; }
   .scroll { overflow: visible; }
-  img.film { min-width: 0; }
+  img.film { min-width: 0; width: 80%; }
+  section[id^="site-"] { break-before: page; }
   table { font-size: 8pt; }
   th, td { padding: 2px 4px; }
   a { color: inherit; }

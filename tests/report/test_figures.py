@@ -82,3 +82,11 @@ def test_bent_grid_goes_where_the_field_points(volumes):
 def test_an_empty_case_is_drawn(volumes, draw):
     empty = {key: value if key == "spacing" else np.zeros_like(value) for key, value in volumes.items()}
     assert pixels(draw(empty)).any()
+
+
+def test_a_large_scan_in_half_precision_is_drawn(volumes):
+    large = {key: value for key, value in volumes.items() if key == "spacing"}
+    large |= {k: v.repeat(3, -1).repeat(3, -2).repeat(3, -3) for k, v in volumes.items() if k != "spacing"}
+    assert (large["image"] > 0).sum() > 65504  # more voxels than half precision can count
+    scan = np.array_split(pixels(overlay_figure(large)), 4, axis=1)[0]
+    assert scan.max() > 240 and 0.2 < (scan.max(axis=-1) > 60).mean() < 0.9
