@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def phantom() -> tuple[torch.Tensor, torch.Tensor]:
+    """A brain of ellipsoids on 32^3 voxels with all 13 structures: image [1, 32, 32, 32] in [0, 1] and labels, background 0."""
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, 32)] * 3, indexing="ij")
+    label = torch.zeros(32, 32, 32, dtype=torch.uint8)
+
+    def paint(value: int, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> None:
+        for side in (-1, 1):
+            places = [axes[0] - side * centre[0], axes[1] - centre[1], axes[2] - centre[2]]
+            label[sum((place / radius) ** 2 for place, radius in zip(places, radii)) < 1] = value
+
+    paint(3, (0.0, 0.0, 0.1), (0.75, 0.85, 0.7))  # cortex, and white matter within
+    paint(2, (0.0, 0.0, 0.1), (0.6, 0.7, 0.55))
+    paint(13, (0.3, -0.5, -0.5), (0.3, 0.3, 0.25))  # cerebellum
+    paint(5, (0.3, -0.5, -0.5), (0.15, 0.15, 0.15))
+    paint(10, (0.0, -0.2, -0.45), (0.15, 0.2, 0.3))  # brain stem
+    paint(4, (0.15, 0.1, 0.25), (0.12, 0.35, 0.14))  # ventricles
+    paint(1, (0.0, 0.0, 0.05), (0.08, 0.2, 0.15))
+    paint(6, (0.2, -0.1, 0.05), (0.12, 0.15, 0.12))
+    paint(7, (0.28, 0.3, 0.2), (0.1, 0.15, 0.12))
+    paint(8, (0.4, 0.15, 0.0), (0.1, 0.15, 0.15))
+    paint(9, (0.3, 0.0, -0.1), (0.1, 0.1, 0.1))
+    paint(11, (0.4, -0.2, -0.2), (0.1, 0.15, 0.1))
+    paint(12, (0.4, 0.2, -0.25), (0.1, 0.1, 0.1))
+    means = torch.tensor([0.0, 0.15, 0.9, 0.5, 0.12, 0.85, 0.65, 0.55, 0.6, 0.75, 0.7, 0.5, 0.48, 0.52])
+    texture = 0.03 * torch.sin(7 * axes[0] + 5 * axes[1]) * torch.cos(6 * axes[2])
+    image = (means[label.long()] + texture * (label > 0)).clamp(0, 1)
+    return image[None], label[None]

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
+
+
+@pytest.fixture
+def network(phantom) -> FedSRNet:
+    torch.manual_seed(0)
+    network = FedSRNet("small").eval()
+    network.set_atlas(*phantom)
+    network.initialise_sa()
+    return network
+
+
+def stir(network: FedSRNet) -> FedSRNet:
+    """Move every parameter off its initial value, as training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    return network
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 48), (33, 30, 17), (20, 5, 16)])
+def test_logits_have_the_shape_of_the_image(network, shape):
+    with torch.no_grad():
+        logits = network(torch.rand(2, 1, *shape))
+    assert logits.shape == (2, 14, *shape)
+    assert logits.dtype == torch.float32
+
+
+def test_padding_goes_to_the_ends_and_is_cropped_back(network):
+    image = torch.rand(1, 1, 33, 30, 17)
+    padded = pad_to_stride(image)
+    assert padded.shape == (1, 1, 48, 32, 32)
+    assert torch.equal(crop_to(padded, (33, 30, 17)), image) and padded.sum() == image.sum()
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), crop_to(network(padded), (33, 30, 17)))
+
+
+def test_sides_that_fit_are_not_copied():
+    image = torch.rand(1, 1, 32, 48, 16)
+    assert pad_to_stride(image) is image
+
+
+def test_every_parameter_gets_a_gradient(network, phantom):
+    stir(network)
+    image = phantom[0][None].roll(1, dims=2)
+    features = network.encoder(torch.cat([image, network.atlas_image]))
+    logits, pooled = network.segment([f[:1] for f in features])
+    found = network.align([f[:1] for f in features], [f[1:] for f in features], logits)
+    (logits.square().mean() + found.full_ddf.square().mean()).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_registration_does_not_move_the_segmentation_head(network, phantom):
+    stir(network)
+    features = network.encoder(phantom[0][None])
+    logits, _ = network.segment(features)
+    network.align(features, features, logits).full_ddf.square().mean().backward()
+    assert all(p.grad is None for p in network.segmentation.parameters())
+    assert all(p.grad is not None for p in network.encoder.parameters())
+
+
+def test_trace_equals_eager_on_other_images(network):
+    stir(network)
+    traced = torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32))
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(image), network(image), atol=1e-5, rtol=1e-5)
+
+
+def test_segmentation_does_not_depend_on_the_atlas(network):
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        before = network(image)
+        network.set_atlas(torch.rand(1, 16, 16, 16), torch.ones(1, 16, 16, 16, dtype=torch.uint8))
+        assert torch.equal(network(image), before)
+
+
+@pytest.mark.parametrize("integrate", [True, False])
+def test_registration_starts_near_the_identity(phantom, integrate):
+    torch.manual_seed(0)
+    network = FedSRNet("small", integrate=integrate)
+    network.set_atlas(*phantom)
+    image = phantom[0][None].roll(2, dims=3)
+    with torch.no_grad():
+        ddf, warped = network.register(image)
+    assert ddf.shape == (1, 3, 32, 32, 32) and warped.shape == (1, 1, 32, 32, 32)
+    assert 0 < ddf.abs().max() < 0.01  # voxels
+    assert (warped - phantom[0]).abs().max() < 0.01
+    assert torch.equal(network.warp_labels(ddf)[0], phantom[1])
+
+
+def test_integrated_fields_do_not_fold_where_plain_ones_do(phantom):
+    folded = {}
+    for integrate in (True, False):
+        torch.manual_seed(0)
+        network = FedSRNet("small", integrate=integrate)
+        network.set_atlas(*phantom)
+        with torch.no_grad():
+            for velocity in network.registration.velocities:
+                velocity.weight.normal_(std=0.03)  # displacements of a third of the grid
+            ddf, _ = network.register(phantom[0][None])
+        jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(3, 3, 1, 1, 1)
+        folded[integrate] = (torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)) <= 0).float().mean().item()
+    assert folded[False] > 0.01
+    assert folded[True] == 0
+
+
+def test_registration_pads_odd_grids(phantom):
+    network = FedSRNet("small")
+    network.set_atlas(phantom[0][:, :27, :30], phantom[1][:, :27, :30])
+    with torch.no_grad():
+        ddf, warped = network.register(phantom[0][None, :, :27, :30])
+    assert ddf.shape == (1, 3, 27, 30, 32) and warped.shape == (1, 1, 27, 30, 32)
+
+
+def test_registers_a_batch_like_each_scan_alone(network, phantom):
+    stir(network)
+    scans = torch.stack([phantom[0].roll(1, dims=1), phantom[0].roll(-1, dims=2)])
+    with torch.no_grad():
+        together, _ = network.register(scans)
+        alone = torch.cat([network.register(scan[None])[0] for scan in scans])
+    assert together.abs().max() > 0.05
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_label_guidance_tells_the_registration_what_the_segmentation_sees(network, phantom):
+    stir(network)
+    with torch.no_grad():
+        features = network.encoder(phantom[0][None])
+        logits, _ = network.segment(features)
+        one, other = (network.align(features, features, l).full_ddf for l in (logits, logits.roll(3, dims=1)))
+        assert not torch.equal(one, other)
+        blind = stir(FedSRNet("small", label_guidance=False))
+        blind.set_atlas(*phantom)
+        features = blind.encoder(phantom[0][None])
+        one, other = (blind.align(features, features, l).full_ddf for l in (logits, logits.roll(3, dims=1)))
+        assert torch.equal(one, other)
+
+
+def test_sa_vectors_start_from_the_labelled_atlas_and_guide_both_heads(network, phantom):
+    stir(network)
+    vectors = dict(network.sa.named_buffers())
+    assert len(vectors) == 6 and all(vector.abs().sum() > 0 for vector in vectors.values())
+    image = phantom[0][None]
+    with torch.no_grad():
+        logits, (ddf, _) = network(image), network.register(image)
+        network.sa.registration[1].add_(1.0)
+        assert torch.equal(network(image), logits) and not torch.equal(network.register(image)[0], ddf)
+        network.sa.segmentation[1].add_(1.0)
+        assert not torch.equal(network(image), logits)
+
+
+def test_without_scie_there_are_no_such_parameters(phantom):
+    network = FedSRNet("small", scie=False)
+    assert not [name for name in network.state_dict() if "scie" in name]
+    network.set_atlas(*phantom)
+    with torch.no_grad():
+        network.initialise_sa()  # the vectors are still measured: mutual information needs them
+        assert network.sa.segmentation[0].any() and network(phantom[0][None]).shape == (1, 14, 32, 32, 32)
+
+
+def test_state_dict_parts(network):
+    parts = {name.split(".")[0] for name in network.state_dict()}
+    assert parts == {"encoder", "registration", "segmentation", "sa", "atlas_image", "atlas_label"}
+
+
+def test_atlas_takes_the_shape_that_is_loaded(network, phantom):
+    other = FedSRNet("small")
+    assert not other.has_atlas and other.atlas_image.shape == (1, 1, 16, 16, 16)
+    other.load_state_dict(network.state_dict())
+    assert other.has_atlas
+    assert torch.equal(other.atlas_image[0], phantom[0]) and torch.equal(other.atlas_label[0], phantom[1])
+    assert other.atlas_label.dtype == torch.uint8
+
+
+def test_one_hot_and_shares(network, phantom):
+    one_hot = network.one_hot(phantom[1][None])
+    assert one_hot.shape == (1, 14, 32, 32, 32) and torch.equal(one_hot.argmax(1, keepdim=True), phantom[1][None].long())
+    expected = torch.nn.functional.avg_pool3d(one_hot, 2)
+    assert torch.equal(network.atlas_shares(), expected)
+
+
+def test_presets_differ_in_width_only():
+    small, full = FedSRNet("small").state_dict(), FedSRNet("full").state_dict()
+    assert list(small) == list(full)
+    assert sum(t.numel() for t in full.values()) > 3 * sum(t.numel() for t in small.values())
+
+
+def test_errors_name_what_is_wrong(network, phantom):
+    with pytest.raises(ValueError, match=r"^FedSRNet\(\) 'preset' is 'huge'; expected one of \['full', 'small'\]$"):
+        FedSRNet("huge")
+    with pytest.raises(ValueError, match=r"^set_atlas\(\) 'label' has shape \(1, 32, 32, 30\), 'image' has \(1, 32, 32, 32\); they must match$"):
+        network.set_atlas(phantom[0], phantom[1][..., :30])
+    with pytest.raises(ValueError, match=r"^FedSRNet.register\(\) 'image' has shape \(32, 32, 16\), the atlas \(32, 32, 32\); resample"):
+        network.register(torch.rand(1, 1, 32, 32, 16))
+    with pytest.raises(ValueError, match=r"^FedSRNet.register\(\) needs an atlas: call set_atlas\(\) or load a site's checkpoint first$"):
+        FedSRNet("small").register(torch.rand(1, 1, 16, 16, 16))
