@@ -1,0 +1,79 @@
+"""The `fedsr` command: finds the command's function, calls it through fire, and turns what goes wrong into one line.
+
+Nothing heavy is imported here or at the head of `fedsr_monai.commands`: `fedsr --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from fedsr_monai.commands import COMMANDS
+from fedsr_monai.commands.arguments import call, wants_help
+from fedsr_monai.commands.help import command_help, overview
+from fedsr_monai.errors import UserError
+
+MISTAKE = 2  # the user can mend it
+FAILURE = 1  # the machine could not do it
+INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, 1 (machine), 2 (user's mistake) or 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(arguments)
+    except BrokenPipeError:
+        # whoever read our output has left; without this Python would complain once more when it closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except KeyboardInterrupt:
+        return say("interrupted; the same command goes on from what is finished", INTERRUPTED)
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        return say(*known)
+    return 0
+
+
+def run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview(COMMANDS))
+        return
+    name = {"--version": "version", "personalize": "personalise"}.get(arguments[0], arguments[0])
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}:"
+        raise UserError(f"'{name}' is no command, {hint} see `fedsr --help`")
+    if wants_help(arguments[1:]):
+        print(command_help(name, COMMANDS[name]))
+        return
+    call(name, COMMANDS[name], arguments[1:])
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """What to tell the user, and the exit status; None for a defect of the program, whose traceback is wanted."""
+    cause: BaseException | None = error
+    while cause is not None:  # MONAI's configuration parser and transforms wrap what happens inside them
+        if isinstance(cause, UserError):
+            return str(cause), MISTAKE
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            where = cause.filename or "the disk"
+            return f"{where}: {cause.strerror}; free some space and run the same command again", FAILURE
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
+            return f"{cause.filename}: {cause.strerror}, expected access to it: change its permissions", MISTAKE
+        if isinstance(cause, MemoryError) or "OutOfMemory" in type(cause).__name__ or "not enough memory" in str(cause):
+            return "out of memory; close other programs, or take a smaller grid, preset or number of processes", FAILURE
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def say(message: str, status: int) -> int:
+    print("fedsr: " + " ".join(message.split()), file=sys.stderr)
+    return status

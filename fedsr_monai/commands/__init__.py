@@ -1,0 +1,26 @@
+"""The commands of `fedsr` by name: plain functions, whose signature and docstring are the command's options and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedsr_monai.commands.data import check, simulate
+from fedsr_monai.commands.demonstration import benchmark, demo, version
+from fedsr_monai.commands.results import evaluate, report, segment
+from fedsr_monai.commands.training import federate, personalise
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    function.__name__: function
+    for function in (
+        demo,
+        simulate,
+        check,
+        federate,
+        personalise,
+        evaluate,
+        segment,
+        report,
+        benchmark,
+        version,
+    )
+}

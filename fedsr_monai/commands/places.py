@@ -1,0 +1,33 @@
+"""Site folders by the ways in which people name them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsr_monai.errors import UserError
+
+
+def site_folders(names: Sequence[str]) -> list[str]:
+    """The site folders that `names` stand for, each once, in order.
+
+    A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with commas
+    between. A folder that is not a site is passed on: whoever reads it knows best what it lacks.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    found: list[str] = []
+    for name in (part.strip() for text in names for part in text.split(",")):
+        if glob.has_magic(name) and not Path(name).exists():
+            matches = sorted(path for path in glob.glob(name) if Path(path, "site.json").is_file())
+            if not matches:
+                raise UserError(f"{name}: matches no site folder, expected folders with a site.json: correct the pattern")
+            found += matches
+        elif name:
+            below = [] if Path(name, "site.json").exists() else sorted(str(file.parent) for file in Path(name).glob("*/site.json"))
+            found += below or [name]
+    if not found:
+        raise UserError("sites: found none, expected at least one site folder: name them")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,88 @@
+"""Commands that use what was trained: evaluation, segmentation of scans, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsr_monai.commands.places import site_folders
+from fedsr_monai.errors import UserError
+
+
+def evaluate(
+    sources: list[str],
+    weights: str | None = None,
+    out: str | None = None,
+    section: str = "test",
+    figures: int = 1,
+    device: str | None = None,
+) -> None:
+    """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
+
+    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set of
+    weights is measured on all of them, each with its own atlas.
+
+    Args:
+        sources: folder of a run, or site folders
+        weights: checkpoint to measure on site folders; by default the one that comes with the bundle fedsr_site
+        out: folder of the tables; by default evaluation/ in the run's folder
+        section: list of scans in site.json: training, validation or test
+        figures: scans a site whose volumes are kept for the figures of the report
+        device: cpu or cuda; by default cuda where there is one
+
+    Example:
+        fedsr evaluate runs/first
+        fedsr evaluate sites --weights model.pt --out evaluations/shipped
+    """
+    from fedsr_monai.evaluation import evaluate_models, models_of_run, models_of_sites, summary_lines
+
+    run = Path(sources[0])
+    if (run / "run.json").is_file():
+        if len(sources) > 1 or weights:
+            raise UserError(
+                f"{run}: is the folder of a run, expected it alone and without --weights: evaluate runs one by one, "
+                "or name site folders"
+            )
+        models, folder = models_of_run(run), Path(out or run / "evaluation")
+    else:
+        if out is None:
+            raise UserError("evaluate needs --out for site folders: name a folder for the tables")
+        models, folder = models_of_sites(site_folders(sources), weights), Path(out)
+    summary = evaluate_models(models, folder, section, device, figures)
+    print("\n".join(summary_lines(summary)))
+    print(folder)
+
+
+def segment(scans: list[str], out: str, register: bool = False, weights: str | None = None, device: str | None = None) -> None:
+    """Label 13 structures in scans, each on the scan's own grid.
+
+    Args:
+        scans: NIfTI files, skull-stripped and roughly in the atlas' space, at any spacing and orientation
+        out: folder for <scan>_dseg.nii.gz
+        register: also write the atlas labels carried over by the registration, and the deformation
+        weights: checkpoint; by default the one that comes with the bundle fedsr_site
+        device: cpu or cuda; by default cuda where there is one
+
+    Example:
+        fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
+    """
+    raise UserError("segment is not there yet: run the bundle fedsr_site")
+
+
+def report(run: str, evaluation: str | None = None, out: str | None = None) -> None:
+    """Write a run and its evaluation as one HTML file: tables, curves, overlays, who took part.
+
+    Args:
+        run: folder of a run, or of an evaluation without a run
+        evaluation: folder of the evaluation; by default evaluation/ in the run's folder
+        out: file to write; by default report.html in the run's folder
+
+    Example:
+        fedsr report runs/first
+    """
+    from fedsr_monai.report import write_report
+
+    folder = Path(run)
+    if evaluation is None and not (folder / "run.json").exists() and (folder / "metrics.csv").exists():
+        print(write_report(None, folder, out or folder / "report.html"))
+        return
+    print(write_report(folder, evaluation or folder / "evaluation", out or folder / "report.html"))
