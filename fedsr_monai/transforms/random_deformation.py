@@ -37,7 +37,8 @@ class RandomDeformation:
         rotation: largest rotation about each axis in degrees.
         zoom: range of the isotropic scale (each axis varies by a further 4 %).
         shift: largest translation in millimetres.
-        growth: largest displacement in millimetres at the boundary of one structure that grows or shrinks (ventricles every other time).
+        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink every other time; else
+            some other structure does, by up to 40 % of that.
         growing: label ids of the ventricles.
     """
 
@@ -45,7 +46,7 @@ class RandomDeformation:
         self,
         spacing: float,
         scales: Sequence[tuple[float, float]] = ((32, 1.8), (16, 2.2), (8, 1.6), (5, 0.7)),
-        strength: tuple[float, float] = (0.4, 1.4),
+        strength: tuple[float, float] = (0.4, 1.25),
         rotation: float = 5.0,
         zoom: tuple[float, float] = (0.88, 1.06),
         shift: float = 3.0,
@@ -86,12 +87,14 @@ class RandomDeformation:
 
     def _growth(self, label: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         # Sampling against the outward normal of a structure pulls its boundary outwards: it grows.
+        largest = self.growth
         if torch.rand(()) < 0.5:
             mask = torch.isin(label, torch.tensor(self.growing, device=label.device, dtype=label.dtype))
         else:
             mask = label == int(torch.randint(1, int(label.max()) + 1, ()))
+            largest = 0.4 * self.growth
         soft = F.adaptive_avg_pool3d(mask.float(), shape)
         soft = GaussianFilter(3, sigma=8.0 / (2 * self.spacing) * (0.5 + float(torch.rand(())))).to(label.device)(soft)
         inward = torch.cat(torch.gradient(soft, dim=(2, 3, 4)), dim=1)
         peak = inward.square().sum(dim=1).sqrt().max() + 1e-6
-        return inward / peak * (self.growth * float(torch.empty(()).uniform_(-0.6, 1)))
+        return inward / peak * (largest * float(torch.empty(()).uniform_(-0.6, 1)))
