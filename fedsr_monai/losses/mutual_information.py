@@ -15,7 +15,8 @@ from torch.nn import functional as F
 def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
     # MONAI's histogram wants [0, 1]. A z-score and a sigmoid are monotone and smooth: no channel sits at a bound without a gradient.
     centred = vectors - vectors.mean(dim=-1, keepdim=True)
-    return torch.sigmoid(1.5 * centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + 1e-6))
+    # Inside the root, so that constant vectors have a gradient.
+    return torch.sigmoid(1.5 * centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt())
 
 
 class ParzenMI(nn.Module):

@@ -28,17 +28,22 @@ def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
     return volume
 
 
+def _window_sizes(shape: torch.Size, radius: int, device: torch.device) -> torch.Tensor:
+    # Voxels of each window that lie inside the volume, [1, 1, D, H, W].
+    return _box_sum(torch.ones(1, 1, *shape[2:], device=device), radius)
+
+
 class _BoxFilter(torch.autograd.Function):
-    """Mean over a cubic window with zeros outside. The filter is its own adjoint, so its gradient is the same filter."""
+    """Mean over the part of a cubic window that lies inside the volume. The sum is its own adjoint, so its gradient is the same sum."""
 
     @staticmethod
     def forward(ctx, volume: torch.Tensor, radius: int) -> torch.Tensor:
         ctx.radius = radius
-        return _box_sum(volume, radius) / (2 * radius + 1) ** 3
+        return _box_sum(volume, radius) / _window_sizes(volume.shape, radius, volume.device)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _box_sum(gradient, ctx.radius) / (2 * ctx.radius + 1) ** 3, None
+        return _box_sum(gradient / _window_sizes(gradient.shape, ctx.radius, gradient.device), ctx.radius), None
 
 
 def local_cross_correlation(moving: torch.Tensor, fixed: torch.Tensor, window: int = 9, eps: float = 1e-4) -> torch.Tensor:

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from fedsr_monai.losses import dice_cross_entropy
+
+
+def example(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, classes, 6, 7, 8)
+    return logits, torch.randint(0, classes - 1, (2, 1, 6, 7, 8), dtype=torch.uint8)  # the last class is absent
+
+
+def test_value_and_gradient_are_monais():
+    monai = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+    logits, label = example()
+    ours, theirs = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
+    value, expected = dice_cross_entropy(ours, label), monai(theirs, label)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-4)
+
+
+def test_right_answer_costs_nothing_and_wrong_ones_more():
+    _, label = example()
+    right = 50 * torch.nn.functional.one_hot(label[:, 0].long(), 5).movedim(-1, 1).float()
+    assert dice_cross_entropy(right, label).item() == pytest.approx(0, abs=1e-4)
+    assert dice_cross_entropy(right.roll(1, dims=1), label).item() > 10
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits, label = example()
+    value = dice_cross_entropy(logits.bfloat16(), label)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(dice_cross_entropy(logits.bfloat16().float(), label).item(), rel=1e-6)
