@@ -147,7 +147,7 @@ def random_profile(rng: np.random.Generator, name: str = "random") -> Profile:
     for label in (0, 1, 4):
         shift[label] = ventricular + 0.3 * shift[label]
     population = Population(
-        scale=float(uniform(0.9, 1.04)),
+        scale=float(uniform(0.9, 1.01)),
         ventricle=float(uniform(-1.0, 2.4) if rng.random() < 0.6 else uniform(-0.5, 0.8)),
         amplitude=float(uniform(0.8, 1.05)),
     )

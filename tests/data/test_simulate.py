@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 
 import numpy as np
@@ -105,7 +107,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "adult-3t").iterdir()] == ["thesis.tex"]
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only a forked worker inherits the patch")
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "simulate_subject", lambda *arguments: os._exit(9))
+    with pytest.raises(
+        UserError, match="^/.*: a worker process was killed, .* processes=1, finished subjects are kept$"
+    ):
+        simulate_sites(tmp_path, **{**TINY, "processes": 2})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, processes):
     def full(path, volume, affine):
         raise OSError(28, "No space left on device")
 
