@@ -20,7 +20,7 @@ from fedsr_monai.engines.objectives import (
     weighted,
 )
 from fedsr_monai.networks import FedSRNet, Registration
-from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
 from fedsr_monai.networks.sa import HEADS
 from fedsr_monai.networks.spatial import warp
 from fedsr_monai.transforms import RandomAtlas
@@ -170,7 +170,10 @@ class JointTrainer(Trainer):
     _last_ddf: torch.Tensor | None = None
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of a 3-D convolution's
+        # weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each time, now and then NaN.
+        broken = self.state.device.type == "cpu" and min(self.network.atlas_image.shape[2:]) <= 2 * STRIDE
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp and not broken)
 
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""
