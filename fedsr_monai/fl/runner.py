@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.site import Site, load_site
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.exchange import allowed_prefixes
@@ -72,7 +73,7 @@ def federate(
     _check_arguments(rounds, local_epochs, weighting, timeout, processes, participation)
     allowed_prefixes(policy)
     loaded = _load_sites(sites)
-    root = _find_bundle(bundle)
+    root = bundle_path(bundle)
     overrides = {"seed": seed, **(overrides or {})}
     _check_overrides(root, overrides)
     folder = out / "sites"
@@ -164,15 +165,6 @@ def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
             )
         by_name[site.name] = site
     return [by_name[name] for name in sorted(by_name)]
-
-
-def _find_bundle(bundle: str | Path) -> Path:
-    package = Path(__file__).parents[1]
-    places = [Path(bundle), package.parent / "bundles" / bundle, package / "bundles" / bundle]  # as given, checkout, wheel
-    for place in places:
-        if (place / "configs" / "train.json").is_file():
-            return place.absolute()
-    raise UserError(f"bundle: found no {places[0]}/configs/train.json, expected a bundle; give the folder of one or fedsr_encoder")
 
 
 def _estimator(root: Path, overrides: Mapping[str, Any]) -> Callable | None:
