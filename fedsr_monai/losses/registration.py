@@ -29,8 +29,12 @@ def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _window_sizes(shape: torch.Size, radius: int, device: torch.device) -> torch.Tensor:
-    # Voxels of each window that lie inside the volume, [1, 1, D, H, W].
-    return _box_sum(torch.ones(1, 1, *shape[2:], device=device), radius)
+    # Voxels of each window that lie inside the volume, [D, H, W].
+    sides = []
+    for n in shape[2:]:
+        place = torch.arange(n, device=device)
+        sides.append((place + radius).clamp(max=n - 1) - (place - radius).clamp(min=0) + 1)
+    return sides[0][:, None, None] * sides[1][:, None] * sides[2]
 
 
 class _BoxFilter(torch.autograd.Function):
