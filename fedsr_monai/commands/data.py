@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsr_monai.commands.places import site_folders
+from fedsr_monai.commands.places import expand_sites
 from fedsr_monai.errors import UserError
 
 
@@ -65,7 +65,7 @@ def check(sites: list[str]) -> None:
     from fedsr_monai.data.check import check_site
 
     faults = 0
-    for folder in site_folders(sites):
+    for folder in expand_sites(sites):
         found = check_site(folder)
         faults += len(found)
         print("\n".join(found) if found else f"{folder}: fit for use", flush=True)

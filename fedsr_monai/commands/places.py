@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsr_monai.errors import UserError
 
 
-def site_folders(names: Sequence[str]) -> list[str]:
+def expand_sites(names: Sequence[str]) -> list[str]:
     """The site folders that `names` stand for, each once, in order.
 
     A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with commas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedsr_monai.commands.places import site_folders
+from fedsr_monai.commands.places import expand_sites
 from fedsr_monai.errors import UserError
 
 
@@ -46,7 +46,7 @@ def evaluate(
     else:
         if out is None:
             raise UserError("evaluate needs --out for site folders: name a folder for the tables")
-        models, folder = models_of_sites(site_folders(sources), weights), Path(out)
+        models, folder = models_of_sites(expand_sites(sources), weights), Path(out)
     summary = evaluate_models(models, folder, section, device, figures)
     print("\n".join(summary_lines(summary)))
     print(folder)

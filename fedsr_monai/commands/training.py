@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fedsr_monai.commands.places import site_folders
+from fedsr_monai.commands.places import expand_sites
 from fedsr_monai.errors import UserError
 
 
@@ -54,7 +54,7 @@ def federate(
     from fedsr_monai.fl.runner import federate as run
 
     run(
-        site_folders(sites),
+        expand_sites(sites),
         out,
         rounds,
         bundle=bundle,
