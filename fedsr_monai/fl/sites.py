@@ -14,7 +14,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.algo import ROUND, FedSRAlgo, user_error
+from fedsr_monai.fl.algo import ROUND, FedSRAlgo
 
 Tensors = dict[str, torch.Tensor]
 
@@ -72,8 +72,9 @@ class Answer:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: a user's mistake as it is worded, anything else with its type."""
-    error = user_error(error) or error
+    """An exception as one line: a user's mistake as it is worded, anything else with its type; what lies under MONAI's wrapping."""
+    while not isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
