@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+import torch
 
-from fedsr_monai.data.atlas import grid_affine
+from fedsr_monai.data.atlas import build_atlas, grid_affine
 from fedsr_monai.data.site import load_site, site_folders
 
 
@@ -43,3 +44,13 @@ def standard_grid(spacing: float | Sequence[float], shape: Sequence[int]) -> Gri
         UserError: the grid cannot hold the brain.
     """
     return Grid(grid_affine(spacing, shape), tuple(shape))
+
+
+def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The project's atlas on `standard_grid`, for scans that come without a site: image and labels [1, D, H, W].
+
+    Raises:
+        UserError: the grid cannot hold the brain, or the packages that the atlas is built from are not installed.
+    """
+    image, label, _ = build_atlas(spacing, shape)
+    return torch.from_numpy(image)[None], torch.from_numpy(label)[None]

@@ -181,3 +181,8 @@ def site_folders(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
     if not dataset_dir:
         raise UserError("dataset_dir is empty, expected one or more site folders: name them, separated by commas")
     return [os.fspath(folder) for folder in dataset_dir]
+
+
+def site_names(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
+    """The names of the site folders that `dataset_dir` stands for."""
+    return [load_site(folder).name for folder in site_folders(dataset_dir)]

@@ -80,6 +80,9 @@ class FedSRNet(nn.Module):
         self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Weights that are passed on carry an empty atlas (no voxel of a site's, but every key): it replaces none.
+        if prefix + "atlas_label" in state_dict and not state_dict[prefix + "atlas_label"].any():
+            state_dict |= {prefix + name: getattr(self, name) for name in ("atlas_image", "atlas_label")}
         # An atlas comes in the shape of its site's grid: make room for it, so that loading needs no shape in advance.
         for name in ("atlas_image", "atlas_label"):
             if prefix + name in state_dict:

@@ -1,0 +1,41 @@
+"""Writing label maps at the end of a bundle's postprocessing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+
+from fedsr_monai.data.label_map import write_label_map
+from fedsr_monai.data.site import volume_stem
+
+
+class SaveLabelMapd(SaveImaged):
+    """Writes `<scan>_dseg.nii.gz` with its table of labels, each in one step; `<scan>` is the file name of the scan.
+
+    ``SaveImaged`` writes over the old file bit by bit, sets the header's space codes to 1 whatever the scan's are, and hides a full disk
+    behind a traceback. It is the base class because programs that want the result in memory (MONAI Label) take such transforms out.
+
+    Args:
+        keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`).
+        output_dir: folder; made if missing.
+        output_postfix: what follows the name of the scan.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, output_dir: str | os.PathLike, output_postfix: str = "dseg", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, allow_missing_keys=allow_missing_keys)
+        self.output_dir, self.output_postfix = Path(output_dir), output_postfix
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        for key in self.key_iterator(dict(data)):
+            meta = data[key].meta
+            path = self.output_dir / f"{volume_stem(meta['filename_or_obj'])}_{self.output_postfix}.nii.gz"
+            codes = tuple(int(meta.get(name, 1)) for name in ("qform_code", "sform_code"))
+            write_label_map(path, data[key][0].cpu().numpy(), data[key].affine.cpu().numpy(), codes)
+        return dict(data)

@@ -1,0 +1,31 @@
+"""Intensities as the networks know them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+
+def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
+    """A skull-stripped scan in [0, 1]: divided by a percentile of its voxels above 0 and cut off there; the background stays 0."""
+    brain = image[image > 0]
+    if not len(brain):
+        return torch.zeros_like(image)
+    # torch.quantile refuses more than 2^24 values
+    top = torch.kthvalue(brain.flatten(), max(1, round(percentile / 100 * len(brain)))).values
+    return (image / top).clamp(0, 1)
+
+
+class ScaleBrainIntensityd(MapTransform):
+    """Dictionary version of :func:`scale_brain_intensity`."""
+
+    def __init__(self, keys: KeysCollection, percentile: float = 99.8, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.percentile = percentile
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        scaled = {key: scale_brain_intensity(data[key], self.percentile) for key in self.key_iterator(dict(data))}
+        return dict(data) | scaled
