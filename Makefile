@@ -31,7 +31,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 
-wheel: $(VENV)/.installed-test
+wheel: $(VENV)/.made
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
