@@ -33,14 +33,28 @@ def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
     return network
 
 
-def head_optimizers(network: FedSRNet, lr: float, fused: bool = True) -> dict[str, torch.optim.Optimizer]:
-    """One Adam a head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation."""
+def head_optimizers(
+    network: FedSRNet, lr: float, fused: bool = True, velocity_lr: float = 0.1
+) -> dict[str, torch.optim.Optimizer]:
+    """One Adam a head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation.
+
+    ``velocity_lr`` is the learning rate of the last layers of the registration head as a share of ``lr``. Adam moves every weight by
+    about ``lr`` at its first step, whatever the gradient, and the hundreds of weights behind each displacement add up to voxels: at
+    the full rate one step undoes the identity start, and dozens more are spent on coming back.
+    """
+    velocities = list(network.registration.velocities.parameters())
+    last = {id(parameter) for parameter in velocities}
+    registration = [parameter for parameter in network.registration.parameters() if id(parameter) not in last]
     encoder = list(network.encoder.parameters())
-    parts = {
-        "registration": list(network.registration.parameters()) + ([] if fused else encoder),
-        "segmentation": list(network.segmentation.parameters()) + encoder,
+    return {
+        "registration": torch.optim.Adam(
+            [
+                {"params": registration + ([] if fused else encoder), "lr": lr},
+                {"params": velocities, "lr": lr * velocity_lr},
+            ]
+        ),
+        "segmentation": torch.optim.Adam(list(network.segmentation.parameters()) + encoder, lr=lr),
     }
-    return {head: torch.optim.Adam(parameters, lr=lr) for head, parameters in parts.items()}
 
 
 class JointTrainer(Trainer):

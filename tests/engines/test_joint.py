@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from fedsr_monai.engines import JointTrainer, freeze, head_optimizers
+from fedsr_monai.fl.site_state import collect_state, seed_everything
+from fedsr_monai.losses import InfoNCE, ParzenMI
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.spatial import warp
+from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
+
+
+@pytest.fixture
+def scan(phantom) -> dict[str, torch.Tensor]:
+    """The phantom, deformed: image and label [1, 1, 32, 32, 32]."""
+    torch.manual_seed(7)
+    ddf = RandomDeformation(6.0)(phantom[1][None])
+    return {"image": warp(phantom[0][None], ddf), "label": warp(phantom[1][None].float(), ddf, mode="nearest")}
+
+
+def unlabelled(scan: dict[str, torch.Tensor], count: int = 1) -> list[dict[str, torch.Tensor]]:
+    return [{"image": scan["image"]}] * count
+
+
+def random_atlas() -> RandomAtlas:
+    return RandomAtlas(RandomDeformation(6.0), RandomAppearance(14, 6.0))
+
+
+def make_trainer(phantom, data, epochs: int = 1, lr: float = 1e-3, frozen=(), fused: bool = True, network=None, **options) -> JointTrainer:
+    torch.manual_seed(0)
+    if network is None:
+        network = FedSRNet("small")
+        network.set_atlas(*phantom)
+    freeze(network, frozen)
+    options = {"mutual_information": ParzenMI(), "amp": False} | options
+    return JointTrainer("cpu", epochs, data, network, head_optimizers(network, lr, fused), fused=fused, **options)
+
+
+def state_of(trainer: JointTrainer, part: str) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in trainer.network.state_dict().items() if key.startswith(part)}
+
+
+def moved(trainer: JointTrainer, part: str, before: dict[str, torch.Tensor]) -> list[str]:
+    return [key for key, value in state_of(trainer, part).items() if not torch.equal(value, before[key])]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_both_ways_to_step_lower_both_losses(phantom, scan, fused):
+    # With the scan's labels, so that the registration's target does not move while the segmentation learns it.
+    trainer = make_trainer(phantom, [scan] * 9, fused=fused)
+    outputs = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    first, last = outputs[0], outputs[-1]
+    assert last["segmentation"] < 0.8 * first["segmentation"]
+    assert last["registration"] < 0.9 * first["registration"]
+    assert last["similarity"] < first["similarity"] and last["dice"] < first["dice"]
+
+
+def test_the_first_step_does_not_throw_the_field_off(phantom, scan):
+    trainer = make_trainer(phantom, [scan] * 2)
+    trainer.run()
+    assert trainer.state.output["smoothness"] < 0.01  # 0.05 and a loss twice as high where all layers step alike
+    assert [group["lr"] for group in trainer.optimizers["registration"].param_groups] == [1e-3, 1e-4]
+
+
+def test_output_is_named_numbers_that_add_up(phantom, scan):
+    weights = {"similarity": 2.0, "smoothness": 0.5, "dice": 1.0, "mutual_information": 0.0}
+    trainer = make_trainer(phantom, unlabelled(scan), registration_weights=weights)
+    trainer.run()
+    output = trainer.state.output
+    assert set(output) == {
+        "loss", "registration", "segmentation", "similarity", "smoothness", "dice", "exact", "pseudo", "mutual_information",
+    }  # fmt: skip
+    assert all(isinstance(value, float) for value in output.values())
+    assert output["loss"] == pytest.approx(output["registration"] + output["segmentation"])
+    assert output["registration"] == pytest.approx(sum(weights[k] * output[k] for k in ("similarity", "smoothness", "dice")), rel=1e-5)
+
+
+def test_every_parameter_moves(phantom, scan):
+    for fused in (True, False):
+        trainer = make_trainer(phantom, unlabelled(scan, 2), fused=fused)
+        before = dict(trainer.network.named_parameters())
+        before = {key: value.detach().clone() for key, value in before.items()}
+        trainer.run()
+        assert [key for key, value in trainer.network.named_parameters() if torch.equal(value, before[key])] == []
+
+
+def test_frozen_parts_do_not_move(phantom, scan):
+    trainer = make_trainer(phantom, unlabelled(scan), frozen=["encoder"], sa_alpha=0.0, random_atlas=random_atlas())
+    before = state_of(trainer, "")
+    trainer.run()
+    assert moved(trainer, "encoder.", before) == [] and moved(trainer, "sa.", before) == []
+    assert moved(trainer, "atlas_", before) == []
+    assert moved(trainer, "registration.", before) and moved(trainer, "segmentation.", before)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_segmentation_alone(phantom, scan, labelled):
+    data = [scan] if labelled else unlabelled(scan)
+    trainer = make_trainer(phantom, data, heads=["segmentation"])
+    before = state_of(trainer, "")
+    trainer.run()
+    assert moved(trainer, "registration.", before) == [] and moved(trainer, "sa.registration", before) == []
+    assert moved(trainer, "segmentation.", before) and moved(trainer, "encoder.", before)
+    assert set(trainer.state.output) == {"loss", "segmentation", "exact", "mutual_information"}
+
+
+def test_registration_alone(phantom, scan):
+    trainer = make_trainer(phantom, unlabelled(scan), heads=["registration"])
+    before = state_of(trainer, "")
+    trainer.run()
+    assert moved(trainer, "segmentation.", before) == [] and moved(trainer, "registration.", before)
+    assert "segmentation" not in trainer.state.output and "similarity" in trainer.state.output
+
+
+def test_corrected_labels_are_exact_labels(phantom, scan):
+    """A scan with labels teaches more than the same scan without."""
+    outputs = {}
+    for name, data in (("label", [scan]), ("none", unlabelled(scan))):
+        trainer = make_trainer(phantom, data)
+        trainer.run()
+        outputs[name] = trainer.state.output
+    assert "pseudo" not in outputs["label"] and "pseudo" in outputs["none"]
+    assert outputs["label"]["exact"] != outputs["none"]["exact"]
+    assert outputs["label"]["dice"] != outputs["none"]["dice"]  # the registration's target too
+
+
+@pytest.mark.parametrize(("share", "target"), [(1.0, "drawn"), (0.0, "scan")])
+def test_registration_target_is_the_random_atlas_or_the_scan(phantom, scan, share, target):
+    trainer = make_trainer(phantom, unlabelled(scan), random_atlas=random_atlas(), exact_registration=share)
+    trainer.run()
+    assert ("pseudo" in trainer.state.output) == (target == "scan")  # only a registered scan has pseudo-labels
+
+
+def test_sa_features_start_from_the_atlas_and_move_by_alpha(phantom, scan):
+    start = state_of(make_trainer(phantom, unlabelled(scan)), "sa.")
+    assert all(vector.any() for vector in start.values()) and len(start) == 6
+    distance = {}
+    for alpha in (0.0, 0.1, 0.2):
+        trainer = make_trainer(phantom, unlabelled(scan), sa_alpha=alpha)
+        trainer.run()
+        after = state_of(trainer, "sa.")
+        distance[alpha] = torch.cat([after[key] - start[key] for key in start])
+    assert not distance[0.0].any() and distance[0.1].any()
+    torch.testing.assert_close(distance[0.2], 2 * distance[0.1], atol=1e-6, rtol=1e-4)  # eq. 7 is linear in alpha
+
+
+def test_sa_features_that_arrived_are_kept(phantom, scan):
+    network = FedSRNet("small")
+    network.set_atlas(*phantom)
+    network.sa.segmentation[0].fill_(0.5)
+    before = {key: value.clone() for key, value in network.sa.state_dict().items()}
+    trainer = make_trainer(phantom, unlabelled(scan), network=network)
+    assert moved(trainer, "sa.", {f"sa.{key}": value for key, value in before.items()}) == []
+
+
+def test_grids_that_are_no_multiple_of_16(phantom, scan):
+    cut = (slice(None), slice(0, 27), slice(0, 30))
+    trainer = make_trainer([x[cut] for x in phantom], [{"image": scan["image"][(slice(None), *cut)]}], random_atlas=random_atlas())
+    trainer.run()
+    assert all(value == value for value in trainer.state.output.values())
+
+
+def test_resumed_training_equals_an_uninterrupted_one(phantom, scan):
+    def new_trainer() -> JointTrainer:
+        return make_trainer(phantom, unlabelled(scan, 2), random_atlas=random_atlas(), mutual_information=InfoNCE(), exact_registration=0.3)
+
+    def run_round(trainer: JointTrainer, number: int) -> None:
+        seed_everything(number)
+        trainer.state.max_epochs = number
+        trainer.run()
+
+    whole = new_trainer()
+    run_round(whole, 1)
+    file = io.BytesIO()
+    torch.save(collect_state(whole, {}), file)
+    run_round(whole, 2)
+
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed = new_trainer()
+    resumed.network.load_state_dict(state["network"], strict=False)
+    for head, optimizer in resumed.optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][head])
+    resumed.mutual_information.load_state_dict(state["mutual_information"])
+    resumed.state.epoch, resumed.state.iteration = 1, 2
+    run_round(resumed, 2)
+    assert moved(resumed, "", state_of(whole, "")) == []
+    assert resumed.state.output == whole.state.output
