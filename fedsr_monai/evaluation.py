@@ -16,9 +16,9 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.contract import SECTIONS
 from fedsr_monai.data.site import Site, load_atlas, load_site, site_folders
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.algo import load_weights
 from fedsr_monai.metrics.evaluate import evaluate_network
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.weights import load_weights
 
 PERSONALISED = "personalised"  # folder in a run for the networks that were fitted to a site after the rounds
 
@@ -80,8 +80,7 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     """
     parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
-    network = parser.get_parsed_content("network_def")
-    load_weights(network, model.weights)
+    network = load_weights(parser.get_parsed_content("network_def"), model.weights)
     network.set_atlas(*load_atlas(model.site.root))
     return network.to(device)
 
