@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
 from fedsr_monai.networks import FedSRNet, Registration
+from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.networks.spatial import warp
 
 # The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another scale; these
@@ -43,7 +44,7 @@ def registration_losses(
 
     Similarity is negative local cross-correlation in [-1, 0]; dice a loss in [0, 1]; mutual information is returned negated.
     """
-    warped = warp(network.atlas_image.expand_as(target.image), found.full_ddf)
+    warped = warp(pad_to_stride(network.atlas_image).expand_as(target.image), found.full_ddf)
     losses = {
         "similarity": local_cross_correlation(warped, target.image),
         "smoothness": smoothness(found.ddf),
