@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import Trainer
 from torch import nn
 from torch.nn import functional as F
@@ -118,10 +119,10 @@ class JointTrainer(Trainer):
         self.fused, self.exact_registration, self.sa_alpha, self.amp, self.clip = fused, exact_registration, sa_alpha, amp, clip
         if not any(vector.any() for vector in network.sa.buffers()):
             network.initialise_sa()
+        self.add_event_handler(Events.EPOCH_STARTED, self._forget)
 
-    def run(self) -> None:
-        self._last_ddf = None  # a run begins the same whether it follows another one or a restart of the process
-        super().run()
+    def _forget(self, engine: Trainer) -> None:
+        self._last_ddf = None  # an epoch begins the same whether it follows another one or a restart of the process
 
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
         self.network.train()
@@ -143,10 +144,10 @@ class JointTrainer(Trainer):
         target = self._target(drawn, drawn_label) if on_drawn else self._target(scan, label, logits[items])
         labels = self._labels(len(scan), label, drawn_label, None if on_drawn else found)
         report = {
-            "registration": registration_losses(self.network, found, target, self._shares, self.mutual_information),
+            "registration": self._registration_losses(found, target),
             "segmentation": segmentation_losses(self.network, logits, labels, pooled, self.mutual_information),
         }
-        self._descend(sum(weighted(report[head], self.weights[head]) for head in HEADS), self.optimizers.values())
+        self._descend(report)
         self._update_sa(found, pooled)
         self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
         return self._report(report)
@@ -163,19 +164,17 @@ class JointTrainer(Trainer):
                     logits, _ = self.network.segment([f[:-1] for f in features])
             found = self._align(features, slice(0, len(fixed)), logits)
             target = self._target(fixed, fixed_label, logits)
-            losses = registration_losses(self.network, found, target, self._shares, self.mutual_information)
-            self._descend(weighted(losses, self.weights["registration"]), [self.optimizers["registration"]])
+            report["registration"] = self._registration_losses(found, target)
+            self._descend({"registration": report["registration"]})
             self._update_sa(found, None)
-            report["registration"] = losses
         if "segmentation" in self.heads:
             labelled = scan if label is not None or (found and not on_drawn) else scan[:0]
             with self._autocast():
                 logits, pooled = self.network.segment(self.network.encoder(torch.cat([labelled, drawn])))
             labels = self._labels(len(labelled), label, drawn_label, None if on_drawn else found)
-            losses = segmentation_losses(self.network, logits, labels, pooled, self.mutual_information)
-            self._descend(weighted(losses, self.weights["segmentation"]), [self.optimizers["segmentation"]])
+            report["segmentation"] = segmentation_losses(self.network, logits, labels, pooled, self.mutual_information)
+            self._descend({"segmentation": report["segmentation"]})
             self._update_sa(None, pooled)
-            report["segmentation"] = losses
         self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
         return self._report(report)
 
@@ -223,11 +222,14 @@ class JointTrainer(Trainer):
             labels["pseudo"] = (slice(0, scans), warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
         return labels
 
-    def _descend(self, loss: torch.Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        optimizers = list(optimizers)
+    def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
+        return registration_losses(self.network, found, target, self._shares, self.mutual_information)
+
+    def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """One step of each head in ``report`` down the weighted sum of its losses."""
         self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
+        sum(weighted(losses, self.weights[head]) for head, losses in report.items()).backward()
+        for optimizer in (self.optimizers[head] for head in report):
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
             optimizer.step()
 
