@@ -19,7 +19,7 @@ AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
 RANGE_TOLERANCE = 1e-4
 
 
-class _Breach(Exception):
+class Breach(Exception):
     """A file that cannot be looked into any further."""
 
 
@@ -54,9 +54,9 @@ def check_site(path: str | os.PathLike) -> list[str]:
         seen.add((kind, relative))
         file = root / relative
         try:
-            image, volume = _read(file)
+            image, volume = read_nifti(file)
             faults += [f"{file}: {fault}" for fault in _grid_faults(image, shape, spacing, affine)]
-        except _Breach as breach:
+        except Breach as breach:
             faults.append(f"{file}: {breach}")
             continue
         if affine is None and place == "atlas":
@@ -95,51 +95,55 @@ def _files(root: Path, spec: dict) -> Iterator[tuple[str, str, str]]:
                 yield place, kind, os.path.normpath(value)
 
 
-def _read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """The whole file is decompressed, so that a cut or damaged stream is found even behind the last voxel."""
+def read_nifti(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """Image and voxels. The whole file is decompressed, so that a cut or damaged stream is found even behind the last voxel.
+
+    Raises:
+        Breach: what is wrong with the file, without its name.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise _Breach(f"cannot be read ({error.strerror}), expected a readable file: check its permissions") from None
+        raise Breach(f"cannot be read ({error.strerror}), expected a readable file: check its permissions") from None
     if not content:
-        raise _Breach("empty file, expected a NIfTI volume: copy or export it again")
+        raise Breach("empty file, expected a NIfTI volume: copy or export it again")
     compressed = content[:2] == b"\x1f\x8b"
     if file.suffix != (".gz" if compressed else ".nii"):
         kind = "a gzip stream" if compressed else "not a gzip stream"
-        raise _Breach(f"is {kind}, expected .nii.gz for compressed and .nii for plain NIfTI: rename or compress it")
+        raise Breach(f"is {kind}, expected .nii.gz for compressed and .nii for plain NIfTI: rename or compress it")
     if compressed:
         try:
             content = gzip.decompress(content)
         except (EOFError, zlib.error, OSError) as error:
-            raise _Breach(f"broken gzip stream ({error}), expected a complete file: copy or export it again") from None
+            raise Breach(f"broken gzip stream ({error}), expected a complete file: copy or export it again") from None
     if content[344:348] == b"n+1\0":
         kind = nib.Nifti1Image
     elif content[4:8] == b"n+2\0":
         kind = nib.Nifti2Image
     else:
-        raise _Breach("is not NIfTI, expected a NIfTI-1 or -2 volume: convert it, for example with dcm2niix or nibabel")
+        raise Breach("is not NIfTI, expected a NIfTI-1 or -2 volume: convert it, for example with dcm2niix or nibabel")
     try:
         # nibabel replaces sizes of 0 by 1 when it opens an image; other software does not
         header = kind.header_class(content[: kind.header_class.template_dtype.itemsize], check=False)
         sizes = header.get_zooms()[:3]
         if not (np.isfinite(sizes).all() and min(sizes) > 0):
-            raise _Breach(f"spacing {_numbers(sizes)} mm, expected sizes above 0: mend the header's pixdim")
+            raise Breach(f"spacing {_numbers(sizes)} mm, expected sizes above 0: mend the header's pixdim")
         image = kind.from_bytes(content)
         volume = np.asanyarray(image.dataobj)
-    except _Breach:
+    except Breach:
         raise
     except Exception as error:  # nibabel raises a dozen types for damaged headers
-        raise _Breach(
+        raise Breach(
             f"damaged NIfTI ({' '.join(str(error).split())}), expected a complete volume: copy or export it again"
         ) from None
     if volume.dtype.kind not in "iuf":
-        raise _Breach(f"holds {volume.dtype} voxels, expected whole numbers or floats: export it as one channel")
+        raise Breach(f"holds {volume.dtype} voxels, expected whole numbers or floats: export it as one channel")
     return image, volume
 
 
 def _grid_faults(image: nib.Nifti1Image, shape, spacing, affine) -> list[str]:
     if len(image.shape) != 3:
-        raise _Breach(
+        raise Breach(
             f"has {len(image.shape)} dimensions {image.shape}, expected a 3-D volume: keep one volume of the series"
         )
     faults = []

@@ -18,12 +18,12 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlPhase, FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from fedsr_monai.errors import UserError
+from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.fl.exchange import allowed_prefixes, shared_tensors
-from fedsr_monai.fl.site_state import ATLAS, load_state, restore_state, save_state, seed_everything, stable_seed, stateful
-from fedsr_monai.fl.storage import read_tensors
+from fedsr_monai.fl.site_state import load_state, restore_state, save_state, seed_everything, stable_seed, stateful
 from fedsr_monai.fl.validation import check_tensors
 from fedsr_monai.handlers import HistoryWriter, save_checkpoint
+from fedsr_monai.networks.weights import load_weights
 
 ROUND = "round"  # key of `extra`; MONAI's ExtraItems has none for the round
 # Handlers of the bundle whose part the federation plays: a loaded checkpoint would undo each round's weights, a saved one replace the
@@ -262,34 +262,3 @@ class FedSRAlgo(MonaiAlgo):
         self.restore()
         self.load_shared(tensors)
         save_checkpoint({"model": self.trainer.network}, path)
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind `error`, which MONAI's configuration parser and transforms wrap in errors of their own."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
-def load_weights(network: torch.nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into `network`, except for the atlas, which is the site's own.
-
-    Raises:
-        UserError: no such file, not a checkpoint, or one of another network.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        state = read_tensors(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: not found, expected the weights to start from; give the path of a model.pt") from None
-        except Exception as error:  # torch raises half a dozen types for a file that is not its own
-            raise UserError(f"{path}: found no checkpoint ({type(error).__name__}), expected {{'model': state_dict}}") from error
-    state = {key: value for key, value in state.get("model", state).items() if not key.startswith(ATLAS)}
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(ATLAS)}
-    reasons = check_tensors(state, own, str(path))
-    if reasons:
-        raise UserError(f"{reasons[0]} ({len(reasons)} in all); start from weights of the same network")
-    network.load_state_dict(state, strict=False)

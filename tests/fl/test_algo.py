@@ -238,7 +238,7 @@ def test_starting_weights(make, tmp_path):
     torch.save({"model": state}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\], expected float32 \[4\] \(1 in all\)"):
         make(folder="wrong", weights=tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights to start from"):
+    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network"):
         make(folder="none", weights=tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(UserError, match=r"text.pt: found no checkpoint"):
