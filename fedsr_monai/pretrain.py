@@ -1,0 +1,73 @@
+"""The recipe of the weights that ship with the bundles: one resumable command from nothing to `model.pt`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsr_monai.data.profiles import PROFILES
+from fedsr_monai.data.simulate import simulate_sites
+from fedsr_monai.evaluation import evaluate_models, models_of_sites, summary_lines
+from fedsr_monai.fl.runner import federate
+from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.networks.weights import ATLAS, read_weights
+
+# Each stage is a pooled run. Segmentation first, on exactly labelled random atlases alone: the registration is led by predicted
+# labels (eq. 10), so every step of it that is taken before they are good is a step to be taken back. Then registration on the scans,
+# on features and labels that stand still.
+STAGES: dict[str, dict[str, Any]] = {
+    "segmentation": {"heads": ["segmentation"], "learning_rate": 0.0015},
+    "registration": {"heads": ["registration"], "frozen": ["encoder", "segmentation"], "learning_rate": 0.001},
+}
+STEPS_AN_EPOCH = 150
+
+
+def pretrain(
+    out: str | os.PathLike,
+    epochs: Mapping[str, int] | None = None,
+    preset: str = "small",
+    spacing: float = 2.0,
+    training: int = 24,
+    test: int = 6,
+    seed: int = 7,
+    steps: int = STEPS_AN_EPOCH,
+) -> Path:
+    """Train the weights that ship: simulate sites of every profile, train the stages, measure on test subjects, write `out/model.pt`.
+
+    The file holds no atlas: every site brings its own. The same call on the same folder goes on where it was stopped.
+
+    Args:
+        out: folder for sites/, one run a stage, evaluation/ and model.pt.
+        epochs: epochs by stage, by default 30 of segmentation and 15 of registration.
+        preset: "small" or "full".
+        spacing: voxel size in millimetres, on the standard grid of that size.
+        training, test: simulated subjects a site.
+        seed: of everything random.
+        steps: iterations an epoch.
+
+    Returns:
+        `out/model.pt`, `{"model": state_dict}` without an atlas.
+    """
+    out = Path(out)
+    epochs = {"segmentation": 30, "registration": 15} | dict(epochs or {})
+    sites = simulate_sites(out / "sites", training=training, validation=2, test=test, spacing=spacing, seed=seed, profiles=list(PROFILES))
+    weights: Path | None = None
+    for stage, settings in STAGES.items():
+        overrides = settings | {"preset": preset, "epochs": epochs[stage], "epoch_length": steps, "cosine": True, "val_interval": 10**6}
+        run = federate(sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights)
+        (weights,) = (run / "sites").glob("*/model.pt")
+    shipped = export_weights(weights, out / "model.pt")
+    print("\n".join(summary_lines(evaluate_models(models_of_sites(sites, shipped), out / "evaluation"))))
+    return shipped
+
+
+def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
+    """Copy a site's network for others: everything but its atlas, which is replaced by an empty one."""
+    state = read_weights(checkpoint)
+    empty = {"atlas_image": torch.zeros(1, 1, 16, 16, 16), "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
+    save_checkpoint({"model": {key: empty[key] if key in ATLAS else value for key, value in state.items()}}, Path(out))
+    return Path(out)
