@@ -39,7 +39,8 @@ class SegmentationHead(nn.Module):
     """Decoder D_s of eq. 2: features of the scan -> logits at full resolution.
 
     Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution features over
-    their eight children (sub-pixel) and mixes them with the encoder's full-resolution features in one convolution.
+    their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in one convolution, and a
+    residual to them through a convolution block for borders that are no linear matter. The residual starts at zero.
 
     Args:
         widths: channels of the five encoder stages.
@@ -57,6 +58,9 @@ class SegmentationHead(nn.Module):
         self.fine = conv_block(f1 + widths[1], half)
         self.spread = nn.Conv3d(half, 8 * widths[0], kernel_size=1)
         self.logits = nn.Conv3d(2 * widths[0], num_classes, kernel_size=3, padding=1)
+        self.detail = conv_block(2 * widths[0], 2 * widths[0])
+        self.detail_logits = nn.Conv3d(2 * widths[0], num_classes, kernel_size=1, bias=False)
+        nn.init.zeros_(self.detail_logits.weight)
 
     def forward(self, features: Sequence[torch.Tensor], sa: SAVectors) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits [B, classes, D, H, W] and the pooled f_d of f1, f2, f3."""
@@ -65,7 +69,8 @@ class SegmentationHead(nn.Module):
         x, pooled1 = self.levels[0]([double(x), features[2]], sa[0])
         x = self.fine(torch.cat([double(x), features[1]], dim=1))
         x = pixelshuffle(self.spread(x), spatial_dims=3, scale_factor=2)
-        return self.logits(torch.cat([x, features[0]], dim=1)), [pooled1, pooled2, pooled3]
+        x = torch.cat([x, features[0]], dim=1)
+        return self.logits(x) + self.detail_logits(self.detail(x)), [pooled1, pooled2, pooled3]
 
 
 class RegistrationHead(nn.Module):
