@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from monai.transforms import LoadImage
 from tqdm import tqdm
 
 from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
-from fedsr_monai.data.site import Site, load_site, volume_stem
+from fedsr_monai.data.site import Site, load_atlas, load_site, volume_stem
+from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError
 from fedsr_monai.metrics.evaluate import case_rows, image_measures, run_case
-from fedsr_monai.metrics.tables import read_csv, structure_rows, write_csv
+from fedsr_monai.metrics.registration import folded_percent
+from fedsr_monai.metrics.tables import read_csv, structure_rows, write_csv, write_json
 
 COLUMNS = ("method", "site", "case", "structure", "dice", "hd95_mm", "asd_mm", "missed", "seconds", "folded_percent")
 NETWORK_METHODS = {"start": "atlas as it lies", "registration": "FedSR registration", "segmentation": "FedSR segmentation"}
@@ -30,7 +32,8 @@ def run_accuracy(
     methods: Sequence[str] = ("affine", "n4_syn"),
     cases: int | None = None,
     device: str = "cpu",
-) -> list[dict[str, Any]]:
+    refine: int = 0,
+) -> dict[str, dict[str, Any]]:
     """Measure every method on the labelled test scans of the sites; a row a structure in ``<out>.csv``, means in ``<out>.json``.
 
     A method and case already in ``<out>.csv`` is not measured again, so that a killed run goes on where it was.
@@ -41,6 +44,10 @@ def run_accuracy(
         network: a FedSRNet with weights; each site's atlas is set before its scans. None measures the classical methods alone.
         methods: of ``ants_baseline.METHODS``.
         cases: test scans a site (the first ones), all by default.
+        refine: also measure registration after this many gradient steps on each scan (``engines.refine``).
+
+    Returns:
+        The content of ``<out>.json``, see :func:`summary`.
 
     Raises:
         UserError: an unknown method, or a site without labelled test scans.
@@ -51,17 +58,24 @@ def run_accuracy(
     table = Path(f"{os.fspath(out)}.csv")
     rows = _read(table)
     done = {(row["method"], row["site"], row["case"]) for row in rows}
-    jobs = [(load_site(site), item, method) for method in (["network"] if network else []) + list(methods)
+    ours = ["network"] * bool(network) + ["refined"] * bool(network and refine)
+    jobs = [(load_site(site), item, method) for method in [*ours, *methods]
             for site in sites for item in _test_items(load_site(site))[:cases]]  # fmt: skip
+    labels = {"network": NETWORK_METHODS["segmentation"], "refined": f"FedSR registration, refined ({refine} steps)"}
     for site, item, method in tqdm(jobs, desc="benchmark", unit="scan", disable=None):
         case = volume_stem(item["image"])
-        if (NETWORK_METHODS["segmentation"] if method == "network" else method, site.name, case) in done:
+        if (labels.get(method, method), site.name, case) in done:
             continue
-        found = _network_rows(network, site, item, device) if method == "network" else _ants_rows(site, item, method)
+        if method in METHODS:
+            found = _ants_rows(site, item, method)
+        else:
+            network.set_atlas(*load_atlas(site.root))
+            found = _network_rows(network, site, item, device) if method == "network" else _refined_rows(network, site, item, refine, labels[method])
         rows += [{"site": site.name, "case": case} | row for row in found]
         write_csv(table, rows, COLUMNS)
-    Path(f"{os.fspath(out)}.json").write_text(json.dumps(summary(rows), indent=1) + "\n")
-    return rows
+    result = summary(rows)
+    write_json(f"{os.fspath(out)}.json", result)
+    return result
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -111,6 +125,23 @@ def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], de
         row | {"method": NETWORK_METHODS[row["task"]], "seconds": extra[row["task"]][0], "folded_percent": extra[row["task"]][1]}
         for row in case_rows(volumes, site)
     ]
+
+
+def _refined_rows(
+    network: torch.nn.Module, site: Site, item: dict[str, str], steps: int, method: str
+) -> list[dict[str, Any]]:
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    scan = load(item["image"]).as_tensor().float()[None].to(network.atlas_image.device)
+    reference = load(item["label"]).numpy()[0].astype(np.uint8)
+    start = time.perf_counter()
+    ddf = refine_registration(network, scan, steps)
+    label = network.warp_labels(ddf)[0, 0].cpu().numpy()
+    measures = {
+        "method": method,
+        "seconds": time.perf_counter() - start,
+        "folded_percent": folded_percent(ddf.cpu(), scan[0].cpu() > 0),
+    }
+    return [row | measures for row in structure_rows(label, reference, site.spacing, site.labels)]
 
 
 def _ants_rows(site: Site, item: dict[str, str], method: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import statistics
@@ -18,13 +19,12 @@ from fedsr_monai.metrics.tables import write_csv
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
 
-COLUMNS = ("what", "preset", "shape", "precision", "median_seconds", "min_seconds", "max_seconds", "runs", "machine")
+COLUMNS = ("what", "shape", "precision", "median_seconds", "min_seconds", "max_seconds", "runs", "machine")
 
 
 def run_speed(
     out: str | os.PathLike,
     network: FedSRNet,
-    preset: str,
     spacing: float,
     device: str = "cpu",
     runs: int = 5,
@@ -50,9 +50,7 @@ def run_speed(
 
         return run
 
-    # Gradients through a copy: timing leaves the caller's weights as they are.
-    trained = FedSRNet(preset).to(device)
-    trained.load_state_dict(network.state_dict())
+    trained = copy.deepcopy(network)  # timing leaves the caller's weights as they are
     random_atlas = RandomAtlas(RandomDeformation(spacing), RandomAppearance(network.num_classes, spacing))
     trainers = {
         f"joint step, {'fused' if fused else 'alternating'}": JointTrainer(
@@ -69,7 +67,6 @@ def run_speed(
         rows.append(
             {
                 "what": name,
-                "preset": preset,
                 "shape": "x".join(map(str, shape)),
                 "precision": "bfloat16" if amp else "float32",
                 "median_seconds": statistics.median(seconds),

@@ -1,0 +1,94 @@
+"""Commands behind the published numbers: the benchmark, and the recipe of the weights that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsr_monai.commands.places import expand_sites
+from fedsr_monai.errors import UserError
+
+
+def benchmark(
+    sites: list[str],
+    out: str = "benchmarks/accuracy",
+    methods: str = "affine,n4_syn",
+    cases: int | None = None,
+    weights: str | None = None,
+    refine: int = 0,
+    speed: bool = False,
+    device: str | None = None,
+) -> None:
+    """Measure the network beside ANTs label propagation on the same labelled test scans, or measure speed.
+
+    A row a structure, case and method in OUT.csv, means and spreads in OUT.json. What is in OUT.csv already is not measured again.
+
+    Args:
+        sites: site folders with labelled test scans
+        out: path of the tables, without an ending
+        methods: of affine, n4_syn, n4_syn_60_40_20, by commas; "none" for the network alone (the others need the extra 'benchmark')
+        cases: test scans a site, by default all
+        weights: checkpoint to measure; by default the one that comes with the bundle fedsr_site
+        refine: also measure registration refined by this many gradient steps on each scan
+        speed: measure seconds of network passes and training steps instead of accuracy, on the first site's grid
+        device: cpu or cuda; by default cuda where there is one
+
+    Example:
+        fedsr benchmark sites --methods n4_syn --out benchmarks/accuracy
+        fedsr benchmark sites/adult-3t --speed --out benchmarks/speed
+    """
+    import torch
+
+    from fedsr_monai.benchmark.accuracy import run_accuracy
+    from fedsr_monai.benchmark.speed import run_speed
+    from fedsr_monai.evaluation import load_network, models_of_sites
+
+    folders = expand_sites(sites)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = models_of_sites(folders[:1], weights)[0]
+    if refine < 0:
+        raise UserError(f"--refine: found {refine}, expected 0 or a number of gradient steps; for example --refine 20")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    network = load_network(model, device)
+    if speed:
+        rows = run_speed(out, network, model.site.spacing[0], device)
+        for row in rows:
+            print(f"{row['what']:<28}{row['median_seconds']:8.3f} s   ({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})")
+    else:
+        chosen = [] if methods == "none" else [method.strip() for method in methods.split(",")]
+        for method, found in run_accuracy(folders, out, network, chosen, cases, device, refine).items():
+            dice, seconds = found["dice"], found["seconds"]
+            print(f"{method:<42}Dice {dice['mean']:.3f} ± {dice['sd']:.3f} ({dice['n']} scans)   {seconds['mean']:.1f} s a scan")
+    print(f"{out}.csv")
+
+
+def pretrain(
+    out: str,
+    segmentation_epochs: int = 30,
+    registration_epochs: int = 15,
+    preset: str = "small",
+    spacing: float = 2.0,
+    training: int = 24,
+    test: int = 6,
+    seed: int = 7,
+) -> None:
+    """Train weights like those that ship: simulate sites of every kind, train both heads, measure, write OUT/model.pt.
+
+    Hours on two CPU cores. A killed run goes on where it was when the same command is given again.
+
+    Args:
+        out: folder for the sites, the two stages, the evaluation and model.pt
+        segmentation_epochs: epochs of 150 steps of encoder and segmentation head
+        registration_epochs: epochs of 150 steps of the registration head
+        preset: small or full
+        spacing: voxel size in mm: 2.5, 2 or 1.5
+        training: simulated scans a site to train on
+        test: simulated scans a site to measure on
+        seed: of everything random
+
+    Example:
+        fedsr pretrain weights
+    """
+    from fedsr_monai.pretrain import pretrain as run
+
+    epochs = {"segmentation": segmentation_epochs, "registration": registration_epochs}
+    print(run(out, epochs, preset, spacing, training, test, seed))
