@@ -91,3 +91,8 @@ def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
             size = [int(n) for n in info[TraceKeys.ORIG_SIZE]]
             return np.asarray(info[TraceKeys.EXTRA_INFO]["affine"], dtype=float).reshape(4, 4), tuple(size)
     raise UserError("preprocessing: found no ResampleToGridd, expected it before the network; correct the bundle's configuration")
+
+
+def header_codes(meta: Mapping) -> tuple[int, int]:
+    """qform and sform code of the file that meta data come from; 1 (scanner space) where they are not known."""
+    return int(meta.get("qform_code", 1)), int(meta.get("sform_code", 1))

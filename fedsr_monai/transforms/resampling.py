@@ -42,6 +42,7 @@ def sample(
     shape: Sequence[int],
     finish: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     padding_mode: str = "zeros",
+    shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Linear interpolation of a volume [C, D, H, W] at `matrix` times the indices of a grid of `shape`; [C', *shape].
 
@@ -54,17 +55,18 @@ def sample(
         shape: of the result.
         finish: from sampled values to what is kept.
         padding_mode: outside the volume, "zeros" or "border".
+        shift: displacement [3, *shape], added to the places in voxels of the volume.
     """
     m = torch.as_tensor(matrix, dtype=torch.float32, device=volume.device)
     steps = [torch.arange(n, dtype=torch.float32, device=volume.device) for n in shape]
     depth = max(1, SLAB // (shape[1] * shape[2]))
     slabs = []
     for start in range(0, shape[0], depth):
-        i, j, k = torch.meshgrid(steps[0][start : start + depth], steps[1], steps[2], indexing="ij")
+        part = slice(start, start + depth)
+        i, j, k = torch.meshgrid(steps[0][part], steps[1], steps[2], indexing="ij")
+        places = [m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3] + (0 if shift is None else shift[a, part]) for a in range(3)]
         # grid_sample's coordinates run from -1 to 1 over the voxel centres, last axis first
-        points = [
-            (m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3]) * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)
-        ]
+        points = [places[a] * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)]
         values = F.grid_sample(volume[None], torch.stack(points, dim=-1)[None], padding_mode=padding_mode, align_corners=True)
         slabs.append(finish(values[0]))
     return torch.cat(slabs, dim=1)

@@ -12,6 +12,7 @@ from monai.transforms import SaveImaged
 
 from fedsr_monai.data.label_map import write_label_map
 from fedsr_monai.data.site import volume_stem
+from fedsr_monai.transforms.labels_on_scan import header_codes
 
 
 class SaveLabelMapd(SaveImaged):
@@ -36,6 +37,5 @@ class SaveLabelMapd(SaveImaged):
         for key in self.key_iterator(dict(data)):
             meta = data[key].meta
             path = self.output_dir / f"{volume_stem(meta['filename_or_obj'])}_{self.output_postfix}.nii.gz"
-            codes = tuple(int(meta.get(name, 1)) for name in ("qform_code", "sform_code"))
-            write_label_map(path, data[key][0].cpu().numpy(), data[key].affine.cpu().numpy(), codes)
+            write_label_map(path, data[key][0].cpu().numpy(), data[key].affine.cpu().numpy(), header_codes(meta))
         return dict(data)

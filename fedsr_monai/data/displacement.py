@@ -1,0 +1,68 @@
+"""Displacement fields between the network's grid and the world: from voxels to the millimetres that ITK, ANTs and 3D Slicer read."""
+
+from __future__ import annotations
+
+import gzip
+import os
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from fedsr_monai.atomic import atomic_path
+from fedsr_monai.data.grid import Grid
+from fedsr_monai.transforms.resampling import sample, voxel_map
+
+LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against those of NIfTI
+
+
+def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
+    """A displacement [3, D, H, W] in voxels of `grid`, read off at the voxels of a scan: [3, *scan.shape], still in voxels of `grid`.
+
+    Beyond the grid's box the field goes on as it is at the border, which is how `warp` treats the atlas too.
+    """
+    return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
+
+
+def labels_under_field(label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int) -> torch.Tensor:
+    """The atlas labels [1, D, H, W] on `grid`, warped straight onto the voxels of a scan: uint8 [1, *scan.shape].
+
+    The one-hot map is interpolated and the largest share wins; outside the atlas there is background.
+
+    Args:
+        field: from `field_on_scan`.
+    """
+    shares = torch.nn.functional.one_hot(label[0].long(), num_classes).movedim(-1, 0).float()
+    matrix = voxel_map(grid.affine, scan.affine)
+
+    def largest(values: torch.Tensor) -> torch.Tensor:
+        values[0] = 1 - values[1:].sum(dim=0)  # outside the atlas nothing has a share
+        return values.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+    return sample(shares, matrix, scan.shape, largest, shift=field)
+
+
+def write_displacement(path: str | os.PathLike, field: torch.Tensor, grid: Grid, scan: Grid, codes: tuple[int, int] = (1, 1)) -> None:
+    """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas that belongs there.
+
+    Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with vector intent, float32.
+    `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull the atlas onto the scan with it.
+
+    Args:
+        path: the file.
+        field: from `field_on_scan`.
+        grid: whose voxels the field counts in.
+        scan: where it was read off.
+        codes: qform and sform code of the header.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy()) * LPS
+    image = nib.Nifti1Image(np.ascontiguousarray(vectors[:, :, :, None, :], dtype=np.float32), scan.affine)
+    image.header.set_intent("vector")
+    image.set_qform(scan.affine, code=codes[0])
+    image.set_sform(scan.affine, code=codes[1])
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # floats hardly shrink any further
