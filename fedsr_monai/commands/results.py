@@ -52,20 +52,31 @@ def evaluate(
     print(folder)
 
 
-def segment(scans: list[str], out: str, register: bool = False, weights: str | None = None, device: str | None = None) -> None:
+def segment(
+    scans: list[str],
+    out: str,
+    register: bool = False,
+    site: str | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+) -> None:
     """Label 13 structures in scans, each on the scan's own grid.
 
     Args:
         scans: NIfTI files, skull-stripped and roughly in the atlas' space, at any spacing and orientation
         out: folder for <scan>_dseg.nii.gz
         register: also write the atlas labels carried over by the registration, and the deformation
+        site: site folder whose grid and atlas are used; by default the grid of the shipped weights and an atlas built on it
         weights: checkpoint; by default the one that comes with the bundle fedsr_site
         device: cpu or cuda; by default cuda where there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
     """
-    raise UserError("segment is not there yet: run the bundle fedsr_site")
+    from fedsr_monai.inference import segment as run
+
+    for path in run(scans, out, weights=weights, register=register, site=site, device=device):
+        print(path)
 
 
 def report(run: str, evaluation: str | None = None, out: str | None = None) -> None:
