@@ -104,7 +104,9 @@ class FedSRAlgo(MonaiAlgo):
             UserError: the bundle, the starting weights or the site's state do not fit.
         """
         extra = dict(extra or {})
-        stats_sender = extra.pop(ExtraItems.STATS_SENDER, None)  # the base class would attach it to engines not built yet
+        stats_sender = extra.pop(
+            ExtraItems.STATS_SENDER, None
+        )  # the base class would attach it to engines not built yet
         with warnings.catch_warnings():
             # The bundle comes from this machine, not from the server.
             warnings.filterwarnings("ignore", message=".*bundle.*", category=UserWarning)
@@ -164,7 +166,9 @@ class FedSRAlgo(MonaiAlgo):
             UserError: a key is missing, foreign, mis-shaped, of another type, or not finite. Nothing is loaded then.
         """
         network = self.trainer.network
-        reasons = check_tensors(tensors, shared_tensors(network.state_dict(), self.policy), f"server to site {self.client_name!r}")
+        reasons = check_tensors(
+            tensors, shared_tensors(network.state_dict(), self.policy), f"server to site {self.client_name!r}"
+        )
         if reasons:
             more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
             raise UserError(f"{reasons[0]}{more}; give server and site the same bundle and policy")
@@ -202,10 +206,14 @@ class FedSRAlgo(MonaiAlgo):
         self.stale = True  # until the round is complete: an exception leaves the engine in the middle of an epoch
         trainer.run()
         if state.iteration < state.max_epochs * state.epoch_length:
-            raise RuntimeError(f"round {self.round}: training ended at iteration {state.iteration - begin}, before the epoch's end")
+            raise RuntimeError(
+                f"round {self.round}: training ended at iteration {state.iteration - begin}, before the epoch's end"
+            )
         bad = [key for key, value in trainer.network.state_dict().items() if not bool(torch.isfinite(value).all())]
         if bad:
-            raise RuntimeError(f"round {self.round}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state")
+            raise RuntimeError(
+                f"round {self.round}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state"
+            )
         self.stale = False
 
         rows = self.losses.rows
@@ -243,12 +251,14 @@ class FedSRAlgo(MonaiAlgo):
         for filter_ in self.pre_filters or ():
             data = filter_(data, extra)
         self.phase = FlPhase.EVALUATE
+        self.restore()  # may build the workflow anew
+        self.load_shared(data.weights or {})
         if self.evaluator is None:
             self.evaluator = self.train_workflow.evaluator
         if self.evaluator is None:
-            raise UserError(f"{self.bundle_root}: validate#evaluator: found nothing, expected an evaluator; add one to the bundle")
-        self.restore()
-        self.load_shared(data.weights or {})
+            raise UserError(
+                f"{self.bundle_root}: validate#evaluator: found nothing, expected an evaluator; add one to the bundle"
+            )
         self.evaluator.run(self.trainer.state.epoch + 1)
         metrics = self.evaluator.state.metrics
         scalars = {key: float(value) for key, value in metrics.items() if torch.as_tensor(value).numel() == 1}

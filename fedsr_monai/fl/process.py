@@ -74,7 +74,9 @@ class InProcesses:
         for site in self.jobs:
             self.file(site, "down").unlink(missing_ok=True)
         if bad:
-            raise UserError(f"{'; '.join(sorted(bad))}; the rounds are complete, run the same command again for model.pt")
+            raise UserError(
+                f"{'; '.join(sorted(bad))}; the rounds are complete, run the same command again for model.pt"
+            )
 
     def close(self) -> None:
         for site in list(self.running):
@@ -91,7 +93,9 @@ class InProcesses:
             ours, theirs = context.Pipe()
             threads = max(1, torch.get_num_threads() // len(self.jobs))
             # Not a daemon: a daemon may not start the workers of a data loader.
-            process = context.Process(target=serve, args=(json.dumps(asdict(self.jobs[site])), threads, theirs), name=site)
+            process = context.Process(
+                target=serve, args=(json.dumps(asdict(self.jobs[site])), threads, theirs), name=site
+            )
             process.start()
             theirs.close()
             self.running[site] = process, ours
@@ -125,14 +129,19 @@ class InProcesses:
             if not ready:
                 for site in waiting.values():
                     self.stop(site)
-                    yield Answer(site, "timeout", f"no answer within {self.timeout:g} s", seconds=time.perf_counter() - started)
+                    yield Answer(
+                        site, "timeout", f"no answer within {self.timeout:g} s", seconds=time.perf_counter() - started
+                    )
                 return
             for connection in ready:
                 site = waiting.pop(connection)
                 try:
                     reply = json.loads(connection.recv_bytes())
                 except (EOFError, OSError):
-                    reply = {"status": "failed", "reason": f"its process ended with exit code {self.stop(site, grace=5.0)}"}
+                    reply = {
+                        "status": "failed",
+                        "reason": f"its process ended with exit code {self.stop(site, grace=5.0)}",
+                    }
                 yield Answer(site, seconds=time.perf_counter() - started, **reply)
 
 

@@ -46,7 +46,9 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
         try:
             begun = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: found damaged JSON ({error}), expected the settings of a run; give another --out") from error
+            raise UserError(
+                f"{path}: found damaged JSON ({error}), expected the settings of a run; give another --out"
+            ) from error
         for key in settings:
             if key not in FREE and _compared(begun.get(key)) != _compared(settings[key]):
                 raise UserError(
@@ -73,7 +75,11 @@ def write_tables(out: Path, history: Sequence[Mapping[str, Any]], open_round: Se
         history: one record a round, with `participation` and `epochs` (rows of the two tables) and the columns of `ROUNDS`.
         open_round: participation rows of a round that could not be completed.
     """
-    write_table(out / "participation.csv", PARTICIPATION, [row for record in history for row in record["participation"]] + [*open_round])
+    write_table(
+        out / "participation.csv",
+        PARTICIPATION,
+        [row for record in history for row in record["participation"]] + [*open_round],
+    )
     losses = sorted({key for record in history for key in record["losses"]})
     rows = [{**{key: record[key] for key in ROUNDS}, **record["losses"]} for record in history]
     write_table(out / "rounds.csv", ROUNDS + losses, rows)

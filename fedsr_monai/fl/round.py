@@ -25,7 +25,9 @@ def draw_sites(names: Sequence[str], count: int, seed: int, round: int) -> list[
     return sorted(random.Random(stable_seed(seed, "participation", round)).sample(sorted(names), count))
 
 
-def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str], jobs: Sequence[SiteJob], out: Path, bar: tqdm) -> None:
+def play_round(
+    server: Server, pool: InTurn | InProcesses, drawn: Sequence[str], jobs: Sequence[SiteJob], out: Path, bar: tqdm
+) -> None:
     """One round: send, train, receive, aggregate, write the checkpoint and the tables.
 
     Raises:
@@ -45,7 +47,9 @@ def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str],
             server.receive(answer.site, number, answer.tensors, answer.statistics)
         server_seconds += time.perf_counter() - clock
         losses = answer.statistics.get("losses", {})
-        bar.set_postfix_str(f"round {number + 1}, {answer.site}: " + (_losses_text(losses) if losses else answer.status), refresh=False)
+        bar.set_postfix_str(
+            f"round {number + 1}, {answer.site}: " + (_losses_text(losses) if losses else answer.status), refresh=False
+        )
         bar.update()
 
     clock = time.perf_counter()
@@ -62,13 +66,17 @@ def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str],
         "bytes_up": sum(row["bytes_up"] for row in rows),
         "losses": {key: _mean([s["losses"][key] for s in accepted if key in s["losses"]]) for key in keys},
         "participation": rows,
-        "epochs": [{"round": number, "site": site, **row} for site in sorted(answers) for row in _epochs(answers[site])],
+        "epochs": [
+            {"round": number, "site": site, **row} for site in sorted(answers) for row in _epochs(answers[site])
+        ],
     }
     try:
         server.finish_round(record)
     except TooFewAnswers as error:
         write_tables(out, server.history, rows)
-        bad = "; ".join(f"{row['site']}: {row['status']}: {row['reason']}" for row in rows if row["status"] not in ("ok", "absent"))
+        bad = "; ".join(
+            f"{row['site']}: {row['status']}: {row['reason']}" for row in rows if row["status"] not in ("ok", "absent")
+        )
         raise UserError(f"{error}: {bad}; mend these and run the same command again, or lower min_sites") from None
     now = time.perf_counter()
     server.history[-1].update(seconds=now - started, server_seconds=server_seconds + now - clock)
@@ -76,7 +84,14 @@ def play_round(server: Server, pool: InTurn | InProcesses, drawn: Sequence[str],
 
 
 def _participation(number: int, site: str, answer: Answer | None, server: Server, bytes_down: int) -> dict[str, Any]:
-    row = {"round": number, "site": site, "status": "absent", "reason": "not drawn for this round", "bytes_down": 0, "bytes_up": 0}
+    row = {
+        "round": number,
+        "site": site,
+        "status": "absent",
+        "reason": "not drawn for this round",
+        "bytes_down": 0,
+        "bytes_up": 0,
+    }
     if answer is None:
         return row
     statistics = answer.statistics

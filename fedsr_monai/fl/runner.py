@@ -86,14 +86,18 @@ def federate(
         "overrides": {"epochs": rounds * local_epochs, **overrides},
         "weights": None if from_weights is None else str(Path(from_weights).absolute()),
     }
-    jobs = [SiteJob(site.name, str(site.root), str(folder / site.name), len(site.training), **common) for site in loaded]
+    jobs = [
+        SiteJob(site.name, str(site.root), str(folder / site.name), len(site.training), **common) for site in loaded
+    ]
     if policy == "pooled":
         paths = ",".join(job.dataset_dir for job in jobs)
         jobs = [SiteJob("pooled", paths, str(folder / "pooled"), sum(job.images for job in jobs), **common)]
     asked = max(1, round(participation * len(jobs)))
     min_sites = math.ceil(asked / 2) if min_sites is None else min_sites
     if not 1 <= min_sites <= asked:
-        raise UserError(f"min_sites: found {min_sites}, expected 1 to {asked}, the sites asked in a round; choose one of these")
+        raise UserError(
+            f"min_sites: found {min_sites}, expected 1 to {asked}, the sites asked in a round; choose one of these"
+        )
     if from_weights is not None and not Path(from_weights).is_file():
         raise UserError(f"{from_weights}: not found, expected the weights to start from; give the path of a model.pt")
 
@@ -126,7 +130,9 @@ def federate(
         )
         server.begin()
         write_tables(out, server.history)
-        with tqdm(total=rounds * asked, initial=min(rounds, server.round) * asked, desc=policy, unit="site", disable=None) as bar:
+        with tqdm(
+            total=rounds * asked, initial=min(rounds, server.round) * asked, desc=policy, unit="site", disable=None
+        ) as bar:
             while server.round < rounds:
                 drawn = draw_sites([job.name for job in jobs], asked, seed, server.round)
                 play_round(server, pool, drawn, jobs, out, bar)
@@ -147,7 +153,9 @@ def _check_arguments(rounds, local_epochs, weighting, timeout, processes, partic
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout: found {timeout!r}, expected seconds above 0; correct it")
     if timeout is not None and not processes:
-        raise UserError("timeout: found one without processes, expected both; add --processes, a site in this process cannot be stopped")
+        raise UserError(
+            "timeout: found one without processes, expected both; add --processes, a site in this process cannot be stopped"
+        )
 
 
 def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
@@ -180,10 +188,14 @@ def _check_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
     try:
         json.dumps(overrides)
     except TypeError as error:
-        raise UserError(f"overrides: found a value that is not plain JSON ({error}), expected numbers, text, lists; correct it") from None
+        raise UserError(
+            f"overrides: found a value that is not plain JSON ({error}), expected numbers, text, lists; correct it"
+        ) from None
     for key in overrides:
         first = key.replace("::", "#").split("#")[0]
         if first not in config:
             near = difflib.get_close_matches(first, config, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
-            raise UserError(f"overrides: {key}: found no such id in {root / 'configs' / 'train.json'}, expected one of its ids; {hint}")
+            raise UserError(
+                f"overrides: {key}: found no such id in {root / 'configs' / 'train.json'}, expected one of its ids; {hint}"
+            )

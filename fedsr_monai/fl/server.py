@@ -158,12 +158,21 @@ class Server:
             return False
         try:
             state = json.loads(path.read_bytes())
-            file, digest, number, history = self.folder / state["file"], state["sha256"], state["round"], state["history"]
+            file, digest, number, history = (
+                self.folder / state["file"],
+                state["sha256"],
+                state["round"],
+                state["history"],
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: found damaged JSON ({error}), expected a server state; restore it from a copy") from error
+            raise UserError(
+                f"{path}: found damaged JSON ({error}), expected a server state; restore it from a copy"
+            ) from error
         tensors = read_tensors(file)
         if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise UserError(f"{file}: found other bytes than state.json names, expected sha256 {digest}; restore it from a copy")
+            raise UserError(
+                f"{file}: found other bytes than state.json names, expected sha256 {digest}; restore it from a copy"
+            )
         found = {key: list(tensor.shape) for key, tensor in tensors.items()}
         expected = {key: list(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(set(found) | set(expected)):

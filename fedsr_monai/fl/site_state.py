@@ -92,7 +92,9 @@ def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[An
     remove_all_but(state_files(folder), KEPT_STATES)
 
 
-def load_state(folder: Path, round: int | None = None, device: torch.device | None = None) -> tuple[Path, dict[str, Any]] | None:
+def load_state(
+    folder: Path, round: int | None = None, device: torch.device | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest state in which `round` can begin (a site may have missed rounds), or None for an empty folder.
 
     Raises:
@@ -110,7 +112,9 @@ def load_state(folder: Path, round: int | None = None, device: torch.device | No
     try:
         return usable[-1], torch.load(usable[-1], map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not whole
-        raise UserError(f"{usable[-1]}: found a damaged file ({type(error).__name__}), expected a site state; restore it from a copy") from error
+        raise UserError(
+            f"{usable[-1]}: found a damaged file ({type(error).__name__}), expected a site state; restore it from a copy"
+        ) from error
 
 
 def state_files(folder: Path) -> list[Path]:

@@ -34,7 +34,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: not found, expected a safetensors file; give the path of one") from None
     except SafetensorError as error:
-        raise UserError(f"{path}: found a damaged file ({error}), expected safetensors; restore it from a copy") from error
+        raise UserError(
+            f"{path}: found a damaged file ({error}), expected safetensors; restore it from a copy"
+        ) from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -77,7 +77,9 @@ def validate_update(
     """
     who = f"site {site!r}"
     if update_round != current_round:
-        kind = "a late answer" if isinstance(update_round, int) and update_round < current_round else "not the open round"
+        kind = (
+            "a late answer" if isinstance(update_round, int) and update_round < current_round else "not the open round"
+        )
         return [f"{who}: round: found {update_round}, expected {current_round} ({kind})"]
     if site in received:
         return [f"{who}: round: found a second answer to round {current_round}, expected one (a duplicate)"]

@@ -1,7 +1,7 @@
 """A bundle and sites as small as they can be, with everything that a round has to carry over.
 
-Two heads with an optimiser each, a scheduled learning rate, SA vectors moved by eq. 7, a queue in the mutual information, dropout, random transforms and a
-shuffled loader: a round forgotten anywhere changes the numbers.
+Two heads with an optimiser each, a scheduled learning rate, SA vectors moved by eq. 7, a queue in the mutual information,
+dropout, random transforms and a shuffled loader: a round forgotten anywhere changes the numbers.
 """
 
 from __future__ import annotations
@@ -135,7 +135,12 @@ CONFIG = {
                 "lr_scheduler": "$torch.optim.lr_scheduler.StepLR(@optimizers['registration'], 1, 0.9)",
                 "print_lr": False,
             },
-            {"_target_": "CheckpointSaver", "save_dir": "@bundle_root", "save_dict": {"model": "@network"}, "save_interval": 1},
+            {
+                "_target_": "CheckpointSaver",
+                "save_dir": "@bundle_root",
+                "save_dict": {"model": "@network"},
+                "save_interval": 1,
+            },
         ],
         "trainer": {
             "_target_": "miniature.MiniTrainer",
@@ -152,7 +157,11 @@ CONFIG = {
     "training": ["$@train#trainer.run()"],
     "run": "$@training",
 }
-CONFIG["imports"] += ["$from miniature import optimizers", "$import torch", "$from fedsr_monai.data.site import site_datalist"]
+CONFIG["imports"] += [
+    "$from miniature import optimizers",
+    "$import torch",
+    "$from fedsr_monai.data.site import site_datalist",
+]
 CONFIG["validate"] = {
     "dataset": {
         "_target_": "Dataset",

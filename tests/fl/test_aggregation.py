@@ -15,7 +15,10 @@ def correlation(pooled: torch.Tensor, sa: torch.Tensor) -> torch.Tensor:
 def updates(seed=0, sites=("a", "b", "c")):
     generator = torch.Generator().manual_seed(seed)
     return {
-        site: {"encoder.w": torch.randn(5, 7, generator=generator), "sa.segmentation.0": torch.rand(16, generator=generator)}
+        site: {
+            "encoder.w": torch.randn(5, 7, generator=generator),
+            "sa.segmentation.0": torch.rand(16, generator=generator),
+        }
         for site in sites
     }
 

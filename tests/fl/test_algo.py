@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.algo import FedSRAlgo
-from fedsr_monai.fl.site_state import state_files, stable_seed
+from fedsr_monai.fl.site_state import stable_seed, state_files
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,9 @@ def test_a_server_that_is_behind_is_told(make):
     tensors = algo.get_weights().weights
     for _ in range(3):
         tensors = exchange(algo, tensors).weights
-    with pytest.raises(UserError, match=r"state_0002.pt: found a state that is ahead, expected one for round 1 or before; "):
+    with pytest.raises(
+        UserError, match=r"state_0002.pt: found a state that is ahead, expected one for round 1 or before; "
+    ):
         exchange(algo, tensors, 1)
 
 
@@ -167,7 +169,10 @@ def test_a_server_that_is_behind_is_told(make):
     [
         ({"segmentation.weight": torch.ones(1)}, "segmentation.weight: found a foreign tensor, expected only the keys"),
         ({"encoder.0.bias": torch.ones(5)}, "encoder.0.bias: found float32 [5], expected float32 [4]"),
-        ({"encoder.0.bias": torch.full((4,), np.nan)}, "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none"),
+        (
+            {"encoder.0.bias": torch.full((4,), np.nan)},
+            "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none",
+        ),
         ({"encoder.0.bias": None}, "encoder.0.bias: missing, expected float32 [4]"),
     ],
 )
@@ -184,14 +189,19 @@ def test_foreign_tensors_are_refused_by_name_and_nothing_is_loaded(make, change,
 def test_numpy_arrays_are_welcome(make):
     algo = make()
     sent = {key: value.numpy() for key, value in algo.get_weights().weights.items()}
-    assert same(exchange(algo, sent, 0).weights, exchange(algo, {k: torch.tensor(v) for k, v in sent.items()}, 0).weights)
+    assert same(
+        exchange(algo, sent, 0).weights, exchange(algo, {k: torch.tensor(v) for k, v in sent.items()}, 0).weights
+    )
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
         ("raise", "^the scanner room is flooded$"),
-        ("nan", r"^round 1: training gave NaN or Inf in encoder.0.weight \(\d+ tensors\); the site goes back to its last state$"),
+        (
+            "nan",
+            r"^round 1: training gave NaN or Inf in encoder.0.weight \(\d+ tensors\); the site goes back to its last state$",
+        ),
     ],
 )
 def test_a_failure_costs_only_its_round(make, tmp_path, what, message):
@@ -209,7 +219,9 @@ def test_a_failure_costs_only_its_round(make, tmp_path, what, message):
 def test_an_aborted_round_is_not_a_round(make):
     algo, calm = make(), make(folder="calm")
     sent = algo.get_weights().weights
-    algo.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: algo.abort() if engine.state.iteration == 2 else None)
+    algo.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: algo.abort() if engine.state.iteration == 2 else None
+    )
     with pytest.raises(RuntimeError, match="^round 0: training ended at iteration 2, before the epoch's end$"):
         exchange(algo, sent, 0)
     assert same(exchange(algo, sent, 0).weights, exchange(calm, sent, 0).weights)
@@ -225,6 +237,18 @@ def test_evaluation_scores_the_current_heads(make):
     assert list(trained) == ["level"] and trained["level"] != untrained
 
 
+def test_evaluation_after_a_failed_round_has_the_last_good_heads(make, tmp_path):
+    flag = tmp_path / "flood"
+    algo = make(overrides={"fail": str(flag)})
+    sent = algo.get_weights().weights
+    exchange(algo, sent, 0)
+    before = algo.evaluate(ExchangeObject(weights=sent)).metrics
+    flag.write_text("nan 2")
+    with pytest.raises(RuntimeError, match="NaN or Inf"):
+        exchange(algo, sent, 1)
+    assert algo.evaluate(ExchangeObject(weights=sent)).metrics == before
+
+
 def test_starting_weights(make, tmp_path):
     torch.manual_seed(7)
     network = Net()
@@ -236,7 +260,9 @@ def test_starting_weights(make, tmp_path):
     state = network.state_dict()
     state["encoder.0.bias"] = torch.ones(9)
     torch.save({"model": state}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\], expected float32 \[4\] \(1 in all\)"):
+    with pytest.raises(
+        UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\], expected float32 \[4\] \(1 in all\)"
+    ):
         make(folder="wrong", weights=tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network"):
         make(folder="none", weights=tmp_path / "none.pt")

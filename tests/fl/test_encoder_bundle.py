@@ -29,7 +29,7 @@ def arguments(tmp_path, phantom):
         write_volume(tmp_path / site / labelled["label"], label[::-1].copy(), affine)
         training = [{"image": scan} for scan in scans]
         folders.append(write_site(tmp_path / site, site, image, label, affine, training, validation=[labelled]))
-    # Two of three steps of the second epoch lie in another round, validation falls in between, and the rate is scheduled.
+    # Epochs of three steps over two scans, a validation in the second round, and a scheduled rate: all have state.
     overrides = {"epoch_length": 3, "val_interval": 2, "cosine": True}
     return {"sites": folders, "rounds": 2, "seed": 5, "overrides": overrides, "out": tmp_path / "run"}
 
@@ -55,7 +55,11 @@ def test_federated_resumed_and_private(arguments, tmp_path):
     assert all(not torch.equal(first[key], whole[f"server {key}"]) for key in first)
 
     content = (run / "server" / "round_0002.safetensors").read_bytes()
-    private = [value for key, value in whole.items() if key.split()[1].startswith(("registration.", "segmentation.", "atlas_image"))]
+    private = [
+        value
+        for key, value in whole.items()
+        if key.split()[1].startswith(("registration.", "segmentation.", "atlas_image"))
+    ]
     for value in private:
         bits = value.contiguous().numpy().tobytes()
         middle = len(bits) // 8 * 4
@@ -67,7 +71,9 @@ def test_federated_resumed_and_private(arguments, tmp_path):
     assert [(row["round"], row["site"], row["iteration"]) for row in rows] == [
         ("0", "bright", "3"), ("0", "dark", "3"), ("1", "bright", "6"), ("1", "dark", "6"),
     ]  # fmt: skip
-    assert {"loss", "registration", "segmentation", "similarity", "smoothness", "dice", "mutual_information"} <= set(rows[0])
+    assert {"loss", "registration", "segmentation", "similarity", "smoothness", "dice", "mutual_information"} <= set(
+        rows[0]
+    )
     assert json.loads((run / "run.json").read_text())["bundle"]["name"] == "fedsr_encoder"
     assert not list(run.rglob("sites/*/history.csv"))
 

@@ -26,7 +26,14 @@ STATE = {
         ("fedrep", ["encoder.b", "encoder.w"]),
         (
             "fedavg",
-            ["encoder.b", "encoder.w", "registration.out", "sa.registration.0", "sa.segmentation.0", "segmentation.out"],
+            [
+                "encoder.b",
+                "encoder.w",
+                "registration.out",
+                "sa.registration.0",
+                "sa.segmentation.0",
+                "segmentation.out",
+            ],
         ),
         ("local", []),
         ("pooled", []),
@@ -51,12 +58,16 @@ def test_shared_tensors_are_float32_copies():
 
 
 def test_whole_numbers_are_refused_by_name():
-    with pytest.raises(UserError, match=r"^encoder.steps: found torch.int64, expected floating point; only such tensors"):
+    with pytest.raises(
+        UserError, match=r"^encoder.steps: found torch.int64, expected floating point; only such tensors"
+    ):
         shared_tensors({"encoder.steps": torch.zeros(1, dtype=torch.int64)}, "fedsr")
 
 
 def test_unknown_policy_is_named():
-    with pytest.raises(UserError, match=r"^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; "):
+    with pytest.raises(
+        UserError, match=r"^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; "
+    ):
         allowed_prefixes("fedprox")
 
 

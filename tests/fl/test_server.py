@@ -57,7 +57,9 @@ def test_answers_in_another_order_give_the_same_bytes(tmp_path):
     for server, order in ((forth, "abc"), (back, "cba")):
         for site in order:
             generator = torch.Generator().manual_seed(ord(site))
-            update = {key: tensor + torch.rand(tensor.shape, generator=generator) for key, tensor in server.send().items()}
+            update = {
+                key: tensor + torch.rand(tensor.shape, generator=generator) for key, tensor in server.send().items()
+            }
             server.receive(site, 0, update, {"images": ord(site) - 96})
         server.finish_round()
     first, second = ((tmp_path / way / "round_0001.safetensors").read_bytes() for way in ("forth", "back"))
@@ -104,7 +106,9 @@ def test_a_full_disk_leaves_the_last_round_on_disk_and_in_memory(tmp_path, monke
     server.receive("a", 1, shifted(server, 0.1), {"images": 1})
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        with pytest.raises(UserError, match=r"round_0002.safetensors: cannot be written \(No space left on device\), expected"):
+        with pytest.raises(
+            UserError, match=r"round_0002.safetensors: cannot be written \(No space left on device\), expected"
+        ):
             server.finish_round()
     assert server.round == 1 and same(server.send(), before) and len(server.history) == 1
     again = Server(tmp_path, INITIAL)
@@ -133,7 +137,11 @@ def test_an_empty_folder_has_nothing_to_resume_and_begins(tmp_path):
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
     play(Server(tmp_path, INITIAL), 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round_0003.safetensors", "round_0004.safetensors", "state.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "round_0003.safetensors",
+        "round_0004.safetensors",
+        "state.json",
+    ]
     assert json.loads((tmp_path / "state.json").read_text())["file"] == "round_0004.safetensors"
 
 
@@ -153,7 +161,9 @@ def test_damage_is_named(tmp_path):
     path = tmp_path / "round_0001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"round_0001.safetensors: found other bytes than state.json names, expected sha256"):
+    with pytest.raises(
+        UserError, match=r"round_0001.safetensors: found other bytes than state.json names, expected sha256"
+    ):
         Server(tmp_path, INITIAL).resume()
     path.write_bytes(content[:20])
     with pytest.raises(UserError, match=r"round_0001.safetensors: found a damaged file"):
@@ -169,7 +179,9 @@ def test_damage_is_named(tmp_path):
 def test_another_network_is_named_by_key(tmp_path):
     play(Server(tmp_path, INITIAL), 1)
     other = {**INITIAL, "encoder.w": torch.ones(9)}
-    with pytest.raises(UserError, match=r"encoder.w: found \[2, 3\], expected \[9\]; continue with the bundle and policy"):
+    with pytest.raises(
+        UserError, match=r"encoder.w: found \[2, 3\], expected \[9\]; continue with the bundle and policy"
+    ):
         Server(tmp_path, other).resume()
     with pytest.raises(UserError, match=r"sa.segmentation.0: found \[4\], expected nothing"):
         Server(tmp_path, INITIAL, policy="fedrep").resume()
