@@ -75,5 +75,6 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def say(message: str, status: int) -> int:
-    print("fedsr: " + " ".join(message.split()), file=sys.stderr)
+    for line in message.splitlines():  # several scans that were refused are a line each
+        print(f"fedsr: {line}", file=sys.stderr)
     return status

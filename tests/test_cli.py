@@ -123,7 +123,7 @@ def raising(error: BaseException, cause: BaseException | None = None):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (UserError("site a: found\nnothing"), 2, "site a: found nothing"),
+        (UserError("site a: found nothing\nsite b: too"), 2, "site a: found nothing\nfedsr: site b: too"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished"),
         (MemoryError(), 1, "out of memory; close other programs, or take a smaller grid, preset or number of processes"),
         (

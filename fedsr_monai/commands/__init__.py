@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedsr_monai.commands.data import check, simulate
-from fedsr_monai.commands.demonstration import benchmark, demo, version
+from fedsr_monai.commands.demonstration import demo, version
+from fedsr_monai.commands.measuring import benchmark, pretrain
 from fedsr_monai.commands.results import evaluate, report, segment
 from fedsr_monai.commands.training import federate, personalise
 
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         segment,
         report,
         benchmark,
+        pretrain,
         version,
     )
 }

@@ -58,24 +58,31 @@ def segment(
     register: bool = False,
     site: str | None = None,
     weights: str | None = None,
+    bundle: str = "fedsr_site",
     device: str | None = None,
 ) -> None:
-    """Label 13 structures in scans, each on the scan's own grid.
+    """Label 13 structures in scans, each on the scan's own grid: the same workflow as the bundle's inference.
+
+    Writes <scan>_dseg.nii.gz and a table of the labels; with --register also <scan>_atlas-dseg.nii.gz, the atlas labels
+    carried over, and <scan>_warp.nii.gz, the deformation as ITK, ANTs and 3D Slicer apply it. A scan that is refused does not
+    stop the others.
 
     Args:
         scans: NIfTI files, skull-stripped and roughly in the atlas' space, at any spacing and orientation
-        out: folder for <scan>_dseg.nii.gz
-        register: also write the atlas labels carried over by the registration, and the deformation
-        site: site folder whose grid and atlas are used; by default the grid of the shipped weights and an atlas built on it
-        weights: checkpoint; by default the one that comes with the bundle fedsr_site
+        out: folder for the results
+        register: run the registration too
+        site: site folder whose atlas and grid are used, with the weights of that site
+        weights: checkpoint; by default the one that comes with the bundle
+        bundle: folder or name of the bundle
         device: cpu or cuda; by default cuda where there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
+        fedsr segment scan.nii.gz --out labels --site sites/adult-3t --weights runs/first/sites/adult-3t/model.pt
     """
     from fedsr_monai.inference import segment as run
 
-    for path in run(scans, out, weights=weights, register=register, site=site, device=device):
+    for path in run(scans, out, bundle, weights, register, site, device):
         print(path)
 
 
