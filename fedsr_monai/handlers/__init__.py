@@ -3,10 +3,12 @@
 from fedsr_monai.handlers.checkpoint import AtomicCheckpoint, save_checkpoint
 from fedsr_monai.handlers.history import HistoryWriter, forget_rounds_after, read_history
 from fedsr_monai.handlers.progress import TrainingProgress
+from fedsr_monai.handlers.resume import ResumableCheckpoint
 
 __all__ = [
     "AtomicCheckpoint",
     "HistoryWriter",
+    "ResumableCheckpoint",
     "TrainingProgress",
     "forget_rounds_after",
     "read_history",

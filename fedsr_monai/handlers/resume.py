@@ -1,0 +1,71 @@
+"""Going on with a training that was stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.handlers.checkpoint import save_checkpoint, state_of
+
+
+class ResumableCheckpoint:
+    """Ignite handler that writes the whole state of a training after every epoch and, if asked, takes it up at the start.
+
+    The state is that of all `parts`, of torch's random numbers and of the engine's counters: a training that was killed and resumed ends
+    in the same numbers as one that was not (to the bit on a CPU). The file is replaced in one step. Under distributed training rank 0
+    writes, and every rank reads, with its own random numbers starting anew.
+
+    Args:
+        path: the file.
+        parts: modules, optimisers and schedulers by name, all with a ``state_dict``; None stands for a part that is switched off.
+        resume: take up the file's state if there is one; otherwise it is written over.
+
+    Raises:
+        UserError: the file is damaged, or is the state of another training.
+    """
+
+    def __init__(self, path: str | os.PathLike, parts: Mapping[str, Any], resume: bool = False) -> None:
+        self.path = Path(path)
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.resume = resume
+        self.logger = logging.getLogger(__name__)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Engine) -> None:
+        if not (self.resume and self.path.is_file()):
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except Exception as error:  # torch raises half a dozen types for a file that is not whole, or not of these parts
+            what = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.path}: cannot be resumed ({type(error).__name__}: {what}), expected the state of this training; "
+                "train with the settings that it began with, or without resume"
+            ) from error
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        if idist.get_rank() == 0:
+            torch.set_rng_state(state["random"])
+            if torch.cuda.is_available() and state["random_cuda"]:
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.logger.info("%s: going on after epoch %d", self.path, engine.state.epoch)
+
+    def save(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        state = {name: state_of(part) for name, part in self.parts.items()}
+        state |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "random": torch.get_rng_state()}
+        state["random_cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        save_checkpoint(state, self.path)
