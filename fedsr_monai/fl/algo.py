@@ -207,12 +207,12 @@ class FedSRAlgo(MonaiAlgo):
         trainer.run()
         if state.iteration < state.max_epochs * state.epoch_length:
             raise RuntimeError(
-                f"round {self.round}: training ended at iteration {state.iteration - begin}, before the epoch's end"
+                f"round {self.round + 1}: training ended at iteration {state.iteration - begin}, before the epoch's end"
             )
         bad = [key for key, value in trainer.network.state_dict().items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise RuntimeError(
-                f"round {self.round}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state"
+                f"round {self.round + 1}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state"
             )
         self.stale = False
 

@@ -71,6 +71,9 @@ def digest(path: str | Path) -> str:
 def write_tables(out: Path, history: Sequence[Mapping[str, Any]], open_round: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write participation.csv, rounds.csv and history.csv from the records of the complete rounds.
 
+    The tables count rounds from 1, as the checkpoints do: round_0001 is the state after round 1. (In a table of losses, round 0 is
+    a training outside of any round.)
+
     Args:
         history: one record a round, with `participation` and `epochs` (rows of the two tables) and the columns of `ROUNDS`.
         open_round: participation rows of a round that could not be completed.
@@ -78,12 +81,16 @@ def write_tables(out: Path, history: Sequence[Mapping[str, Any]], open_round: Se
     write_table(
         out / "participation.csv",
         PARTICIPATION,
-        [row for record in history for row in record["participation"]] + [*open_round],
+        _from_one([row for record in history for row in record["participation"]] + [*open_round]),
     )
     losses = sorted({key for record in history for key in record["losses"]})
     rows = [{**{key: record[key] for key in ROUNDS}, **record["losses"]} for record in history]
-    write_table(out / "rounds.csv", ROUNDS + losses, rows)
-    write_history(out / "history.csv", [row for record in history for row in record["epochs"]])
+    write_table(out / "rounds.csv", ROUNDS + losses, _from_one(rows))
+    write_history(out / "history.csv", _from_one([row for record in history for row in record["epochs"]]))
+
+
+def _from_one(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "round": row["round"] + 1} for row in rows]
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

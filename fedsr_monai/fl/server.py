@@ -112,7 +112,7 @@ class Server:
         self.screen()
         if len(self.answers) < self.min_sites:
             raise TooFewAnswers(
-                f"round {self.round}: found {len(self.answers)} acceptable answers ({', '.join(sorted(self.answers)) or 'none'}), "
+                f"round {self.round + 1}: found {len(self.answers)} acceptable answers ({', '.join(sorted(self.answers)) or 'none'}), "
                 f"expected at least {self.min_sites} (min_sites)"
             )
         weights = site_weights({site: self.statistics[site]["images"] for site in self.answers}, self.weighting)

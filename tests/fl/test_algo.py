@@ -200,7 +200,7 @@ def test_numpy_arrays_are_welcome(make):
         ("raise", "^the scanner room is flooded$"),
         (
             "nan",
-            r"^round 1: training gave NaN or Inf in encoder.0.weight \(\d+ tensors\); the site goes back to its last state$",
+            r"^round 2: training gave NaN or Inf in encoder.0.weight \(\d+ tensors\); the site goes back to its last state$",
         ),
     ],
 )
@@ -222,7 +222,7 @@ def test_an_aborted_round_is_not_a_round(make):
     algo.trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: algo.abort() if engine.state.iteration == 2 else None
     )
-    with pytest.raises(RuntimeError, match="^round 0: training ended at iteration 2, before the epoch's end$"):
+    with pytest.raises(RuntimeError, match="^round 1: training ended at iteration 2, before the epoch's end$"):
         exchange(algo, sent, 0)
     assert same(exchange(algo, sent, 0).weights, exchange(calm, sent, 0).weights)
     algo.finalize()

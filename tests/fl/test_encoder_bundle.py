@@ -69,7 +69,7 @@ def test_federated_resumed_and_private(arguments, tmp_path):
     with open(run / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["round"], row["site"], row["iteration"]) for row in rows] == [
-        ("0", "bright", "3"), ("0", "dark", "3"), ("1", "bright", "6"), ("1", "dark", "6"),
+        ("1", "bright", "3"), ("1", "dark", "3"), ("2", "bright", "6"), ("2", "dark", "6"),
     ]  # fmt: skip
     assert {"loss", "registration", "segmentation", "similarity", "smoothness", "dice", "mutual_information"} <= set(
         rows[0]

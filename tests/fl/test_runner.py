@@ -69,7 +69,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
     assert settings["versions"]["torch"] == torch.__version__
     rows = table(whole / "participation.csv")
     assert [(row["round"], row["site"], row["status"]) for row in rows] == [
-        (str(r), s, "ok") for r in range(3) for s in "abc"
+        (str(r), s, "ok") for r in (1, 2, 3) for s in "abc"
     ]
     assert [row["images"] for row in rows[:3]] == [row["iterations"] for row in rows[:3]] == ["3", "2", "1"]
     size = (whole / "server" / "round_0003.safetensors").stat().st_size
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
     history = table(whole / "history.csv")
     assert list(history[0]) == ["round", "site", "epoch", "iteration", "loss", "registration", "segmentation"]
     assert [(row["round"], row["site"], row["epoch"], row["iteration"]) for row in history[:4]] == [
-        ("0", "a", "1", "3"), ("0", "b", "1", "2"), ("0", "c", "1", "1"), ("1", "a", "2", "6"),
+        ("1", "a", "1", "3"), ("1", "b", "1", "2"), ("1", "c", "1", "1"), ("2", "a", "2", "6"),
     ]  # fmt: skip
     assert float(history[-1]["loss"]) < float(history[2]["loss"])
 
@@ -173,7 +173,7 @@ def test_partial_participation_is_drawn_by_seed_and_written_down(arguments, tmp_
     run = federate(out=tmp_path / "run", participation=0.67, seed=3, **{**arguments, "rounds": 4})
     rows = table(run / "participation.csv")
     for round in range(4):
-        asked = [row["site"] for row in rows if row["round"] == str(round) and row["status"] == "ok"]
+        asked = [row["site"] for row in rows if row["round"] == str(round + 1) and row["status"] == "ok"]
         assert asked == draw_sites(["c", "b", "a"], 2, 3, round)
     absent = [row for row in rows if row["status"] == "absent"]
     assert len(absent) == 4 and {row["reason"] for row in absent} == {"not drawn for this round"}
@@ -302,7 +302,7 @@ def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, who
         federate(out=run, **broken)
     text = str(caught.value)
     assert text.startswith(
-        "round 1: found 1 acceptable answers (a), expected at least 2 (min_sites): b: failed: "
+        "round 2: found 1 acceptable answers (a), expected at least 2 (min_sites): b: failed: "
         f"{run}/sites/b/state_0009.pt: found a state that is ahead, expected one for round 1 or before; "
     )
     assert text.endswith("; mend these and run the same command again, or lower min_sites") and "\n" not in text

@@ -93,7 +93,7 @@ def test_too_few_answers_stop_the_round_but_lose_nothing(tmp_path):
     before = server.send()
     server.receive("a", 1, shifted(server, 0.1), {"images": 1})
     with pytest.raises(
-        UserError, match=r"^round 1: found 1 acceptable answers \(a\), expected at least 2 \(min_sites\)$"
+        UserError, match=r"^round 2: found 1 acceptable answers \(a\), expected at least 2 \(min_sites\)$"
     ):
         server.finish_round()
     again = Server(tmp_path, INITIAL, min_sites=2)
