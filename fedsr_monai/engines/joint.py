@@ -207,7 +207,7 @@ class JointTrainer(Trainer):
         """The registration's target: exact labels where there are any, else the predicted ones, which it does not move (eq. 10)."""
         if label is not None:
             return Target(image, half_shares(self.network, label))
-        return Target(image, F.avg_pool3d(logits.detach().softmax(dim=1), 2))
+        return Target(image, F.avg_pool3d(logits.detach().softmax(dim=1), 2), predicted=True)
 
     def _labels(
         self, scans: int, label: torch.Tensor | None, drawn_label: torch.Tensor, found: Registration | None

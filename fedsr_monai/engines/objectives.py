@@ -20,15 +20,22 @@ from fedsr_monai.networks.spatial import warp
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
 SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "mutual_information": 0.1}
 
-_soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
 
 
 @dataclass
 class Target:
-    """What the atlas is registered to: images [B, 1, D, H, W] and their label shares at half resolution [B, classes, D/2, H/2, W/2]."""
+    """What the atlas is registered to.
+
+    Attributes:
+        image: [B, 1, D, H, W].
+        shares: label shares at half resolution, [B, classes, D/2, H/2, W/2].
+        predicted: the shares are the segmentation's, not a label map's.
+    """
 
     image: torch.Tensor
     shares: torch.Tensor
+    predicted: bool = False
 
 
 def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network: FedSRNet, head: str) -> torch.Tensor:
@@ -48,7 +55,7 @@ def registration_losses(
     losses = {
         "similarity": local_cross_correlation(warped, target.image),
         "smoothness": smoothness(found.ddf),
-        "dice": _soft_dice(warp(atlas_shares.expand_as(target.shares), found.ddf), target.shares),
+        "dice": soft_dice(warp(atlas_shares.expand_as(target.shares), found.ddf), target.shares),
     }
     if estimator is not None:
         losses["mutual_information"] = -mutual_information(estimator, found.pooled, network, "registration")

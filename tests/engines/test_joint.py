@@ -33,7 +33,7 @@ def random_atlas() -> RandomAtlas:
 def make_trainer(phantom, data, epochs: int = 1, lr: float = 1e-3, frozen=(), fused: bool = True, network=None, **options) -> JointTrainer:
     torch.manual_seed(0)
     if network is None:
-        network = FedSRNet("small")
+        network = FedSRNet("tiny")
         network.set_atlas(*phantom)
     freeze(network, frozen)
     options = {"mutual_information": ParzenMI(), "amp": False} | options
@@ -51,7 +51,7 @@ def moved(trainer: JointTrainer, part: str, before: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("fused", [True, False])
 def test_both_ways_to_step_lower_both_losses(phantom, scan, fused):
     # With the scan's labels, so that the registration's target does not move while the segmentation learns it.
-    trainer = make_trainer(phantom, [scan] * 9, fused=fused)
+    trainer = make_trainer(phantom, [scan] * 12, fused=fused, lr=2e-3)
     outputs = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
@@ -151,7 +151,7 @@ def test_sa_features_start_from_the_atlas_and_move_by_alpha(phantom, scan):
 
 
 def test_sa_features_that_arrived_are_kept(phantom, scan):
-    network = FedSRNet("small")
+    network = FedSRNet("tiny")
     network.set_atlas(*phantom)
     network.sa.segmentation[0].fill_(0.5)
     before = {key: value.clone() for key, value in network.sa.state_dict().items()}

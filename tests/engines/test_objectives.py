@@ -12,7 +12,7 @@ from fedsr_monai.networks.spatial import resize_ddf
 @pytest.fixture
 def network(phantom) -> FedSRNet:
     torch.manual_seed(0)
-    network = FedSRNet("small")
+    network = FedSRNet("tiny")
     network.set_atlas(*phantom)
     return network
 

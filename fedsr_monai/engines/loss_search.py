@@ -1,0 +1,237 @@
+"""The loss search of the personalised phase: the lambdas of eq. 11 and 12 as upper-level variables of a bilevel problem.
+
+Lower level: each head learns on one half of the site's scans, by the joint trainer's steps, under the current lambdas. Upper level: the
+lambdas are to lower the loss on the other half after such a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from monai.engines import Trainer
+from torch import nn
+from torch.nn import functional as F
+
+from fedsr_monai.engines.joint import JointTrainer
+from fedsr_monai.engines.objectives import (
+    REGISTRATION_WEIGHTS,
+    SEGMENTATION_WEIGHTS,
+    Target,
+    half_shares,
+    registration_losses,
+    soft_dice,
+    weighted,
+)
+from fedsr_monai.errors import UserError
+from fedsr_monai.losses import dice_cross_entropy
+from fedsr_monai.networks import Registration
+from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.spatial import warp
+
+Item = TypeVar("Item")
+
+
+def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """The scans that the heads learn on and those held out for the lambdas: every other one.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if len(items) < 2:
+        raise UserError(f"loss search: found {len(items)} training scan, expected at least 2 (one is held out); leave the search out")
+    return list(items[::2]), list(items[1::2])
+
+
+class Lambdas(nn.Module):
+    """The loss weights of one head, log-parametrised: ``total * softmax(logs)``, at first the weights that are given.
+
+    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only shares can be
+    searched for. A weight of 0 is left out, and stays 0.
+
+    Args:
+        weights: where they begin.
+        limit: largest factor by which :meth:`clamp` lets a lambda leave its start, before the sum is restored.
+    """
+
+    def __init__(self, weights: Mapping[str, float], limit: float = math.inf) -> None:
+        super().__init__()
+        self.total = sum(weights.values())
+        start = {name: math.log(weight) for name, weight in weights.items() if weight > 0}
+        self.bounds = {name: (log - math.log(limit), log + math.log(limit)) for name, log in start.items()}
+        self.logs = nn.ParameterDict({name: nn.Parameter(torch.tensor(log)) for name, log in start.items()})
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        shares = torch.stack(list(self.logs.values())).softmax(dim=0)
+        return {name: self.total * share for name, share in zip(self.logs, shares)}
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        for name, log in self.logs.items():
+            log.clamp_(*self.bounds[name])
+
+
+def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """<dF/ds, dg/ds> / (<dg/ds, dg/ds> + eps), a number: how far the lower loss g, descended along ``output`` s, follows the upper F.
+
+    F - coupling * g is the upper loss with the lower level's response in it (Bi-JROS, Fan et al., CVPR 2024): of the implicit gradient
+    F_w - F_s g_ss^-1 g_sw, with the outer product of g_s in the place of the Hessian g_ss.
+    """
+    (of_upper,) = torch.autograd.grad(upper, output, retain_graph=True)
+    (of_lower,) = torch.autograd.grad(lower, output, retain_graph=True)
+    return (of_upper * of_lower).sum() / (of_lower.square().sum() + eps)
+
+
+class LossSearchTrainer(JointTrainer):
+    """A :class:`JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
+
+    Every ``search_interval`` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the lambdas move down
+    dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes of the head's optimiser, weight by
+    weight. This is the hypergradient of one unrolled step, the optimiser's momenta taken as constants.
+
+    The upper objective U is a loss at fixed ``reference`` lambdas, so no lambda can lower it by being small. On a held-out scan and a
+    newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq. 11 of the registration
+    to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of warped and predicted labels moves
+    both heads. Smoothness is part of U because a field that folds raises overlap and similarity on any scan.
+
+    ``engine.state.output`` gains ``lambda/<head>/<loss>`` and, when U was computed, ``held_out``.
+
+    Args:
+        args, kwargs: of :class:`JointTrainer`; its weights are where the lambdas begin.
+        held_out: data set of the held-out scans: items with ``image`` [1, D, H, W] and, where a person corrected one, ``label``.
+        search_lr: learning rate of the lambdas' logarithms (Adam).
+        search_interval: iterations between two moves of the lambdas.
+        search_start: iterations before the first one: until then Adam's step sizes are those of a handful of gradients.
+        limit: see :class:`Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose share to those that pay
+            at once, and this bounds how far.
+        reference: lambdas of U by head, merged over the defaults of ``objectives``.
+        coupled: whether the registration step on predicted labels takes the segmentation's response into account (:func:`coupling`).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        held_out: Sequence[Mapping[str, torch.Tensor]],
+        search_lr: float = 0.02,
+        search_interval: int = 4,
+        search_start: int = 20,
+        limit: float = 3.0,
+        reference: Mapping[str, Mapping[str, float]] | None = None,
+        coupled: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.held_out, self.coupled = held_out, coupled
+        self.search_interval, self.search_start = search_interval, search_start
+        given = reference or {}
+        self.reference = {
+            "registration": REGISTRATION_WEIGHTS | dict(given.get("registration", {})),
+            "segmentation": SEGMENTATION_WEIGHTS | dict(given.get("segmentation", {})),
+        }
+        weights = {head: dict(self.weights[head]) for head in self.heads}
+        if self.mutual_information is None:
+            for head in weights:
+                weights[head].pop("mutual_information")
+        self.lambdas = nn.ModuleDict({head: Lambdas(weights[head], limit) for head in weights}).to(self.state.device)
+        self.search_optimizer = torch.optim.Adam(self.lambdas.parameters(), lr=search_lr)
+        self.weights["registration"]["coupling"] = 1.0
+        self._gradients: dict[str, dict[str, list[torch.Tensor | None]]] = {}
+
+    def search_state(self) -> dict[str, Any]:
+        """Lambdas and their optimiser, to be saved beside network and optimisers."""
+        return {"lambdas": self.lambdas.state_dict(), "optimizer": self.search_optimizer.state_dict()}
+
+    def load_search_state(self, state: Mapping[str, Any]) -> None:
+        self.lambdas.load_state_dict(state["lambdas"])
+        self.search_optimizer.load_state_dict(state["optimizer"])
+
+    def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        self._gradients = {}
+        for head, lambdas in self.lambdas.items():
+            self.weights[head] |= {name: float(value) for name, value in lambdas().items()}
+        report = super()._iteration(engine, batchdata)
+        if self._gradients:
+            report["held_out"] = self._search()
+        return report | {f"lambda/{head}/{name}": self.weights[head][name] for head in self.lambdas for name in self.lambdas[head].logs}
+
+    def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        if self.state.iteration > self.search_start and self.state.iteration % self.search_interval == 0:
+            for head, losses in report.items():
+                names = [name for name in self.lambdas[head].logs if name in losses]
+                self._gradients[head] = {name: self._gradient(losses[name], head) for name in names}
+        super()._descend(report)
+
+    def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
+        if not (self.coupled and target.predicted):
+            return super()._registration_losses(found, target)
+        target = replace(target, shares=target.shares.requires_grad_())
+        losses = super()._registration_losses(found, target)
+        # eq. 12 where registration and segmentation meet: label shares at half resolution, the warped ones differentiable too.
+        warped = warp(self._shares.expand_as(target.shares), found.ddf)
+        lower = soft_dice(target.shares, warped) - (warped * (target.shares + 1e-6).log()).sum(dim=1).mean()
+        share = coupling(weighted(losses, self.weights["registration"]), lower, target.shares)
+        return losses | {"coupling": -share.detach() * lower}
+
+    # -- the upper level ------------------------------------------------------------------------------------------------------
+
+    def _parameters(self, head: str) -> list[nn.Parameter]:
+        return [parameter for parameter in getattr(self.network, head).parameters() if parameter.requires_grad]
+
+    def _gradient(self, loss: torch.Tensor, head: str) -> list[torch.Tensor | None]:
+        return list(torch.autograd.grad(loss, self._parameters(head), retain_graph=True, allow_unused=True))
+
+    def _search(self) -> float:
+        """Move the lambdas down the hypergradient; returns U."""
+        objective = self.held_out_objective()
+        slope = torch.zeros((), device=self.state.device)
+        for head, by_name in self._gradients.items():
+            size = step_sizes(self.optimizers[head])
+            upper = [u if u is None else u * size(p) for p, u in zip(self._parameters(head), self._gradient(objective, head))]
+            lambdas = self.lambdas[head]()
+            for name, gradients in by_name.items():
+                slope = slope - lambdas[name] * sum((g * u).sum() for g, u in zip(gradients, upper) if g is not None and u is not None)
+        self.search_optimizer.zero_grad()
+        slope.backward()
+        self.search_optimizer.step()
+        for lambdas in self.lambdas.values():
+            lambdas.clamp()
+        self._gradients = {}
+        return float(objective.detach())
+
+    def held_out_objective(self) -> torch.Tensor:
+        """U of the class: a differentiable function of the heads, on a random held-out scan and a random atlas."""
+        network = self.network
+        item = self.held_out[int(torch.randint(len(self.held_out), ()))]
+        scan = pad_to_stride(item["image"][None].to(self.state.device).as_subclass(torch.Tensor))
+        drawn, drawn_label = self._draw()
+        with self._autocast():
+            features = network.encoder(torch.cat([scan, drawn, self._atlas]))
+            logits, _ = network.segment([f[:2] for f in features])
+        label = drawn_label
+        segmented = logits[1:]
+        shares = F.avg_pool3d(logits[:1].softmax(dim=1), 2)
+        if "label" in item:
+            scan_label = pad_to_stride(item["label"][None].to(scan.device).as_subclass(torch.Tensor))
+            label, segmented, shares = torch.cat([scan_label.to(label.dtype), label]), logits, half_shares(network, scan_label)
+        total = self.reference["segmentation"]["exact"] * dice_cross_entropy(segmented, label)
+        if "registration" in self.heads:
+            targets = [Target(scan, shares), Target(drawn, half_shares(network, drawn_label))]
+            for place, target in enumerate(targets):
+                found = self._align(features, slice(place, place + 1), logits)
+                total = total + weighted(registration_losses(network, found, target, self._shares, None), self.reference["registration"])
+        return total
+
+
+def step_sizes(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], torch.Tensor | float]:
+    """From a parameter to how far it moves a unit of gradient: Adam's lr / (sqrt(v) + eps), or lr for an optimiser without v."""
+    of = {id(p): (group["lr"], group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
+
+    def size(parameter: torch.Tensor) -> torch.Tensor | float:
+        lr, eps = of[id(parameter)]
+        second = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+        return lr if second is None else lr / (second.sqrt() + eps)
+
+    return size
