@@ -1,6 +1,6 @@
 """Ignite engines: the joint trainer and the loss search."""
 
 from fedsr_monai.engines.joint import JointTrainer, freeze, head_optimizers
-from fedsr_monai.engines.loss_search import LossSearchTrainer, halves
+from fedsr_monai.engines.loss_search import LossSearch, LossSearchTrainer, halves
 
-__all__ = ["JointTrainer", "LossSearchTrainer", "freeze", "halves", "head_optimizers"]
+__all__ = ["JointTrainer", "LossSearch", "LossSearchTrainer", "freeze", "halves", "head_optimizers"]

@@ -67,6 +67,7 @@ class JointTrainer(Trainer):
 
     Args:
         device, max_epochs, train_data_loader, train_handlers: as in ``monai.engines.SupervisedTrainer``.
+        epoch_length: iterations an epoch; each epoch begins a new pass over the data, which should be shuffled if it is shorter than one.
         network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
         optimizers: from :func:`head_optimizers`.
         random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact label.
@@ -116,13 +117,16 @@ class JointTrainer(Trainer):
             "segmentation": SEGMENTATION_WEIGHTS | dict(segmentation_weights or {}),
         }
         self.heads = tuple(head for head in HEADS if head in heads)
-        self.fused, self.exact_registration, self.sa_alpha, self.amp, self.clip = fused, exact_registration, sa_alpha, amp, clip
+        self.fused, self.exact_registration, self.sa_alpha, self.clip = fused, exact_registration, sa_alpha, clip
+        self.bfloat16 = amp  # not the base class' `amp`: that makes a gradient scaler for CUDA, which bfloat16 does not need
         if not any(vector.any() for vector in network.sa.buffers()):
             network.initialise_sa()
-        self.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
 
-    def _forget(self, engine: Trainer) -> None:
-        self._last_ddf = None  # an epoch begins the same whether it follows another one or a restart of the process
+    def _begin_epoch(self, engine: Trainer) -> None:
+        # An epoch begins the same whether it follows another one or a restart of the process: in the middle of no pass over the data.
+        self._last_ddf = None
+        self.set_data(self.state.dataloader)
 
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
         self.network.train()
@@ -186,7 +190,7 @@ class JointTrainer(Trainer):
         # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of a 3-D convolution's
         # weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each time, now and then NaN.
         broken = self.state.device.type == "cpu" and min(self.network.atlas_image.shape[2:]) <= 2 * STRIDE
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.amp and not broken)
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16 and not broken)
 
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""

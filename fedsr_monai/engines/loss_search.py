@@ -74,6 +74,50 @@ class Lambdas(nn.Module):
             log.clamp_(*self.bounds[name])
 
 
+class LossSearch:
+    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. It has a state, to be saved with the heads'.
+
+    Args:
+        registration_weights, segmentation_weights: where the lambdas begin, merged over the defaults of ``objectives``.
+        lr: learning rate of the logarithms: about the share by which a lambda changes a step.
+        limit: see :class:`Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose share to those that pay
+            at once, and this bounds how far.
+    """
+
+    def __init__(
+        self,
+        registration_weights: Mapping[str, float] | None = None,
+        segmentation_weights: Mapping[str, float] | None = None,
+        lr: float = 0.02,
+        limit: float = 3.0,
+    ) -> None:
+        self.lambdas = nn.ModuleDict(
+            {
+                "registration": Lambdas(REGISTRATION_WEIGHTS | dict(registration_weights or {}), limit),
+                "segmentation": Lambdas(SEGMENTATION_WEIGHTS | dict(segmentation_weights or {}), limit),
+            }
+        )
+        self.optimizer = torch.optim.Adam(self.lambdas.parameters(), lr=lr)
+
+    def weights(self, head: str) -> dict[str, float]:
+        return {name: float(value) for name, value in self.lambdas[head]().items()}
+
+    def step(self, slope: torch.Tensor) -> None:
+        """Move the lambdas down ``slope``, a function of theirs."""
+        self.optimizer.zero_grad()
+        slope.backward()
+        self.optimizer.step()
+        for lambdas in self.lambdas.values():
+            lambdas.clamp()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lambdas": self.lambdas.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.lambdas.load_state_dict(state["lambdas"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """<dF/ds, dg/ds> / (<dg/ds, dg/ds> + eps), a number: how far the lower loss g, descended along ``output`` s, follows the upper F.
 
@@ -100,13 +144,11 @@ class LossSearchTrainer(JointTrainer):
     ``engine.state.output`` gains ``lambda/<head>/<loss>`` and, when U was computed, ``held_out``.
 
     Args:
-        args, kwargs: of :class:`JointTrainer`; its weights are where the lambdas begin.
+        args, kwargs: of :class:`JointTrainer`; it takes its weights from ``search``.
+        search: the lambdas.
         held_out: data set of the held-out scans: items with ``image`` [1, D, H, W] and, where a person corrected one, ``label``.
-        search_lr: learning rate of the lambdas' logarithms (Adam).
         search_interval: iterations between two moves of the lambdas.
         search_start: iterations before the first one: until then Adam's step sizes are those of a handful of gradients.
-        limit: see :class:`Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose share to those that pay
-            at once, and this bounds how far.
         reference: lambdas of U by head, merged over the defaults of ``objectives``.
         coupled: whether the registration step on predicted labels takes the segmentation's response into account (:func:`coupling`).
     """
@@ -114,53 +156,40 @@ class LossSearchTrainer(JointTrainer):
     def __init__(
         self,
         *args: Any,
+        search: LossSearch,
         held_out: Sequence[Mapping[str, torch.Tensor]],
-        search_lr: float = 0.02,
         search_interval: int = 4,
         search_start: int = 20,
-        limit: float = 3.0,
         reference: Mapping[str, Mapping[str, float]] | None = None,
         coupled: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.held_out, self.coupled = held_out, coupled
+        self.search, self.held_out, self.coupled = search, held_out, coupled
         self.search_interval, self.search_start = search_interval, search_start
         given = reference or {}
         self.reference = {
             "registration": REGISTRATION_WEIGHTS | dict(given.get("registration", {})),
             "segmentation": SEGMENTATION_WEIGHTS | dict(given.get("segmentation", {})),
         }
-        weights = {head: dict(self.weights[head]) for head in self.heads}
-        if self.mutual_information is None:
-            for head in weights:
-                weights[head].pop("mutual_information")
-        self.lambdas = nn.ModuleDict({head: Lambdas(weights[head], limit) for head in weights}).to(self.state.device)
-        self.search_optimizer = torch.optim.Adam(self.lambdas.parameters(), lr=search_lr)
+        search.lambdas.to(self.state.device)
         self.weights["registration"]["coupling"] = 1.0
         self._gradients: dict[str, dict[str, list[torch.Tensor | None]]] = {}
 
-    def search_state(self) -> dict[str, Any]:
-        """Lambdas and their optimiser, to be saved beside network and optimisers."""
-        return {"lambdas": self.lambdas.state_dict(), "optimizer": self.search_optimizer.state_dict()}
-
-    def load_search_state(self, state: Mapping[str, Any]) -> None:
-        self.lambdas.load_state_dict(state["lambdas"])
-        self.search_optimizer.load_state_dict(state["optimizer"])
-
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
         self._gradients = {}
-        for head, lambdas in self.lambdas.items():
-            self.weights[head] |= {name: float(value) for name, value in lambdas().items()}
+        lambdas = {head: self.search.weights(head) for head in self.heads}
+        for head in lambdas:
+            self.weights[head] |= lambdas[head]
         report = super()._iteration(engine, batchdata)
         if self._gradients:
-            report["held_out"] = self._search()
-        return report | {f"lambda/{head}/{name}": self.weights[head][name] for head in self.lambdas for name in self.lambdas[head].logs}
+            report["held_out"] = self._move_lambdas()
+        return report | {f"lambda/{head}/{name}": value for head in lambdas for name, value in lambdas[head].items()}
 
     def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         if self.state.iteration > self.search_start and self.state.iteration % self.search_interval == 0:
             for head, losses in report.items():
-                names = [name for name in self.lambdas[head].logs if name in losses]
+                names = [name for name in self.search.lambdas[head].logs if name in losses]
                 self._gradients[head] = {name: self._gradient(losses[name], head) for name in names}
         super()._descend(report)
 
@@ -183,21 +212,17 @@ class LossSearchTrainer(JointTrainer):
     def _gradient(self, loss: torch.Tensor, head: str) -> list[torch.Tensor | None]:
         return list(torch.autograd.grad(loss, self._parameters(head), retain_graph=True, allow_unused=True))
 
-    def _search(self) -> float:
-        """Move the lambdas down the hypergradient; returns U."""
+    def _move_lambdas(self) -> float:
+        """One step down the hypergradient; returns U."""
         objective = self.held_out_objective()
         slope = torch.zeros((), device=self.state.device)
         for head, by_name in self._gradients.items():
             size = step_sizes(self.optimizers[head])
             upper = [u if u is None else u * size(p) for p, u in zip(self._parameters(head), self._gradient(objective, head))]
-            lambdas = self.lambdas[head]()
+            lambdas = self.search.lambdas[head]()
             for name, gradients in by_name.items():
                 slope = slope - lambdas[name] * sum((g * u).sum() for g, u in zip(gradients, upper) if g is not None and u is not None)
-        self.search_optimizer.zero_grad()
-        slope.backward()
-        self.search_optimizer.step()
-        for lambdas in self.lambdas.values():
-            lambdas.clamp()
+        self.search.step(slope)
         self._gradients = {}
         return float(objective.detach())
 

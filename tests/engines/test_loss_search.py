@@ -7,7 +7,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from fedsr_monai.engines import LossSearchTrainer, freeze, halves, head_optimizers
+from fedsr_monai.engines import LossSearch, LossSearchTrainer, freeze, halves, head_optimizers
 from fedsr_monai.engines.loss_search import Lambdas, coupling, step_sizes
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.site_state import seed_everything
@@ -27,7 +27,7 @@ def scans(phantom) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def make_trainer(phantom, scans, labelled=(), optimizer=None, lr=1e-3, fused=True, drawn=True, epochs=1, stirred=False, **options) -> LossSearchTrainer:
+def make_trainer(phantom, scans, labelled=(), optimizer=None, lr=1e-3, fused=True, drawn=True, epochs=1, stirred=False, search=None, **options) -> LossSearchTrainer:
     """``stirred``: from heads that are somewhere, not at their start, which is the identity."""
     torch.manual_seed(0)
     network = FedSRNet("tiny")
@@ -39,10 +39,11 @@ def make_trainer(phantom, scans, labelled=(), optimizer=None, lr=1e-3, fused=Tru
     learning, held_out = halves([scan if "label" in labelled else {"image": scan["image"]} for scan in scans])
     data = [{key: value[None] for key, value in scan.items()} for scan in learning]
     optimizers = head_optimizers(network, lr, fused) if optimizer is None else optimizer(network)
-    options = {"mutual_information": ParzenMI(), "search_interval": 1, "search_start": 0, "limit": 100.0, "exact_registration": 0.5} | options
+    options = {"mutual_information": ParzenMI(), "search_interval": 1, "search_start": 0, "exact_registration": 0.5} | options
     random_atlas = RandomAtlas(RandomDeformation(6.0), RandomAppearance(14, 6.0)) if drawn else None
     return LossSearchTrainer(
-        "cpu", epochs, data, network, optimizers, random_atlas, sa_alpha=0.0, amp=False, fused=fused, held_out=held_out, **options
+        "cpu", epochs, data, network, optimizers, random_atlas, sa_alpha=0.0, amp=False, fused=fused,
+        search=search or LossSearch(limit=100.0), held_out=held_out, **options
     )  # fmt: skip
 
 
@@ -101,14 +102,14 @@ def test_hypergradient_is_the_slope_of_the_held_out_loss(phantom, scans):
     def held_out_after_step(head=None, name=None, change=0.0):
         options = {"clip": math.inf, "drawn": False, "coupled": False, "stirred": True}
         trainer = make_trainer(phantom, scans, optimizer=sgd, epochs=1, **options)
-        trainer.search_optimizer.step = lambda: None
+        trainer.search.optimizer.step = lambda: None
         if head:
             with torch.no_grad():
-                trainer.lambdas[head].logs[name] += change
+                trainer.search.lambdas[head].logs[name] += change
         torch.manual_seed(3)
         trainer.state.iteration = 1
         output = trainer._iteration(trainer, {"image": scans[0]["image"][None]})
-        return output["held_out"], trainer.lambdas
+        return output["held_out"], trainer.search.lambdas
 
     _, lambdas = held_out_after_step()
     for head, name in (("registration", "similarity"), ("segmentation", "pseudo")):
@@ -119,11 +120,11 @@ def test_hypergradient_is_the_slope_of_the_held_out_loss(phantom, scans):
 
 @pytest.mark.parametrize(("name", "wrong"), [("smoothness", 10.0), ("dice", 0.03)])
 def test_a_wrong_lambda_moves_the_right_way(phantom, scans, name, wrong):
-    options = {"search_start": 6, "search_lr": 0.1, "exact_registration": 1.0}
-    trainer = make_trainer(phantom, scans * 6, registration_weights={name: wrong}, **options)
-    before = trainer.lambdas["registration"]()[name].item()
+    search = LossSearch({name: wrong}, lr=0.1, limit=100.0)
+    trainer = make_trainer(phantom, scans * 6, search=search, search_start=6, exact_registration=1.0)
+    before = search.weights("registration")[name]
     trainer.run()
-    after = trainer.lambdas["registration"]()[name].item()
+    after = search.weights("registration")[name]
     assert before == pytest.approx(wrong)
     assert (after < 0.8 * before) if wrong > 1 else (after > 1.25 * before)
 
@@ -133,7 +134,7 @@ def test_the_held_out_loss_does_not_see_the_lambdas(phantom, scans):
     values = []
     for change in (0.0, -3.0):
         with torch.no_grad():
-            for logs in trainer.lambdas.parameters():
+            for logs in trainer.search.lambdas.parameters():
                 logs += change * torch.rand(())
         torch.manual_seed(1)
         values.append(trainer.held_out_objective().item())
@@ -154,7 +155,7 @@ def test_history_and_what_moves(phantom, scans, fused):
     assert all(isinstance(value, float) for output in outputs for value in output.values())
     moved = {key.split(".")[0] for key, value in trainer.network.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == {"registration", "segmentation"}
-    assert trainer.lambdas["registration"]()["dice"].item() != outputs[0]["lambda/registration/dice"]
+    assert trainer.search.weights("registration")["dice"] != outputs[0]["lambda/registration/dice"]
 
 
 def test_coupling_is_part_of_the_step_on_predicted_labels_only(phantom, scans):
@@ -181,7 +182,8 @@ def test_corrected_labels_are_used_held_out_too(phantom, scans):
 def test_segmentation_alone(phantom, scans):
     trainer = make_trainer(phantom, scans[:2], heads=["segmentation"])
     trainer.run()
-    assert set(trainer.lambdas) == {"segmentation"} and "held_out" in trainer.state.output
+    assert "held_out" in trainer.state.output and "lambda/segmentation/exact" in trainer.state.output
+    assert not [name for name in trainer.state.output if name.startswith("lambda/registration")]
 
 
 def test_resumed_search_equals_an_uninterrupted_one(phantom, scans):
@@ -194,7 +196,7 @@ def test_resumed_search_equals_an_uninterrupted_one(phantom, scans):
     run_epoch(whole, 1)
     file = io.BytesIO()
     states = {name: optimizer.state_dict() for name, optimizer in whole.optimizers.items()}
-    torch.save({"network": whole.network.state_dict(), "optimizers": states, "search": whole.search_state()}, file)
+    torch.save({"network": whole.network.state_dict(), "optimizers": states, "search": whole.search.state_dict()}, file)
     run_epoch(whole, 2)
 
     file.seek(0)
@@ -203,9 +205,8 @@ def test_resumed_search_equals_an_uninterrupted_one(phantom, scans):
     resumed.network.load_state_dict(state["network"])
     for name, optimizer in resumed.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
-    resumed.load_search_state(state["search"])
+    resumed.search.load_state_dict(state["search"])
     resumed.state.epoch, resumed.state.iteration = 1, 2
     run_epoch(resumed, 2)
     assert resumed.state.output == whole.state.output
-    for key, value in resumed.lambdas.state_dict().items():
-        assert torch.equal(value, whole.lambdas.state_dict()[key])
+    assert resumed.search.weights("registration") == whole.search.weights("registration")
