@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+
+from fedsr_monai.data.grid import standard_grid
+from fedsr_monai.data.site import write_site, write_volume
 
 torch.set_num_threads(1)
 
@@ -34,3 +40,27 @@ def phantom() -> tuple[torch.Tensor, torch.Tensor]:
     texture = 0.03 * torch.sin(7 * axes[0] + 5 * axes[1]) * torch.cos(6 * axes[2])
     image = (means[label.long()] + texture * (label > 0)).clamp(0, 1)
     return image[None], label[None]
+
+
+@pytest.fixture
+def site_folder(tmp_path, phantom):
+    """Make a site folder of phantoms on 32^3 voxels of 6 mm: two training scans, one labelled scan to validate on and one to test on."""
+
+    def make(name: str = "clinic", validation: bool = True, labelled_training: bool = False) -> Path:
+        image, label = (volume[0].numpy() for volume in phantom)
+        affine = standard_grid(6.0, image.shape).affine
+        entries = {}
+        for number, section in enumerate(("training", "training", "validation", "test")):
+            file = f"{section}{number}.nii.gz"
+            shift = (number - 1, 0, number % 2)
+            write_volume(tmp_path / name / "images" / file, np.roll(image, shift, axis=(0, 1, 2)), affine)
+            write_volume(tmp_path / name / "labels" / file, np.roll(label, shift, axis=(0, 1, 2)), affine)
+            entry = {"image": f"images/{file}", "label": f"labels/{file}"}
+            if section == "training" and not labelled_training:
+                del entry["label"]
+            entries.setdefault(section, []).append(entry)
+        if not validation:
+            entries["validation"] = []
+        return write_site(tmp_path / name, name, image, label, affine, **entries)
+
+    return make
