@@ -1,6 +1,6 @@
 """The site's side of the federation: MONAI's `ClientAlgo` with an allow-list between the site and the world.
 
-The same object runs under `fedsr federate` and, through an executor, under NVIDIA FLARE.
+It runs under `fedsr federate`; whatever can drive a `ClientAlgo` can drive it.
 """
 
 from __future__ import annotations

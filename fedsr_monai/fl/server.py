@@ -1,6 +1,6 @@
 """The server of the federation: the global tensors, round by round, with a checkpoint after each.
 
-It knows neither the network nor how tensors travel: `fedsr federate` and NVIDIA FLARE drive the same object.
+It knows neither the network nor how tensors travel: `fedsr federate` drives it, and another transport could.
 """
 
 from __future__ import annotations
