@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.handlers import ResumableCheckpoint
+
+
+class Training:
+    """Four noisy steps an epoch with momentum and a scheduled rate."""
+
+    def __init__(self, path, resume: bool) -> None:
+        torch.manual_seed(4)
+        self.model = torch.nn.Linear(3, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
+        self.engine = Engine(self.step)
+        self.engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.schedule.step())
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "off": None}
+        ResumableCheckpoint(path, parts, resume).attach(self.engine)
+
+    def step(self, engine, batch):
+        self.optimizer.zero_grad()
+        self.model(torch.rand(2, 3)).square().sum().backward()
+        self.optimizer.step()
+
+    def run(self, epochs: int) -> torch.Tensor:
+        self.engine.run(range(4), max_epochs=epochs)
+        return self.model.weight.detach().clone()
+
+
+def test_stopped_and_resumed_is_not_stopped(tmp_path):
+    whole = Training(tmp_path / "whole.pt", resume=False).run(5)
+    Training(tmp_path / "parts.pt", resume=True).run(2)  # nothing to resume yet
+    second = Training(tmp_path / "parts.pt", resume=True)
+    assert torch.equal(second.run(5), whole)
+    assert (second.engine.state.epoch, second.engine.state.iteration) == (5, 20)
+
+
+def test_without_resume_it_begins_anew(tmp_path):
+    first = Training(tmp_path / "state.pt", resume=False).run(2)
+    assert torch.equal(Training(tmp_path / "state.pt", resume=False).run(2), first)
+
+
+def test_a_training_that_was_complete_takes_no_step(tmp_path):
+    done = Training(tmp_path / "state.pt", resume=False).run(3)
+    again = Training(tmp_path / "state.pt", resume=True)
+    assert torch.equal(again.run(3), done) and again.engine.state.iteration == 12
+
+
+def test_a_state_that_does_not_fit_is_named(tmp_path):
+    Training(tmp_path / "state.pt", resume=False).run(1)
+    content = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"cut.pt: cannot be resumed \(\w+Error: .*\), expected the state of this training; train with"):
+        Training(tmp_path / "cut.pt", resume=True).run(2)
+    state = torch.load(tmp_path / "state.pt")
+    torch.save(state | {"model": torch.nn.Linear(4, 1).state_dict()}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other.pt: cannot be resumed \(RuntimeError: .*size mismatch.*\), expected the state of this"):
+        Training(tmp_path / "other.pt", resume=True).run(2)
