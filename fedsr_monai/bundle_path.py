@@ -1,9 +1,15 @@
-"""Where the bundles lie: beside the package in a checkout, inside it when installed from a wheel."""
+"""Where the bundles lie (beside the package in a checkout, inside it when installed from a wheel), and the ids of their configurations."""
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
 
 from fedsr_monai.errors import UserError
 
@@ -22,3 +28,22 @@ def bundle_path(bundle: str | os.PathLike) -> Path:
         f"bundle: found no {Path(bundle) / 'configs' / 'train.json'}, expected a bundle; "
         "give the folder of one, fedsr_encoder or fedsr_site"
     )
+
+
+def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, Any]) -> None:
+    """Refuse values for ids that none of the configuration files has: they would be added, and then ignored.
+
+    Raises:
+        UserError: an id is unknown, or a value is not plain JSON.
+    """
+    config = {key: value for file in files for key, value in ConfigParser.load_config_file(file).items()}
+    try:
+        json.dumps(overrides)
+    except TypeError as error:
+        raise UserError(f"overrides: found a value that is not plain JSON ({error}), expected numbers, text, lists; correct it") from None
+    for key in overrides:
+        first = key.replace("::", "#").split("#")[0]
+        if first not in config:
+            near = difflib.get_close_matches(first, config, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
+            raise UserError(f"overrides: {key}: found no such id in {Path(files[0])}, expected one of its ids; {hint}")

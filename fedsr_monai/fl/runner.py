@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
-from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.bundle_path import bundle_path, check_overrides
 from fedsr_monai.data.site import Site, load_site
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.exchange import allowed_prefixes
@@ -75,7 +74,7 @@ def federate(
     loaded = _load_sites(sites)
     root = bundle_path(bundle)
     overrides = {"seed": seed, **(overrides or {})}
-    _check_overrides(root, overrides)
+    check_overrides([root / "configs" / "train.json"], overrides)
     folder = out / "sites"
     common = {
         "bundle_root": str(root),
@@ -180,22 +179,3 @@ def _estimator(root: Path, overrides: Mapping[str, Any]) -> Callable | None:
     parser = ConfigParser(ConfigParser.load_config_file(root / "configs" / "train.json"))
     parser.update(dict(overrides))
     return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None
-
-
-def _check_overrides(root: Path, overrides: Mapping[str, Any]) -> None:
-    """A mistyped id would be added to the configuration and then ignored: refuse it."""
-    config = ConfigParser.load_config_file(root / "configs" / "train.json")
-    try:
-        json.dumps(overrides)
-    except TypeError as error:
-        raise UserError(
-            f"overrides: found a value that is not plain JSON ({error}), expected numbers, text, lists; correct it"
-        ) from None
-    for key in overrides:
-        first = key.replace("::", "#").split("#")[0]
-        if first not in config:
-            near = difflib.get_close_matches(first, config, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
-            raise UserError(
-                f"overrides: {key}: found no such id in {root / 'configs' / 'train.json'}, expected one of its ids; {hint}"
-            )

@@ -86,13 +86,15 @@ class HistoryWriter:
         self.append(row)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append to the file if its columns hold the row; otherwise, or after a row cut short, write it anew."""
-        if self.path.exists() and self.path.read_bytes().endswith(b"\n"):
-            with open(self.path, newline="") as file:
-                columns = next(csv.reader(file))
-            if set(row) <= set(columns):
-                with open(self.path, "a", newline="") as file:
-                    csv.DictWriter(file, columns, restval="").writerow(row)
-                return
+        """Append to the file if its columns hold the row; otherwise, or after a row cut short, write it anew.
+
+        Rows of this round and site from this epoch on are those of a training that was killed, or is done again: they go.
+        """
         rows = read_history(self.path) if self.path.exists() else []
-        write_history(self.path, [*rows, row])
+        same = {key: str(row[key]) for key in ("round", "site")}
+        kept = [old for old in rows if int(old["epoch"]) < row["epoch"] or any(old[key] != same[key] for key in same)]
+        if rows and len(kept) == len(rows) and set(row) <= set(rows[0]) and self.path.read_bytes().endswith(b"\n"):
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, list(rows[0]), restval="").writerow(row)
+        else:
+            write_history(self.path, [*kept, row])

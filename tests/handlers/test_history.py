@@ -52,3 +52,11 @@ def test_rounds_to_be_done_again_are_forgotten(tmp_path):
         train(path, "a", number, [{"loss": 1.0}])
     forget_rounds_after(path, 2)
     assert [row["round"] for row in read_history(path)] == ["1", "2"]
+
+
+def test_epochs_that_are_done_again_replace_their_rows(tmp_path):
+    path = tmp_path / "history.csv"
+    train(path, "a", 1, [{"loss": 1.0}], epochs=3)
+    train(path, "b", 1, [{"loss": 2.0}])
+    train(path, "a", 1, [{"loss": 3.0}], epochs=2)
+    assert [(row["site"], row["epoch"], row["loss"]) for row in read_history(path)] == [("b", "1", "2"), ("a", "1", "3"), ("a", "2", "3")]
