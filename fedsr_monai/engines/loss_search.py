@@ -100,7 +100,7 @@ class LossSearch:
         self.optimizer = torch.optim.Adam(self.lambdas.parameters(), lr=lr)
 
     def weights(self, head: str) -> dict[str, float]:
-        return {name: float(value) for name, value in self.lambdas[head]().items()}
+        return {name: float(value.detach()) for name, value in self.lambdas[head]().items()}
 
     def step(self, slope: torch.Tensor) -> None:
         """Move the lambdas down ``slope``, a function of theirs."""
