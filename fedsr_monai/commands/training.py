@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fedsr_monai.commands.places import expand_sites
@@ -74,18 +75,45 @@ def federate(
 
 def personalise(
     sites: list[str],
-    run: str,
-    epochs: int = 10,
+    weights: str | None = None,
     out: str | None = None,
-    search: bool = True,
+    epochs: int = 20,
+    epoch_length: int | None = None,
+    search: bool = False,
+    bundle: str = "fedsr_site",
     override: list[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Fit the heads to a site with encoder and SA features frozen; a site that was not in the run joins here.
+    """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
 
-    The weights of the loss terms are searched for while the heads learn (bilevel optimisation), unless --no_search.
+    A site of the run goes on from its own heads, a new one from those that the run began with. With --search the weights of the loss
+    terms are found while the heads learn (bilevel optimisation); their history is in the training's log.
+
+    Args:
+        sites: site folders, or a folder that holds several
+        weights: folder of a run, or a file of weights; by default the weights that come with the bundle
+        out: folder for the results, one folder a site in it; by default personalised/ in the run's folder, where evaluate looks
+        epochs: in all; the learning rate falls to 0 over them
+        epoch_length: steps an epoch; by default one a scan
+        search: search for the weights of the loss terms; needs two training scans or more
+        bundle: folder or name of the bundle
+        override: values for ids of the bundle's train.json, as ID=VALUE
+        seed: of everything random
+
+    Example:
+        fedsr personalise sites/paediatric --weights runs/first --search
     """
-    raise UserError("personalise is not there yet: run the bundle fedsr_site")
+    from fedsr_monai.data.site import load_site
+    from fedsr_monai.evaluation import PERSONALISED
+    from fedsr_monai.personalise import personalise as run
+
+    if out is None:
+        if weights is None or not Path(weights, "run.json").is_file():
+            raise UserError("personalise needs --out where --weights is no folder of a run: name a folder for the results")
+        out = str(Path(weights) / PERSONALISED)
+    for folder in expand_sites(sites):
+        target = Path(out) / load_site(folder).name
+        print(run(folder, weights, target, epochs, search, overrides(override or []), seed, epoch_length, bundle))
 
 
 def overrides(assignments: Sequence[str]) -> dict[str, Any]:
