@@ -1,0 +1,136 @@
+"""What the two bundles declare, without running it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+
+from fedsr_monai import __version__
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.labels import LABELS
+
+ENCODER, SITE = bundle_path("fedsr_encoder"), bundle_path("fedsr_site")
+BUNDLES = pytest.mark.parametrize("bundle", [ENCODER, SITE], ids=["encoder", "site"])
+
+# What MONAI's metadata schema of 2024-07-25 asks for; verify_metadata would download the file itself.
+TENSOR = {"type": "object", "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]}
+TEXT = ["schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright", "name"]
+TABLES = ["required_packages_version", "network_data_format", "changelog", "eval_metrics", "supported_apps"]
+SCHEMA = {
+    "type": "object",
+    "required": TEXT + TABLES + ["intended_use", "references", "data_source", "data_type"],
+    "properties": {
+        **{key: {"type": "string", "minLength": 1} for key in TEXT},
+        **{key: {"type": "object"} for key in TABLES},
+        "references": {"type": "array", "items": {"type": "string"}},
+        "network_data_format": {
+            "required": ["inputs", "outputs"],
+            "properties": {key: {"additionalProperties": TENSOR} for key in ("inputs", "outputs")},
+        },
+    },
+}
+
+
+def config(bundle: Path, name: str) -> dict:
+    return json.loads((bundle / "configs" / name).read_text())
+
+
+@BUNDLES
+def test_metadata(bundle, tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    meta = config(bundle, "metadata.json")
+    assert list(meta["network_data_format"]["inputs"]) == ["image"] and list(meta["network_data_format"]["outputs"]) == ["pred"]
+    pred = meta["network_data_format"]["outputs"]["pred"]
+    assert {int(key): name for key, name in pred["channel_def"].items()} == LABELS and pred["num_channels"] == len(LABELS)
+    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == config(bundle, "inference.json")["spatial_shape"]
+    assert meta["version"] == __version__ and meta["version"] in meta["changelog"]
+
+
+@BUNDLES
+def test_versions_are_those_that_are_tested(bundle):
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    tested = dict(line.split("==") for line in constraints.read_text().split() if "==" in line)
+    meta = config(bundle, "metadata.json")
+    assert [meta[f"{key}_version"] for key in ("monai", "pytorch", "numpy")] == [tested[key] for key in ("monai", "torch", "numpy")]
+    assert meta["required_packages_version"].pop("fedsr-monai") == __version__
+    assert all(tested[name] == version for name, version in meta["required_packages_version"].items())
+
+
+@BUNDLES
+def test_the_network_is_what_the_metadata_says(bundle):
+    verify_net_in_out(
+        net_id="network_def", meta_file=str(bundle / "configs" / "metadata.json"), config_file=str(bundle / "configs" / "inference.json")
+    )
+
+
+@BUNDLES
+def test_files_of_a_bundle(bundle):
+    for file in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
+        assert (bundle / file).stat().st_size > 0
+    assert not [path for path in (bundle / "models").glob("*.pt") if path.name != "model.pt"]  # MONAI Label would serve it
+
+
+@BUNDLES
+def test_monai_finds_all_that_it_looks_for(bundle, site_folder, tmp_path):
+    common = {"bundle_root": str(bundle), "dataset_dir": str(site_folder()), "output_dir": str(tmp_path), "logging_file": False}
+    for kind, file in (("train", "train.json"), ("infer", "inference.json")):
+        workflow = ConfigWorkflow(config_file=str(bundle / "configs" / file), workflow_type=kind, **common)
+        parser = workflow.parser
+        parser["imports"].append("$from fedsr_monai.data.site import load_atlas")
+        parser["network"] = "$@network_def.set_atlas(*load_atlas(@dataset_dir))"  # without weights
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+def test_what_the_bundles_share_is_the_same():
+    encoder, site = config(ENCODER, "train.json"), config(SITE, "train.json")
+    own = {  # what tells the phases apart
+        "imports", "network", "spacing", "epochs", "cosine", "sa_alpha", "random_atlas", "train", "validate",
+        "start", "initial_weights", "frozen", "global_weights", "spatial_shape", "grid", "atlas",
+    }  # fmt: skip
+    assert {key: value for key, value in encoder.items() if key not in own} == {key: value for key, value in site.items() if key not in own}
+    for config_ in (encoder, site):
+        for part in ("train", "validate"):
+            config_[part].pop("preprocessing")
+        for handler in config_["train"]["handlers"]:
+            handler.pop("site", None)
+    assert encoder["train"] == site["train"] and encoder["validate"] == site["validate"]
+    assert config(ENCODER, "inference.json") == config(SITE, "inference.json")
+    assert config(ENCODER, "multi_gpu_train.json") == config(SITE, "multi_gpu_train.json")
+
+
+def test_several_gpus_switch_off_what_only_one_process_may_do():
+    for bundle in (ENCODER, SITE):
+        names = [handler["_target_"].split(".")[-1] for handler in config(bundle, "train.json")["train"]["handlers"]]
+        override = config(bundle, "multi_gpu_train.json")
+        off = {names[int(key.split("#")[2])] for key in override if key.startswith("train#handlers#")}
+        assert off == {"TrainingProgress", "ValidationHandler", "HistoryWriter", "TensorBoardStatsHandler"}
+
+
+@BUNDLES
+def test_inference_names_the_grid_of_the_training(bundle):
+    inference = config(bundle, "inference.json")
+    site = config(SITE, "train.json")
+    assert all(inference[key] == site[key] for key in ("spacing", "spatial_shape", "preset", "scie", "network_def", "grid"))
+    assert inference["preprocessing"]["transforms"][1:3] == [
+        {"_target_": "fedsr_monai.transforms.CheckScand", "keys": "image", "grid": "@grid"},
+        {"_target_": "fedsr_monai.transforms.ResampleToGridd", "keys": "image", "kind": "image", "grid": "@grid"},
+    ]
+
+
+@BUNDLES
+def test_every_command_of_the_readme_names_what_exists(bundle):
+    commands = re.findall(r"^.*-m monai\.bundle run (\w+) (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE)
+    assert {"training", "evaluating", "inference"} == {run for run, _ in commands}
+    for run, arguments in commands:
+        files = re.findall(r"configs/(\w+\.json)", arguments)
+        merged = ConfigParser.load_config_files([str(bundle / "configs" / file) for file in files])
+        parser = ConfigParser(merged)
+        for key in re.findall(r"--([\w#]+)", arguments.split("json", 1)[1]):
+            assert key in parser, f"{run}: {key}"
+        assert run in parser
