@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.contract import SECTIONS
 from fedsr_monai.data.site import Site, load_atlas, load_site, site_folders
+from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
 from fedsr_monai.metrics.evaluate import evaluate_network
 from fedsr_monai.networks import FedSRNet
@@ -108,7 +109,7 @@ def evaluate_models(
     """
     if section not in SECTIONS:
         raise UserError(f"section: found {section!r}, expected one of {', '.join(SECTIONS)}: correct it")
-    device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     out = Path(out)
     for model in models:
         evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress)

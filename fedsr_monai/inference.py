@@ -18,6 +18,7 @@ from fedsr_monai.data.displacement import field_on_scan, labels_under_field, wri
 from fedsr_monai.data.grid import Grid, standard_atlas
 from fedsr_monai.data.label_map import write_label_map
 from fedsr_monai.data.site import load_atlas, volume_stem, write_volume
+from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import read_weights
@@ -135,7 +136,7 @@ def read_workflow(
     """The bundle's inference configuration with these values in place of its own.
 
     Raises:
-        UserError: there is no such bundle.
+        UserError: there is no such bundle or device.
     """
     root = bundle_path(bundle)
     parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
@@ -143,7 +144,7 @@ def read_workflow(
     if weights is not None:
         values["ckpt_path"] = str(weights)
     if device is not None:
-        values["device"] = f"$torch.device('{device}')"
+        values["device"] = f"$torch.device('{find_device(device)}')"
     parser.update(values)
     return parser
 

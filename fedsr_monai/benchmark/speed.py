@@ -41,7 +41,7 @@ def run_speed(
     network = network.to(device)
     scan = network.atlas_image.clone()
     shape = tuple(scan.shape[2:])
-    amp = bfloat16_pays(device, shape)
+    amp = bfloat16_pays(device)
 
     def inference(call: Callable[[torch.Tensor], Any]) -> Callable[[], None]:
         def run() -> None:
