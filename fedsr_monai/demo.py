@@ -1,0 +1,114 @@
+"""`fedsr demo`: the whole method on simulated hospitals, from nothing to the report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.data.check import check_site
+from fedsr_monai.data.profiles import UNSEEN
+from fedsr_monai.data.simulate import simulate_sites
+from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation import PERSONALISED, evaluate_models, models_of_run, summary_lines
+from fedsr_monai.fl.runner import federate
+from fedsr_monai.personalise import personalise
+from fedsr_monai.report import write_report
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does. Steps are iterations of one scan beside the atlas."""
+
+    spacing: float  # mm
+    shape: tuple[int, int, int]
+    training: int  # scans a site
+    test: int
+    rounds: int
+    steps: int  # a site and round
+    fitting_epochs: int  # of the personalised phase
+    fitting_steps: int  # an epoch
+
+
+FROM_SHIPPED = Size(2.0, (80, 96, 80), training=4, test=2, rounds=3, steps=8, fitting_epochs=2, fitting_steps=8)
+FROM_SCRATCH = Size(2.5, (64, 80, 64), training=4, test=2, rounds=6, steps=16, fitting_epochs=2, fitting_steps=8)
+QUICK = Size(6.0, (32, 32, 32), training=2, test=1, rounds=1, steps=2, fitting_epochs=1, fitting_steps=2)
+
+
+def run_demo(
+    out: str | os.PathLike = "demo", sites: int = 3, from_scratch: bool = False, quick: bool = False, seed: int = 0
+) -> Path:
+    """Simulate sites, check them, federate, personalise also at an unseen site, evaluate, report; a line a stage.
+
+    What an interrupted demo had finished is kept: the same call goes on from there.
+
+    Args:
+        out: folder for sites/, run/ and report.html.
+        sites: hospitals in the rounds; one more, of children, joins after them.
+        from_scratch: begin with random weights, at 2.5 mm, instead of the weights that ship with the bundle, at 2 mm.
+        quick: a toy size that shows that everything works, and no accuracy.
+        seed: of everything random.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: an argument is wrong, `out` holds another demo, or it cannot be written.
+    """
+    out = Path(out)
+    size = QUICK if quick else FROM_SCRATCH if from_scratch else FROM_SHIPPED
+    weights = None if from_scratch else bundle_path("fedsr_encoder") / "models" / "model.pt"
+    if weights is not None and not weights.is_file():
+        raise UserError(f"{weights}: not found, expected the weights that come with the bundle: add --from_scratch to do without")
+    run, evaluation, report = out / "run", out / "run" / "evaluation", out / "report.html"
+
+    with stage("simulate", f"{sites} sites and an unseen one, voxels of {size.spacing:g} mm"):
+        folders = simulate_sites(
+            out / "sites", sites, size.training, 1, size.test, size.spacing, size.shape, seed, unseen=True, processes=os.cpu_count() or 1
+        )
+    members = [folder for folder in folders if folder.name != UNSEEN]
+
+    with stage("check", "every file of every site"):
+        faults = [fault for folder in folders for fault in check_site(folder)]
+        if faults:
+            raise UserError(f"{faults[0]} ({len(faults)} in all)")
+
+    rate = 1e-3 if weights is None else 2e-4  # trained weights are adapted, not undone
+    begin = "random weights" if weights is None else "the weights that come with the bundle"
+    with stage("federate", f"{size.rounds} rounds of {size.steps} steps a site, from {begin}"):
+        overrides = {"epoch_length": size.steps, "val_interval": size.rounds + 1, "learning_rate": rate}
+        federate(members, run, size.rounds, seed=seed, from_weights=weights, overrides=overrides)
+
+    with stage("personalise", f"{size.fitting_epochs * size.fitting_steps} steps a site, encoder frozen, loss weights searched for"):
+        for folder in folders:
+            personalise(
+                folder,
+                run,
+                run / PERSONALISED / folder.name,
+                epochs=size.fitting_epochs,
+                epoch_length=size.fitting_steps,
+                search=True,
+                overrides={"search_start": size.fitting_steps // 2, "learning_rate": rate},
+                seed=seed,
+            )
+
+    with stage("evaluate", f"{size.test} scans a site that no training saw"):
+        summary = evaluate_models(models_of_run(run), evaluation)
+
+    with stage("report", str(report)):
+        write_report(run, evaluation, report, title=f"FedSR demo: simulated sites, from {begin}")
+    print("\n".join(summary_lines(summary)))
+    print(f"report: {report.absolute()}")
+    return report
+
+
+@contextmanager
+def stage(name: str, what: str) -> Iterator[None]:
+    """Say what was done, and how long it took; progress bars have the line before."""
+    started = time.perf_counter()
+    yield
+    print(f"{name:<12}{time.perf_counter() - started:5.0f} s   {what}", flush=True)

@@ -1,0 +1,82 @@
+"""`fedsr demo --quick` as a user runs it: one process, from nothing to the report, killed and taken up again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, "-m", "fedsr_monai", "demo", "--quick", "--from_scratch", "--sites", "2", "--out"]
+STAGES = ["simulate", "check", "federate", "personalise", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    return out, subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_stage_says_one_line_and_nothing_else_is_printed(demo):
+    out, done = demo
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(STAGES)]] == STAGES
+    sites = ["adult-3t", "elderly-3t", "paediatric"]
+    assert [line.split()[0] for line in lines[len(STAGES) : -1]] == sites
+    assert lines[-1] == f"report: {out / 'report.html'}"
+
+
+def test_the_sites_of_the_rounds_and_the_one_that_joined_are_measured(demo):
+    run = demo[0] / "run"
+    took_part = {(row["site"], row["status"]) for row in rows(run / "participation.csv")}
+    assert took_part == {("adult-3t", "ok"), ("elderly-3t", "ok")}
+    measured = rows(run / "evaluation" / "metrics.csv")
+    assert {row["site"] for row in measured} == {"adult-3t", "elderly-3t", "paediatric"}
+    assert {row["task"] for row in measured} == {"start", "registration", "segmentation"}
+    start = [float(row["dice"]) for row in measured if row["task"] == "start"]
+    assert 0.2 < sum(start) / len(start) < 0.95
+
+
+def test_the_report_says_what_the_demo_began_with(demo):
+    page = (demo[0] / "report.html").read_text()
+    assert "FedSR demo: simulated sites, from random weights" in page
+    assert all(f">{site}<" in page for site in ("adult-3t", "elderly-3t", "paediatric"))
+
+
+def test_again_changes_no_weight(demo):
+    out, first = demo
+    files = [*(out / "run").rglob("*.safetensors"), *(out / "run").rglob("model.pt")]
+    before = {file: file.read_bytes() for file in files}
+    again = subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.splitlines()[len(STAGES) :] == first.stdout.splitlines()[len(STAGES) :]
+    assert before and {file: file.read_bytes() for file in files} == before
+
+
+def test_interrupted_is_one_line_and_goes_on(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, str(tmp_path / "demo")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "demo" / "sites" / "adult-3t" / "images").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends: to the workers too
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert errors == "fedsr: interrupted; the same command goes on from what is finished\n"
+    assert process.returncode == 130
+    assert not list((tmp_path / "demo").rglob("*.part"))
