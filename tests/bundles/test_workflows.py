@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from safetensors.torch import save_file
 
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.data.grid import standard_grid
+from fedsr_monai.data.site import write_volume
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
 
@@ -213,3 +215,29 @@ def test_as_a_user_types_it(site_folder, model, tmp_path):
     assert "training: epoch 1/1, loss" in done.stdout
     assert [row["iteration"] for row in history(tmp_path / "out")] == ["1"]
     assert set(weights(tmp_path / "out" / "m.pt")) == set(weights(model))
+
+
+def test_as_monai_label_trains_on_corrected_labels(workflow, phantom, model, tmp_path):
+    """No site folder, labelled scans on their own grid, a loader before the bundle's handlers; `model.pt` is written again."""
+    affine = standard_grid(6.0, (32, 32, 32)).affine @ np.array([[0, 0, -1, 31], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    items = []
+    for number in range(2):
+        volumes = {"image": phantom[0][0].numpy() * 900, "label": phantom[1][0].numpy()}
+        items.append({key: str(tmp_path / f"{key}{number}.nii.gz") for key in volumes})
+        for key, volume in volumes.items():
+            write_volume(items[-1][key], np.ascontiguousarray(volume.transpose(1, 2, 0)[:, :, ::-1]), affine)
+    before = weights(model)
+    loader = {"_target_": "CheckpointLoader", "load_path": str(model), "load_dict": {"model": "$@network"}, "strict": False}
+    handlers = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))["train"]["handlers"]
+    made = workflow(
+        "fedsr_site", "run", "train", global_weights=str(model), ckpt_path=str(model), spacing=6.0, spatial_shape=[32, 32, 32],
+        **{"train#trainer#max_epochs": 1, "train#dataset#data": items, "validate#dataset#data": [], "train#handlers": [loader, *handlers]},
+    )  # fmt: skip
+    item = made.train_dataset[0]
+    assert item["image"].shape == item["label"].shape == (1, 32, 32, 32)
+    assert torch.equal(item["label"].as_tensor(), phantom[1].float())  # turned and flipped, yet nothing lost
+    made.run()
+    after = weights(model)
+    assert same(before, after, "encoder.") and not same(before, after, "segmentation.")
+    assert after["atlas_label"].shape == (1, 1, 32, 32, 32) and len(after["atlas_label"].unique()) == 14
+    assert set(after) == set(FedSRNet().state_dict())  # MONAI Label compares the keys, and goes on with random weights
