@@ -47,6 +47,6 @@ def write_label_map(
 def write_label_table(path: str | os.PathLike) -> None:
     """Write the BIDS table of the labels: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
     rows = ["index\tname\tabbreviation\tcolor"]
-    rows += [f"{i}\t{name}\t{ABBREVIATIONS[i]}\t#{'%02X%02X%02X' % COLOURS[i]}" for i, name in LABELS.items()]
+    rows += [f"{i}\t{name}\t{ABBREVIATIONS[i]}\t#{bytes(COLOURS[i]).hex().upper()}" for i, name in LABELS.items()]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(rows) + "\n")

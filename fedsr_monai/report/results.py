@@ -118,7 +118,7 @@ def results(sources: Sources) -> str:
     by_site = {name: {t: of["mean"]["dice"] for t, of in part["tasks"].items()} for name, part in sites.items()}
     if len(sites) > 1:
         by_site["All sites"] = {task: of_task["mean"]["dice"] for task, of_task in whole["tasks"].items()}
-    legend = task_legend([task for task in whole["tasks"]])
+    legend = task_legend(list(whole["tasks"]))
     definitions = "".join(f"<li><b>{escape(key)}</b>: {escape(text)}</li>" for key, text in DEFINITIONS.items())
     charts = "".join(
         f"<div><h3>{name}</h3>{legend}{dice_chart(rows, name)}</div>"

@@ -135,12 +135,12 @@ def test_label_guidance_tells_the_registration_what_the_segmentation_sees(networ
     with torch.no_grad():
         features = network.encoder(phantom[0][None])
         logits, _ = network.segment(features)
-        one, other = (network.align(features, features, l).full_ddf for l in (logits, logits.roll(3, dims=1)))
+        one, other = (network.align(features, features, guide).full_ddf for guide in (logits, logits.roll(3, dims=1)))
         assert not torch.equal(one, other)
         blind = stir(FedSRNet("small", label_guidance=False))
         blind.set_atlas(*phantom)
         features = blind.encoder(phantom[0][None])
-        one, other = (blind.align(features, features, l).full_ddf for l in (logits, logits.roll(3, dims=1)))
+        one, other = (blind.align(features, features, guide).full_ddf for guide in (logits, logits.roll(3, dims=1)))
         assert torch.equal(one, other)
 
 
