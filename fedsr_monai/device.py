@@ -20,5 +20,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # an unknown name, no driver, no such number
         found = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
-        raise UserError(f"device: found {str(name)!r} and {found}, expected cpu, cuda or cuda:N; correct it or leave it out") from None
+        raise UserError(
+            f"device: found {str(name)!r} and {found}, expected cpu, cuda or cuda:N; correct it or leave it out"
+        ) from None
     return device

@@ -19,6 +19,7 @@ from fedsr_monai.data.grid import Grid, standard_atlas
 from fedsr_monai.data.label_map import write_label_map
 from fedsr_monai.data.site import load_atlas, volume_stem, write_volume
 from fedsr_monai.device import find_device
+from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import read_weights
@@ -33,14 +34,16 @@ def segment(
     register: bool = False,
     site: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
+    refine: int = 0,
     progress: bool = True,
 ) -> list[Path]:
-    """Label scans on their own grids: the preprocessing, inferer and postprocessing of the bundle's `configs/inference.json`.
+    """Label scans on their own grids: the preprocessing, inferer and postprocessing of the bundle's
+    `configs/inference.json`.
 
-    For each scan, `<scan>` being its file name without .nii or .nii.gz, `out` receives `<scan>_dseg.nii.gz` and its table of labels; with
-    `register` also `<scan>_atlas-dseg.nii.gz`, the atlas labels carried over by the registration, and `<scan>_warp.nii.gz`, the
-    deformation (see `write_displacement`). An atlas that was built for it is kept in `out/atlas`. A scan that is refused does not
-    stop the others. Files that exist are replaced, each in one step.
+    For each scan, `<scan>` being its file name without .nii or .nii.gz, `out` receives `<scan>_dseg.nii.gz` and its
+    table of labels; with `register` also `<scan>_atlas-dseg.nii.gz`, the atlas labels carried over by the registration,
+    and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`). An atlas that was built for it is kept in
+    `out/atlas`. A scan that is refused does not stop the others. Files that exist are replaced, each in one step.
 
     Args:
         scans: NIfTI files: skull-stripped brains roughly in the atlas' space, at any spacing and orientation.
@@ -48,25 +51,33 @@ def segment(
         bundle: name or folder of the bundle.
         weights: checkpoint; by default the bundle's models/model.pt.
         register: run the registration head too.
-        site: site folder whose atlas and grid are used; by default the bundle's grid and, for `register`, an atlas built on it.
+        site: site folder whose atlas and grid are used; by default the bundle's grid and, for `register`, an atlas
+            built on it.
         device: by default the first GPU, or the CPU where there is none.
+        refine: gradient steps that improve each deformation by itself, with `register` (see `refine_registration`).
         progress: show a bar (never when standard error is not a terminal).
 
     Returns:
         The label maps, in the order of `scans`.
 
     Raises:
-        UserError: a scan, the site or the weights cannot be used; several scans that were refused are named a line each.
+        UserError: a scan, the site or the weights cannot be used; several scans that were refused are named a line
+            each.
     """
+    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0 or (refine and not register):
+        raise UserError(f"refine: found {refine!r}, expected a whole number of steps, and register with it; correct it")
     paths, out = check_paths(scans), Path(out)
     parser = read_workflow(bundle, out, weights, site, device)
     try:
         network = parser.get_parsed_content("network").eval()
-        preprocessing, inferer, postprocessing = (parser.get_parsed_content(i) for i in ("preprocessing", "inferer", "postprocessing"))
+        preprocessing, inferer, postprocessing = (
+            parser.get_parsed_content(i) for i in ("preprocessing", "inferer", "postprocessing")
+        )
         grid, device = parser.get_parsed_content("grid"), parser.get_parsed_content("device")
-        if site is None and read_weights(parser.get_parsed_content("ckpt_path")).get("atlas_label", torch.zeros(1)).any():
+        file = parser.get_parsed_content("ckpt_path")
+        if site is None and read_weights(file).get("atlas_label", torch.zeros(1)).any():
             raise UserError(
-                f"{parser.get_parsed_content('ckpt_path')}: found the weights of one site, with its atlas, expected its grid beside them; "
+                f"{file}: found the weights of one site, with its atlas, expected its grid beside them; "
                 "name its folder with --site"
             )
         if register:
@@ -84,7 +95,7 @@ def segment(
                 data["pred"] = inferer(scan, network)[0]
                 postprocessing(data)
                 if register:
-                    write_registration(network, scan, data["image"], grid, out / volume_stem(path))
+                    write_registration(network, scan, data["image"], grid, out / volume_stem(path), refine)
         except Breach as breach:
             faults.append(f"{path}: {breach}")
         except Exception as error:
@@ -111,7 +122,9 @@ def check_paths(scans: Sequence[str | os.PathLike]) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected a NIfTI scan; check the path")
         if not path.name.endswith((".nii", ".nii.gz")):
-            raise UserError(f"{path}: is no .nii or .nii.gz, expected a NIfTI scan; convert it, for example with dcm2niix or nibabel")
+            raise UserError(
+                f"{path}: is no .nii or .nii.gz, expected a NIfTI scan; convert it, for example with dcm2niix or nibabel"
+            )
         other = names.setdefault(volume_stem(path), path)
         if other is not path:
             raise UserError(
@@ -122,7 +135,9 @@ def check_paths(scans: Sequence[str | os.PathLike]) -> list[Path]:
         except Exception:  # the whole file is judged when its turn comes
             continue
         if len(shape) < 3 or any(n > 1 for n in shape[3:]):
-            raise UserError(f"{path}: has the shape {shape}, expected one 3-D volume; take one volume out of the series")
+            raise UserError(
+                f"{path}: has the shape {shape}, expected one 3-D volume; take one volume out of the series"
+            )
     return paths
 
 
@@ -140,7 +155,11 @@ def read_workflow(
     """
     root = bundle_path(bundle)
     parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
-    values: dict[str, Any] = {"bundle_root": str(root), "output_dir": str(out), "dataset_dir": None if site is None else str(site)}
+    values: dict[str, Any] = {
+        "bundle_root": str(root),
+        "output_dir": str(out),
+        "dataset_dir": None if site is None else str(site),
+    }
     if weights is not None:
         values["ckpt_path"] = str(weights)
     if device is not None:
@@ -150,7 +169,8 @@ def read_workflow(
 
 
 def take_atlas(site: str | os.PathLike | None, grid: Grid, out: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """The site's atlas, or one built on the grid, which is then written to `out/atlas` for whoever applies the deformation.
+    """The site's atlas, or one built on the grid, which is then written to `out/atlas` for whoever applies the
+    deformation.
 
     Raises:
         UserError: the site is broken, or the packages that the atlas is built from are not installed.
@@ -163,20 +183,20 @@ def take_atlas(site: str | os.PathLike | None, grid: Grid, out: Path) -> tuple[t
     return image, label
 
 
-def write_registration(network: FedSRNet, scan: torch.Tensor, loaded: Any, grid: Grid, stem: Path) -> None:
-    """Register the atlas to a scan [1, 1, D, H, W] on the grid; write labels and deformation at the voxels of the scan's file.
+def write_registration(network: FedSRNet, scan: torch.Tensor, loaded: Any, grid: Grid, stem: Path, refine: int) -> None:
+    """Register the atlas to a scan [1, 1, D, H, W] on the grid; write labels and deformation at the voxels of the
+    scan's file.
 
     Args:
         loaded: the preprocessed scan with its meta data.
         stem: folder and name of the scan's results.
+        refine: gradient steps on this scan's deformation.
     """
     affine, shape = own_grid(loaded)
     own = Grid(affine, shape)
     codes = header_codes(loaded.meta)
-    ddf, _ = network.register(scan)
+    ddf = refine_registration(network, scan, refine) if refine else network.register(scan)[0]
     field = field_on_scan(ddf[0].float(), grid, own)
     labels = labels_under_field(network.atlas_label[0], field, grid, own, network.num_classes)
     write_label_map(stem.with_name(f"{stem.name}_atlas-dseg.nii.gz"), labels[0].cpu().numpy(), affine, codes)
     write_displacement(stem.with_name(f"{stem.name}_warp.nii.gz"), field, grid, own, codes)
-
-

@@ -23,7 +23,10 @@ def test_inside_the_package_as_a_wheel_installs_it(tmp_path, monkeypatch):
 
 
 def test_what_is_no_bundle_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"^bundle: found no fedsr_sight/configs/train.json, expected a bundle; give the folder of one, "):
+    with pytest.raises(
+        UserError,
+        match=r"^bundle: found no fedsr_sight/configs/train.json, expected a bundle; give the folder of one, ",
+    ):
         bundle_path("fedsr_sight")
     with pytest.raises(UserError, match=rf"^bundle: found no {tmp_path}/configs/train.json, expected a bundle"):
         bundle_path(tmp_path)

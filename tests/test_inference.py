@@ -23,7 +23,11 @@ GRID = standard_grid(6.0, (32, 32, 32))
 def oblique(spacing=(4.0, 5.0, 3.5), shape=(50, 42, 56)) -> Grid:
     """A grid over the same brain with permuted, flipped and turned axes."""
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", (6, -9, 12), degrees=True).as_matrix() @ (np.eye(3)[:, [2, 0, 1]] * (-1, 1, -1)) * spacing
+    affine[:3, :3] = (
+        Rotation.from_euler("xyz", (6, -9, 12), degrees=True).as_matrix()
+        @ (np.eye(3)[:, [2, 0, 1]] * (-1, 1, -1))
+        * spacing
+    )
     affine[:3, 3] = (GRID.affine @ [15.5, 15.5, 15.5, 1])[:3] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return Grid(affine, shape)
 
@@ -69,7 +73,11 @@ def dice(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 @pytest.mark.parametrize(
     ("grid", "least"),
-    [(OBLIQUE, 0.97), (oblique((1.5, 1.5, 1.5), (120, 130, 110)), 0.97), (oblique((3.0, 3.0, 9.0), (64, 64, 24)), 0.97)],
+    [
+        (OBLIQUE, 0.97),
+        (oblique((1.5, 1.5, 1.5), (120, 130, 110)), 0.97),
+        (oblique((3.0, 3.0, 9.0), (64, 64, 24)), 0.97),
+    ],
     ids=["oblique", "fine", "thick slices"],
 )
 def test_labels_on_the_scan_s_own_grid(scan, weights, site_folder, knows_the_phantom, phantom, tmp_path, grid, least):
@@ -81,7 +89,9 @@ def test_labels_on_the_scan_s_own_grid(scan, weights, site_folder, knows_the_pha
     assert np.array_equal(result.affine, source.affine)
     assert (int(result.header["qform_code"]), int(result.header["sform_code"])) == (1, 3)
     expected = sample(
-        torch.nn.functional.one_hot(phantom[1][0].long(), 14).movedim(-1, 0).float(), voxel_map(GRID.affine, grid.affine), grid.shape
+        torch.nn.functional.one_hot(phantom[1][0].long(), 14).movedim(-1, 0).float(),
+        voxel_map(GRID.affine, grid.affine),
+        grid.shape,
     ).argmax(dim=0)
     assert min(dice(np.asarray(result.dataobj), expected.numpy())) > least
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sub-1_T1w_dseg.nii.gz", "sub-1_T1w_dseg.tsv"]
@@ -127,9 +137,21 @@ def test_registration_carries_the_atlas_labels_over(scan, weights, site_folder, 
     assert min(dice(np.asarray(labels.dataobj), expected)) > 0.97
     warp = nib.load(tmp_path / "out" / "scan_warp.nii.gz")
     assert warp.shape == (*OBLIQUE.shape, 1, 3)
-    np.testing.assert_allclose(np.asarray(warp.dataobj).reshape(-1, 3), np.tile([0, -12, 0], (np.prod(OBLIQUE.shape), 1)), atol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(warp.dataobj).reshape(-1, 3), np.tile([0, -12, 0], (np.prod(OBLIQUE.shape), 1)), atol=1e-3
+    )
     names = {"scan_dseg.nii.gz", "scan_dseg.tsv", "scan_atlas-dseg.nii.gz", "scan_atlas-dseg.tsv", "scan_warp.nii.gz"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names  # the atlas is the site's
+
+
+def test_refined_steps_change_the_deformation(scan, weights, site_folder, tmp_path):
+    path, site = scan(change=lambda volume: np.roll(volume, 3, axis=0)), site_folder()
+    for name, steps in (("plain", 0), ("refined", 2)):
+        segment([path], tmp_path / name, weights=weights, site=site, register=True, refine=steps)
+    plain, refined = (
+        np.abs(nib.load(tmp_path / name / "scan_warp.nii.gz").dataobj).max() for name in ("plain", "refined")
+    )
+    assert plain < 0.1 < refined  # millimetres; the network has learnt nothing
 
 
 def test_registration_without_a_site_builds_the_atlas_and_keeps_it(scan, weights, tmp_path):
@@ -166,14 +188,32 @@ def text(path: Path) -> Path:
     ("make", "message"),
     [
         (lambda scan, tmp: tmp / "none.nii.gz", "none.nii.gz: no such file, expected a NIfTI scan; check the path"),
-        (lambda scan, tmp: scan().rename(tmp / "s.mgz"), "s.mgz: is no .nii or .nii.gz, expected a NIfTI scan; convert it, for example"),
-        (lambda scan, tmp: text(tmp / "s.nii.gz"), "s.nii.gz: is not NIfTI, expected a NIfTI-1 or -2 volume: convert it, for example"),
+        (
+            lambda scan, tmp: scan().rename(tmp / "s.mgz"),
+            "s.mgz: is no .nii or .nii.gz, expected a NIfTI scan; convert it, for example",
+        ),
+        (
+            lambda scan, tmp: text(tmp / "s.nii.gz"),
+            "s.nii.gz: is not NIfTI, expected a NIfTI-1 or -2 volume: convert it, for example",
+        ),
         (lambda scan, tmp: cut(scan()), "scan.nii.gz: broken gzip stream (Compressed file ended before"),
         (lambda scan, tmp: cut(scan("s.nii")), "s.nii: damaged NIfTI ("),
-        (lambda scan, tmp: scan(change=lambda v: np.stack([v, v], -1)), "scan.nii.gz: has the shape (50, 42, 56, 2), expected one 3-D volume"),
-        (lambda scan, tmp: scan(change=lambda v: np.where(v > 800, np.nan, v)), "voxels are NaN or infinite, expected numbers; mend"),
-        (lambda scan, tmp: scan(change=lambda v: v * 0), "scan.nii.gz: is constant (all 0), expected a scan; export it again"),
-        (lambda scan, tmp: scan(change=lambda v: v + 10), "litres are not 0, expected a skull-stripped brain (0.4 to 2.6 litres)"),
+        (
+            lambda scan, tmp: scan(change=lambda v: np.stack([v, v], -1)),
+            "scan.nii.gz: has the shape (50, 42, 56, 2), expected one 3-D volume",
+        ),
+        (
+            lambda scan, tmp: scan(change=lambda v: np.where(v > 800, np.nan, v)),
+            "voxels are NaN or infinite, expected numbers; mend",
+        ),
+        (
+            lambda scan, tmp: scan(change=lambda v: v * 0),
+            "scan.nii.gz: is constant (all 0), expected a scan; export it again",
+        ),
+        (
+            lambda scan, tmp: scan(change=lambda v: v + 10),
+            "litres are not 0, expected a skull-stripped brain (0.4 to 2.6 litres)",
+        ),
     ],
     ids=["missing", "suffix", "text", "cut", "cut plain", "4-D", "nan", "constant", "background"],
 )
@@ -190,7 +230,9 @@ def test_a_scan_elsewhere_is_told_so(scan, weights, site_folder, tmp_path):
     image = nib.load(path)
     far = image.affine + np.array([[0, 0, 0, 150.0], *3 * [[0, 0, 0, 0]]])
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), far), tmp_path / "far.nii.gz")
-    with pytest.raises(UserError, match=r"far.nii.gz: \d+ % of the brain lies in the atlas' box, expected 80 % or more; align the scan"):
+    with pytest.raises(
+        UserError, match=r"far.nii.gz: \d+ % of the brain lies in the atlas' box, expected 80 % or more; align the scan"
+    ):
         segment([tmp_path / "far.nii.gz"], tmp_path / "out", weights=weights, site=site_folder())
 
 
@@ -207,15 +249,29 @@ def test_mistakes_that_are_found_before_any_work(scan, weights, site_folder, pha
     with pytest.raises(UserError, match=r"^scans: found none, expected at least one NIfTI file; name them$"):
         segment([], tmp_path / "out", weights=weights, site=site)
     twin = scan("other/scan.nii")
-    with pytest.raises(UserError, match=rf"^{twin}: would overwrite the result of {path}, expected scans of different names; rename one"):
+    with pytest.raises(
+        UserError,
+        match=rf"^{twin}: would overwrite the result of {path}, expected scans of different names; rename one",
+    ):
         segment([path, twin], tmp_path / "out", weights=weights, site=site)
     with pytest.raises(UserError, match=r"^/nowhere/model.pt: not found, expected the weights of a network"):
         segment([path], tmp_path / "out", weights="/nowhere/model.pt", site=site)
     with pytest.raises(UserError, match=r"^/nowhere: no such folder, expected a site folder"):
         segment([path], tmp_path / "out", weights=weights, site="/nowhere")
-    with pytest.raises(UserError, match=r"^device: found 'gpu' and .*, expected cpu, cuda or cuda:N; correct it or leave it out$"):
+    with pytest.raises(
+        UserError, match=r"^device: found 'gpu' and .*, expected cpu, cuda or cuda:N; correct it or leave it out$"
+    ):
         segment([path], tmp_path / "out", weights=weights, site=site, device="gpu")
+    for steps, register in ((-1, True), (1.5, True), (5, False)):
+        with pytest.raises(
+            UserError,
+            match=rf"^refine: found {steps}, expected a whole number of steps, and register with it; correct it$",
+        ):
+            segment([path], tmp_path / "out", weights=weights, site=site, refine=steps, register=register)
     torch.save({"model": FedSRNet().set_atlas(*phantom).state_dict()}, tmp_path / "own.pt")
-    with pytest.raises(UserError, match=r"own.pt: found the weights of one site, with its atlas, expected its grid .*; name its folder with --site$"):
+    with pytest.raises(
+        UserError,
+        match=r"own.pt: found the weights of one site, with its atlas, expected its grid .*; name its folder with --site$",
+    ):
         segment([path], tmp_path / "out", weights=tmp_path / "own.pt")
     assert not (tmp_path / "out").exists()

@@ -59,6 +59,7 @@ def segment(
     site: str | None = None,
     weights: str | None = None,
     bundle: str = "fedsr_site",
+    refine: int = 0,
     device: str | None = None,
 ) -> None:
     """Label 13 structures in scans, each on the scan's own grid: the same workflow as the bundle's inference.
@@ -74,6 +75,7 @@ def segment(
         site: site folder whose atlas and grid are used, with the weights of that site
         weights: checkpoint; by default the one that comes with the bundle
         bundle: folder or name of the bundle
+        refine: with --register, gradient steps that improve each deformation by itself (some seconds each scan)
         device: cpu or cuda; by default cuda where there is one
 
     Example:
@@ -82,7 +84,7 @@ def segment(
     """
     from fedsr_monai.inference import segment as run
 
-    for path in run(scans, out, bundle, weights, register, site, device):
+    for path in run(scans, out, bundle, weights, register, site, device, refine):
         print(path)
 
 

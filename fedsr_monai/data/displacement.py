@@ -1,4 +1,4 @@
-"""Displacement fields between the network's grid and the world: from voxels to the millimetres that ITK, ANTs and 3D Slicer read."""
+"""Displacement fields: from voxels of the network's grid to the millimetres that ITK, ANTs and 3D Slicer read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
-    """A displacement [3, D, H, W] in voxels of `grid`, read off at the voxels of a scan: [3, *scan.shape], still in voxels of `grid`.
+    """A displacement [3, D, H, W] in voxels of `grid`, read off at the voxels of a scan: [3, *scan.shape], still in
+    voxels of `grid`.
 
     Beyond the grid's box the field goes on as it is at the border, which is how `warp` treats the atlas too.
     """
     return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
 
 
-def labels_under_field(label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int) -> torch.Tensor:
+def labels_under_field(
+    label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int
+) -> torch.Tensor:
     """The atlas labels [1, D, H, W] on `grid`, warped straight onto the voxels of a scan: uint8 [1, *scan.shape].
 
     The one-hot map is interpolated and the largest share wins; outside the atlas there is background.
@@ -42,11 +45,15 @@ def labels_under_field(label: torch.Tensor, field: torch.Tensor, grid: Grid, sca
     return sample(shares, matrix, scan.shape, largest, shift=field)
 
 
-def write_displacement(path: str | os.PathLike, field: torch.Tensor, grid: Grid, scan: Grid, codes: tuple[int, int] = (1, 1)) -> None:
-    """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas that belongs there.
+def write_displacement(
+    path: str | os.PathLike, field: torch.Tensor, grid: Grid, scan: Grid, codes: tuple[int, int] = (1, 1)
+) -> None:
+    """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas
+    that belongs there.
 
-    Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with vector intent, float32.
-    `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull the atlas onto the scan with it.
+    Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with
+    vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
+    the atlas onto the scan with it.
 
     Args:
         path: the file.
@@ -65,4 +72,5 @@ def write_displacement(path: str | os.PathLike, field: torch.Tensor, grid: Grid,
     image.set_sform(scan.affine, code=codes[1])
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # floats hardly shrink any further
+        # floats hardly shrink any further
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))

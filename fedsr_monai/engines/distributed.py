@@ -1,7 +1,7 @@
 """One training on several GPUs: every process takes its own scans, gradients and SA features are averaged.
 
-``DistributedDataParallel`` averages what went through its ``forward``; the joint step calls encoder, decoders and spatial transformer one
-by one, so the average is taken where an optimiser uses it.
+``DistributedDataParallel`` averages what went through its ``forward``; the joint step calls encoder, decoders and
+spatial transformer one by one, so the average is taken where an optimiser uses it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ def average(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def average_gradients(optimizers: Mapping[str, torch.optim.Optimizer], network: nn.Module) -> Mapping[str, torch.optim.Optimizer]:
-    """Let every step of these optimisers use the mean gradient over all processes; returns the optimisers (for configs).
+def average_gradients(
+    optimizers: Mapping[str, torch.optim.Optimizer], network: nn.Module
+) -> Mapping[str, torch.optim.Optimizer]:
+    """Let every step of these optimisers use the mean gradient over all processes; returns the optimisers (for
+    configs).
 
     All processes start from the weights and buffers of rank 0, and stay equal because their steps are.
     """
@@ -46,7 +49,9 @@ def average_gradients(optimizers: Mapping[str, torch.optim.Optimizer], network: 
 
 
 class AverageSA:
-    """Ignite handler: after each iteration every process has the mean SA features of all. With eq. 7, that is one update by the mean."""
+    """Ignite handler: after each iteration every process has the mean SA features of all. With eq. 7, that is one
+    update by the mean.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network

@@ -8,8 +8,8 @@ import torch
 def bfloat16_pays(device: torch.device | str) -> bool:
     """Whether autocast to bfloat16 makes a network faster on this device.
 
-    GPUs have it from compute capability 8.0 on. CPUs with AVX512-BF16 or AMX multiply bfloat16 in hardware (a joint step
-    takes a third of its float32 time); all others emulate it, and take several times as long as in float32.
+    GPUs have it from compute capability 8.0 on. CPUs with AVX512-BF16 or AMX multiply bfloat16 in hardware (a joint
+    step takes a third of its float32 time); all others emulate it, and take several times as long as in float32.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -17,15 +17,17 @@ from fedsr_monai.handlers.checkpoint import save_checkpoint, state_of
 
 
 class ResumableCheckpoint:
-    """Ignite handler that writes the whole state of a training after every epoch and, if asked, takes it up at the start.
+    """Ignite handler that writes the whole state of a training after every epoch and, if asked, takes it up at the
+    start.
 
-    The state is that of all `parts`, of torch's random numbers and of the engine's counters: a training that was killed and resumed ends
-    in the same numbers as one that was not (to the bit on a CPU). The file is replaced in one step. Under distributed training rank 0
-    writes, and every rank reads, with its own random numbers starting anew.
+    The state is that of all `parts`, of torch's random numbers and of the engine's counters: a training that was killed
+    and resumed ends in the same numbers as one that was not (to the bit on a CPU). The file is replaced in one step.
+    Under distributed training rank 0 writes, and every rank reads, with its own random numbers starting anew.
 
     Args:
         path: the file.
-        parts: modules, optimisers and schedulers by name, all with a ``state_dict``; None stands for a part that is switched off.
+        parts: modules, optimisers and schedulers by name, all with a ``state_dict``; None stands for a part that is
+            switched off.
         resume: take up the file's state if there is one; otherwise it is written over.
 
     Raises:
@@ -49,7 +51,9 @@ class ResumableCheckpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        except Exception as error:  # torch raises half a dozen types for a file that is not whole, or not of these parts
+        except (
+            Exception
+        ) as error:  # torch raises half a dozen types for a file that is not whole, or not of these parts
             what = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{self.path}: cannot be resumed ({type(error).__name__}: {what}), expected the state of this training; "

@@ -21,7 +21,8 @@ INSIDE = 0.8  # least share of the brain that must lie in the atlas' box
 def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) -> None:
     """Refuse a volume [C, D, H, W] that is not one finite, skull-stripped brain in the box of the grid.
 
-    A brain that lies in the box is at most some centimetres off: what registration is made for. Whether it stands on its head cannot
+    A brain that lies in the box is at most some centimetres off: what registration is made for. Whether it stands on
+        its head cannot
     be seen from the box.
 
     Raises:
@@ -36,10 +37,14 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(sizes) or sizes.min() == 0:
         raise UserError(f"{name}: has a singular affine, expected voxels with a volume; mend the header")
     if min(volume.shape[1:]) < 2:
-        raise UserError(f"{name}: has the shape {tuple(volume.shape[1:])}, expected a 3-D volume; a single slice cannot be segmented")
+        raise UserError(
+            f"{name}: has the shape {tuple(volume.shape[1:])}, expected a 3-D volume; a single slice cannot be segmented"
+        )
     broken = int((~torch.isfinite(volume)).sum())
     if broken:
-        raise UserError(f"{name}: {broken} voxels are NaN or infinite, expected numbers; mend the preprocessing of this scan")
+        raise UserError(
+            f"{name}: {broken} voxels are NaN or infinite, expected numbers; mend the preprocessing of this scan"
+        )
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise UserError(f"{name}: is constant (all {low:g}), expected a scan; export it again")

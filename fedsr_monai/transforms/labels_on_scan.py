@@ -18,9 +18,11 @@ KEPT = ("filename_or_obj", "qform_code", "sform_code")  # of the scan's meta dat
 
 
 def labels_on_grid(shares: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """The most likely label [1, *shape] uint8 at `matrix` times the indices of a grid, from shares [K, D, H, W] that sum to one.
+    """The most likely label [1, *shape] uint8 at `matrix` times the indices of a grid, from shares [K, D, H, W] that
+    sum to one.
 
-    The shares are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. Only the box of the
+    The shares are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. Only
+        the box of the
     grid that the foreground reaches is sampled; the rest is 0.
 
     Args:
@@ -35,7 +37,9 @@ def labels_on_grid(shares: torch.Tensor, matrix: np.ndarray, shape: tuple[int, .
     if (stop > start).all():
         shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
         # Outside the volume all shares are interpolated to 0, and the argmax is the background.
-        labels = sample(shares, shifted, tuple(stop - start), lambda values: values.argmax(0, keepdim=True).to(torch.uint8))
+        labels = sample(
+            shares, shifted, tuple(stop - start), lambda values: values.argmax(0, keepdim=True).to(torch.uint8)
+        )
         result[:, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]] = labels
     return result
 
@@ -52,10 +56,11 @@ def _box(mask: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> tupl
 
 
 class LabelsOnScand(MapTransform):
-    """Turns logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as it was loaded.
+    """Turns logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as it was
+    loaded.
 
-    What ``Invertd`` and ``AsDiscreted`` do together, without holding all channels at the resolution of the scan. The scan must
-    have gone through :class:`ResampleToGridd`.
+    What ``Invertd`` and ``AsDiscreted`` do together, without holding all channels at the resolution of the scan. The
+    scan must have gone through :class:`ResampleToGridd`.
 
     Args:
         keys: the logits, [K, D, H, W] each.
@@ -90,7 +95,9 @@ def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
         if info.get(TraceKeys.CLASS_NAME) == "ResampleToGrid":
             size = [int(n) for n in info[TraceKeys.ORIG_SIZE]]
             return np.asarray(info[TraceKeys.EXTRA_INFO]["affine"], dtype=float).reshape(4, 4), tuple(size)
-    raise UserError("preprocessing: found no ResampleToGridd, expected it before the network; correct the bundle's configuration")
+    raise UserError(
+        "preprocessing: found no ResampleToGridd, expected it before the network; correct the bundle's configuration"
+    )
 
 
 def header_codes(meta: Mapping) -> tuple[int, int]:

@@ -19,9 +19,9 @@ RESAMPLE = {"image": resample_image, "label": resample_labels}
 class ResampleToGrid(InvertibleTransform):
     """Resamples a volume onto a given grid in space, whatever its own spacing and orientation, oblique or not.
 
-    Beside ``monai.transforms.SpatialResample``, which does not low-pass (structures alias when a 1 mm scan goes to 2 mm)
-    and has no linear way for label maps. A scan that lies on the grid already passes unchanged. The inverse goes back to the scan's
-    own grid.
+    Beside ``monai.transforms.SpatialResample``, which does not low-pass (structures alias when a 1 mm scan goes to 2
+    mm) and has no linear way for label maps. A scan that lies on the grid already passes unchanged. The inverse goes
+    back to the scan's own grid.
 
     Args:
         grid: the target.
@@ -68,7 +68,9 @@ class ResampleToGridd(MapTransform, InvertibleTransform):
         self, keys: KeysCollection, grid: Grid, kind: str | Sequence[str] = "image", allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resample = {k: ResampleToGrid(grid, kind) for k, kind in zip(self.keys, ensure_tuple_rep(kind, len(self.keys)))}
+        self.resample = {
+            k: ResampleToGrid(grid, kind) for k, kind in zip(self.keys, ensure_tuple_rep(kind, len(self.keys)))
+        }
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         return dict(data) | {key: self.resample[key](data[key]) for key in self.key_iterator(dict(data))}

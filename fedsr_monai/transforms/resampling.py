@@ -13,7 +13,9 @@ SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of s
 
 
 def voxel_map(affine: np.ndarray, grid_affine: np.ndarray) -> np.ndarray:
-    """Matrix [4, 4] from voxel indices of a grid to voxel indices of a volume, from their affines (voxel to millimetre)."""
+    """Matrix [4, 4] from voxel indices of a grid to voxel indices of a volume, from their affines (voxel to
+    millimetre).
+    """
     return np.linalg.inv(np.asarray(affine, dtype=float)) @ np.asarray(grid_affine, dtype=float)
 
 
@@ -26,7 +28,8 @@ def is_identity(matrix: np.ndarray, shape: Sequence[int], grid_shape: Sequence[i
 def low_pass(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Gaussian filter of a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
 
-    Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width at
+    Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
+    at
     half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not coarser.
     """
     ratio = np.linalg.norm(matrix[:3, :3], axis=1)
@@ -46,7 +49,8 @@ def sample(
 ) -> torch.Tensor:
     """Linear interpolation of a volume [C, D, H, W] at `matrix` times the indices of a grid of `shape`; [C', *shape].
 
-    `finish` is applied to slabs [C, d, h, w] of the result as they come, so that many channels at a fine grid (14 times a
+    `finish` is applied to slabs [C, d, h, w] of the result as they come, so that many channels at a fine grid (14 times
+    a
     scan of 1 mm: a gigabyte) need never exist at once.
 
     Args:
@@ -64,16 +68,23 @@ def sample(
     for start in range(0, shape[0], depth):
         part = slice(start, start + depth)
         i, j, k = torch.meshgrid(steps[0][part], steps[1], steps[2], indexing="ij")
-        places = [m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3] + (0 if shift is None else shift[a, part]) for a in range(3)]
+        places = [
+            m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3] + (0 if shift is None else shift[a, part])
+            for a in range(3)
+        ]
         # grid_sample's coordinates run from -1 to 1 over the voxel centres, last axis first
         points = [places[a] * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)]
-        values = F.grid_sample(volume[None], torch.stack(points, dim=-1)[None], padding_mode=padding_mode, align_corners=True)
+        values = F.grid_sample(
+            volume[None], torch.stack(points, dim=-1)[None], padding_mode=padding_mode, align_corners=True
+        )
         slabs.append(finish(values[0]))
     return torch.cat(slabs, dim=1)
 
 
 def resample_image(volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """A volume [C, D, H, W] on another grid: low-passed where that is coarser, interpolated linearly, 0 outside; float32."""
+    """A volume [C, D, H, W] on another grid: low-passed where that is coarser, interpolated linearly, 0 outside;
+    float32.
+    """
     volume = volume.float()
     if is_identity(matrix, volume.shape[1:], shape):
         return volume

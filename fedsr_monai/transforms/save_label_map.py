@@ -18,8 +18,9 @@ from fedsr_monai.transforms.labels_on_scan import header_codes
 class SaveLabelMapd(SaveImaged):
     """Writes `<scan>_dseg.nii.gz` with its table of labels, each in one step; `<scan>` is the file name of the scan.
 
-    ``SaveImaged`` writes over the old file bit by bit, sets the header's space codes to 1 whatever the scan's are, and hides a full disk
-    behind a traceback. It is the base class because programs that want the result in memory (MONAI Label) take such transforms out.
+    ``SaveImaged`` writes over the old file bit by bit, sets the header's space codes to 1 whatever the scan's are, and
+    hides a full disk behind a traceback. It is the base class because programs that want the result in memory (MONAI
+    Label) take such transforms out.
 
     Args:
         keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`).
@@ -28,9 +29,15 @@ class SaveLabelMapd(SaveImaged):
     """
 
     def __init__(
-        self, keys: KeysCollection, output_dir: str | os.PathLike, output_postfix: str = "dseg", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike,
+        output_postfix: str = "dseg",
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, allow_missing_keys=allow_missing_keys)
+        super().__init__(
+            keys, output_dir=output_dir, output_postfix=output_postfix, allow_missing_keys=allow_missing_keys
+        )
         self.output_dir, self.output_postfix = Path(output_dir), output_postfix
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:

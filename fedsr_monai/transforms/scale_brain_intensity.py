@@ -10,7 +10,9 @@ from monai.transforms import MapTransform
 
 
 def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
-    """A skull-stripped scan in [0, 1]: divided by a percentile of its voxels above 0 and cut off there; the background stays 0."""
+    """A skull-stripped scan in [0, 1]: divided by a percentile of its voxels above 0 and cut off there; the background
+    stays 0.
+    """
     brain = image[image > 0]
     if not len(brain):
         return torch.zeros_like(image)

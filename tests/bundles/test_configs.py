@@ -18,7 +18,18 @@ BUNDLES = pytest.mark.parametrize("bundle", [ENCODER, SITE], ids=["encoder", "si
 
 # What MONAI's metadata schema of 2024-07-25 asks for; verify_metadata would download the file itself.
 TENSOR = {"type": "object", "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]}
-TEXT = ["schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright", "name"]
+TEXT = [
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "name",
+]
 TABLES = ["required_packages_version", "network_data_format", "changelog", "eval_metrics", "supported_apps"]
 SCHEMA = {
     "type": "object",
@@ -44,10 +55,17 @@ def test_metadata(bundle, tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
     meta = config(bundle, "metadata.json")
-    assert list(meta["network_data_format"]["inputs"]) == ["image"] and list(meta["network_data_format"]["outputs"]) == ["pred"]
+    assert list(meta["network_data_format"]["inputs"]) == ["image"] and list(
+        meta["network_data_format"]["outputs"]
+    ) == ["pred"]
     pred = meta["network_data_format"]["outputs"]["pred"]
-    assert {int(key): name for key, name in pred["channel_def"].items()} == LABELS and pred["num_channels"] == len(LABELS)
-    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == config(bundle, "inference.json")["spatial_shape"]
+    assert {int(key): name for key, name in pred["channel_def"].items()} == LABELS and pred["num_channels"] == len(
+        LABELS
+    )
+    assert (
+        meta["network_data_format"]["inputs"]["image"]["spatial_shape"]
+        == config(bundle, "inference.json")["spatial_shape"]
+    )
     assert meta["version"] == __version__ and meta["version"] in meta["changelog"]
 
 
@@ -56,7 +74,9 @@ def test_versions_are_those_that_are_tested(bundle):
     constraints = Path(__file__).parents[2] / "constraints.txt"
     tested = dict(line.split("==") for line in constraints.read_text().split() if "==" in line)
     meta = config(bundle, "metadata.json")
-    assert [meta[f"{key}_version"] for key in ("monai", "pytorch", "numpy")] == [tested[key] for key in ("monai", "torch", "numpy")]
+    assert [meta[f"{key}_version"] for key in ("monai", "pytorch", "numpy")] == [
+        tested[key] for key in ("monai", "torch", "numpy")
+    ]
     assert meta["required_packages_version"].pop("fedsr-monai") == __version__
     assert all(tested[name] == version for name, version in meta["required_packages_version"].items())
 
@@ -64,7 +84,9 @@ def test_versions_are_those_that_are_tested(bundle):
 @BUNDLES
 def test_the_network_is_what_the_metadata_says(bundle):
     verify_net_in_out(
-        net_id="network_def", meta_file=str(bundle / "configs" / "metadata.json"), config_file=str(bundle / "configs" / "inference.json")
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
     )
 
 
@@ -72,12 +94,19 @@ def test_the_network_is_what_the_metadata_says(bundle):
 def test_files_of_a_bundle(bundle):
     for file in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
         assert (bundle / file).stat().st_size > 0
-    assert not [path for path in (bundle / "models").glob("*.pt") if path.name != "model.pt"]  # MONAI Label would serve it
+    assert not [
+        path for path in (bundle / "models").glob("*.pt") if path.name != "model.pt"
+    ]  # MONAI Label would serve it
 
 
 @BUNDLES
 def test_monai_finds_all_that_it_looks_for(bundle, site_folder, tmp_path):
-    common = {"bundle_root": str(bundle), "dataset_dir": str(site_folder()), "output_dir": str(tmp_path), "logging_file": False}
+    common = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(site_folder()),
+        "output_dir": str(tmp_path),
+        "logging_file": False,
+    }
     for kind, file in (("train", "train.json"), ("infer", "inference.json")):
         workflow = ConfigWorkflow(config_file=str(bundle / "configs" / file), workflow_type=kind, **common)
         parser = workflow.parser
@@ -93,7 +122,9 @@ def test_what_the_bundles_share_is_the_same():
         "imports", "network", "spacing", "epochs", "cosine", "sa_alpha", "random_atlas", "train", "validate",
         "start", "initial_weights", "frozen", "global_weights", "spatial_shape", "grid", "atlas",
     }  # fmt: skip
-    assert {key: value for key, value in encoder.items() if key not in own} == {key: value for key, value in site.items() if key not in own}
+    assert {key: value for key, value in encoder.items() if key not in own} == {
+        key: value for key, value in site.items() if key not in own
+    }
     for config_ in (encoder, site):
         for part in ("train", "validate"):
             config_[part].pop("preprocessing")
@@ -107,8 +138,14 @@ def test_what_the_bundles_share_is_the_same():
 @BUNDLES
 def test_only_one_process_writes(bundle):
     handlers = config(bundle, "train.json")["train"]["handlers"]
-    first_only = {handler["_target_"].split(".")[-1] for handler in handlers if handler.get("_disabled_") == "$@rank > 0"}
-    assert first_only == {"TrainingProgress", "HistoryWriter", "TensorBoardStatsHandler"}  # the checkpoints see to it themselves
+    first_only = {
+        handler["_target_"].split(".")[-1] for handler in handlers if handler.get("_disabled_") == "$@rank > 0"
+    }
+    assert first_only == {
+        "TrainingProgress",
+        "HistoryWriter",
+        "TensorBoardStatsHandler",
+    }  # the checkpoints see to it themselves
     assert {"rank", "world_size"} <= set(config(bundle, "multi_gpu_train.json"))
 
 
@@ -116,7 +153,9 @@ def test_only_one_process_writes(bundle):
 def test_inference_names_the_grid_of_the_training(bundle):
     inference = config(bundle, "inference.json")
     site = config(SITE, "train.json")
-    assert all(inference[key] == site[key] for key in ("spacing", "spatial_shape", "preset", "scie", "network_def", "grid"))
+    assert all(
+        inference[key] == site[key] for key in ("spacing", "spatial_shape", "preset", "scie", "network_def", "grid")
+    )
     assert inference["preprocessing"]["transforms"][1:3] == [
         {"_target_": "fedsr_monai.transforms.CheckScand", "keys": "image", "grid": "@grid"},
         {"_target_": "fedsr_monai.transforms.ResampleToGridd", "keys": "image", "kind": "image", "grid": "@grid"},
@@ -125,7 +164,9 @@ def test_inference_names_the_grid_of_the_training(bundle):
 
 @BUNDLES
 def test_every_command_of_the_readme_names_what_exists(bundle):
-    commands = re.findall(r"^.*-m monai\.bundle run (\w+) (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE)
+    commands = re.findall(
+        r"^.*-m monai\.bundle run (\w+) (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE
+    )
     assert {"training", "evaluating", "inference"} == {run for run, _ in commands}
     for run, arguments in commands:
         files = re.findall(r"configs/(\w+\.json)", arguments)

@@ -76,7 +76,10 @@ def test_training_at_one_site(workflow, site_folder, tmp_path):
     made.run()
     rows = history(tmp_path / "out")
     assert [(row["site"], row["epoch"], row["iteration"]) for row in rows] == [("clinic", "1", "2")]
-    assert all(np.isfinite(float(rows[0][key])) for key in ("loss", "similarity", "smoothness", "dice", "exact", "mutual_information"))
+    assert all(
+        np.isfinite(float(rows[0][key]))
+        for key in ("loss", "similarity", "smoothness", "dice", "exact", "mutual_information")
+    )
     assert 0 <= made.evaluator.state.metrics["val_mean_dice"] <= 1
     saved = weights(tmp_path / "out" / "model.pt")
     assert saved["atlas_label"].shape == (1, 1, 32, 32, 32) and saved["atlas_label"].any()
@@ -86,7 +89,8 @@ def test_training_at_one_site(workflow, site_folder, tmp_path):
 def test_a_site_without_validation_and_every_switch_off(workflow, site_folder, tmp_path):
     made = workflow(
         "fedsr_encoder", "run", "train", dataset_dir=str(site_folder(validation=False)),
-        epochs=1, epoch_length=1, val_interval=1, scie=False, mutual_information=None, random_atlas=None, fused=False, cosine=True,
+        epochs=1, epoch_length=1, val_interval=1, scie=False, mutual_information=None, random_atlas=None, fused=False,
+        cosine=True,
     )  # fmt: skip
     made.run()
     made.evaluator.run()  # nothing to do, as under a federation that validates
@@ -135,7 +139,11 @@ def test_a_site_fits_its_heads_to_what_the_server_sent(workflow, site_folder, mo
     assert not same(start, saved, "registration.") and not same(start, saved, "segmentation.")
     # From a whole network the heads come along.
     made = workflow("fedsr_site", "training", "train", dataset_dir=str(site_folder()), global_weights=str(model))
-    assert same(weights(model), made.parser.get_parsed_content("network").state_dict(), ("encoder.", "registration.", "segmentation."))
+    assert same(
+        weights(model),
+        made.parser.get_parsed_content("network").state_dict(),
+        ("encoder.", "registration.", "segmentation."),
+    )
 
 
 def test_labels_that_a_person_made_are_exact(workflow, site_folder, model, tmp_path):
@@ -157,7 +165,10 @@ def test_weights_that_are_missing_or_of_another_network_are_never_random(workflo
     torch.save({"model": state}, tmp_path / "bad.pt")
     cases = [
         (tmp_path / "none.pt", r"none.pt: not found, expected the weights of a network"),
-        (tmp_path / "bad.pt", r"bad.pt: encoder.stages.0.conv.weight: found nothing, expected float32 \[8, 1, 3, 3, 3\] \(1 in all\)"),
+        (
+            tmp_path / "bad.pt",
+            r"bad.pt: encoder.stages.0.conv.weight: found nothing, expected float32 \[8, 1, 3, 3, 3\] \(1 in all\)",
+        ),
     ]
     for path, message in cases:
         values = {"dataset_dir": folder, "ckpt_path": str(path)}
@@ -207,7 +218,14 @@ def test_as_a_user_types_it(site_folder, model, tmp_path):
     root = bundle_path("fedsr_site")
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--meta_file", "configs/metadata.json"]
     command += ["--config_file", "configs/train.json", "--logging_file", "configs/logging.conf", "--bundle_root", "."]
-    command += ["--dataset_dir", str(site_folder()), "--output_dir", str(tmp_path / "out"), "--ckpt_path", str(tmp_path / "out" / "m.pt")]
+    command += [
+        "--dataset_dir",
+        str(site_folder()),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--ckpt_path",
+        str(tmp_path / "out" / "m.pt"),
+    ]
     command += ["--global_weights", str(model), "--epochs", "1", "--epoch_length", "1", "--heads", "['segmentation']"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, timeout=300)
@@ -218,8 +236,12 @@ def test_as_a_user_types_it(site_folder, model, tmp_path):
 
 
 def test_as_monai_label_trains_on_corrected_labels(workflow, phantom, model, tmp_path):
-    """No site folder, labelled scans on their own grid, a loader before the bundle's handlers; `model.pt` is written again."""
-    affine = standard_grid(6.0, (32, 32, 32)).affine @ np.array([[0, 0, -1, 31], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    """No site folder, labelled scans on their own grid, a loader before the bundle's handlers; `model.pt` is written
+    again.
+    """
+    affine = standard_grid(6.0, (32, 32, 32)).affine @ np.array(
+        [[0, 0, -1, 31], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    )
     items = []
     for number in range(2):
         volumes = {"image": phantom[0][0].numpy() * 900, "label": phantom[1][0].numpy()}
@@ -227,11 +249,19 @@ def test_as_monai_label_trains_on_corrected_labels(workflow, phantom, model, tmp
         for key, volume in volumes.items():
             write_volume(items[-1][key], np.ascontiguousarray(volume.transpose(1, 2, 0)[:, :, ::-1]), affine)
     before = weights(model)
-    loader = {"_target_": "CheckpointLoader", "load_path": str(model), "load_dict": {"model": "$@network"}, "strict": False}
-    handlers = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))["train"]["handlers"]
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(model),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    handlers = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))["train"][
+        "handlers"
+    ]
     made = workflow(
         "fedsr_site", "run", "train", global_weights=str(model), ckpt_path=str(model), spacing=6.0, spatial_shape=[32, 32, 32],
-        **{"train#trainer#max_epochs": 1, "train#dataset#data": items, "validate#dataset#data": [], "train#handlers": [loader, *handlers]},
+        **{"train#trainer#max_epochs": 1, "train#dataset#data": items, "validate#dataset#data": [], "train#handlers":
+        [loader, *handlers]},
     )  # fmt: skip
     item = made.train_dataset[0]
     assert item["image"].shape == item["label"].shape == (1, 32, 32, 32)

@@ -45,7 +45,9 @@ def train(rank: int, folder: str) -> None:
 
 
 def test_processes_start_equal_and_stay_equal(tmp_path):
-    mp.start_processes(train, args=(str(tmp_path),), nprocs=PROCESSES, start_method="fork")  # without importing torch again
+    mp.start_processes(
+        train, args=(str(tmp_path),), nprocs=PROCESSES, start_method="fork"
+    )  # without importing torch again
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
     torch.manual_seed(0)
     assert torch.equal(first["start"], Net().used.weight) and torch.equal(second["start"], first["start"])

@@ -54,9 +54,13 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
     Training(tmp_path / "state.pt", resume=False).run(1)
     content = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[:-100])
-    with pytest.raises(UserError, match=r"cut.pt: cannot be resumed \(\w+Error: .*\), expected the state of this training; train with"):
+    with pytest.raises(
+        UserError, match=r"cut.pt: cannot be resumed \(\w+Error: .*\), expected the state of this training; train with"
+    ):
         Training(tmp_path / "cut.pt", resume=True).run(2)
     state = torch.load(tmp_path / "state.pt")
     torch.save(state | {"model": torch.nn.Linear(4, 1).state_dict()}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other.pt: cannot be resumed \(RuntimeError: .*size mismatch.*\), expected the state of this"):
+    with pytest.raises(
+        UserError, match=r"other.pt: cannot be resumed \(RuntimeError: .*size mismatch.*\), expected the state of this"
+    ):
         Training(tmp_path / "other.pt", resume=True).run(2)

@@ -51,19 +51,40 @@ def test_what_a_server_writes_leaves_the_heads_alone(tmp_path, network):
     heads = {key: value.clone() for key, value in other.state_dict().items() if key.startswith(HEADS)}
     load_weights(other, tmp_path / "round.safetensors", optional=HEADS)
     assert all(torch.equal(other.state_dict()[key], value) for key, value in {**shared, **heads}.items())
-    with pytest.raises(UserError, match=r"round.safetensors: registration.fine.adn.N.bias: found nothing, expected float32 \[24\] \(\d+ in"):
+    with pytest.raises(
+        UserError,
+        match=r"round.safetensors: registration.fine.adn.N.bias: found nothing, expected float32 \[24\] \(\d+ in",
+    ):
         load_weights(other, tmp_path / "round.safetensors")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: without(s, "encoder.stages.0"), r"encoder.stages.0.adn.N.bias: found nothing, expected float32 \[8\] \(3 in all\); use"),
-        (lambda s: without(s, "registration.velocities"), r"registration.velocities.0.bias: found nothing, expected float32 \[3\] \(8 in"),
-        (lambda s: s | {"encoder.more": torch.zeros(2)}, r"encoder.more: found float32 \[2\], expected nothing \(1 in all\); use weights"),
-        (lambda s: s | {"sa.segmentation.0": torch.zeros(5)}, r"sa.segmentation.0: found float32 \[5\], expected float32 \[32\] \(1 in"),
-        (lambda s: s | {"sa.segmentation.0": torch.zeros(32).half()}, r"sa.segmentation.0: found float16 \[32\], expected float32 \[32\]"),
-        (lambda s: s | {"sa.segmentation.0": torch.full((32,), torch.nan)}, r"sa.segmentation.0: found NaN or Inf, expected numbers; use"),
+        (
+            lambda s: without(s, "encoder.stages.0"),
+            r"encoder.stages.0.adn.N.bias: found nothing, expected float32 \[8\] \(3 in all\); use",
+        ),
+        (
+            lambda s: without(s, "registration.velocities"),
+            r"registration.velocities.0.bias: found nothing, expected float32 \[3\] \(8 in",
+        ),
+        (
+            lambda s: s | {"encoder.more": torch.zeros(2)},
+            r"encoder.more: found float32 \[2\], expected nothing \(1 in all\); use weights",
+        ),
+        (
+            lambda s: s | {"sa.segmentation.0": torch.zeros(5)},
+            r"sa.segmentation.0: found float32 \[5\], expected float32 \[32\] \(1 in",
+        ),
+        (
+            lambda s: s | {"sa.segmentation.0": torch.zeros(32).half()},
+            r"sa.segmentation.0: found float16 \[32\], expected float32 \[32\]",
+        ),
+        (
+            lambda s: s | {"sa.segmentation.0": torch.full((32,), torch.nan)},
+            r"sa.segmentation.0: found NaN or Inf, expected numbers; use",
+        ),
     ],
 )
 def test_anything_else_is_refused_and_nothing_loaded(tmp_path, network, spoil, message):
@@ -77,7 +98,9 @@ def test_anything_else_is_refused_and_nothing_loaded(tmp_path, network, spoil, m
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network; give the path of a model.pt or .safet"):
+    with pytest.raises(
+        UserError, match=r"none.pt: not found, expected the weights of a network; give the path of a model.pt or .safet"
+    ):
         read_weights(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -85,5 +108,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     for name in ("text.pt", "epoch.pt"):
         with pytest.raises(UserError, match=rf"{name}: found no checkpoint \(\w+\), expected {{'model': state_dict}}"):
             read_weights(tmp_path / name)
-    with pytest.raises(UserError, match=r"text.safetensors: found a damaged file \(.*\), expected safetensors; restore it from a copy"):
+    with pytest.raises(
+        UserError, match=r"text.safetensors: found a damaged file \(.*\), expected safetensors; restore it from a copy"
+    ):
         read_weights(tmp_path / "text.safetensors")

@@ -45,7 +45,9 @@ def test_on_the_same_grid_it_is_the_argmax(phantom):
 
 
 def test_shape_affine_and_labels_of_an_oblique_permuted_scan(phantom):
-    scan = MetaTensor(torch.rand(1, *SHAPE), affine=torch.as_tensor(AFFINE), meta={"filename_or_obj": "a/b.nii.gz", "qform_code": 3})
+    scan = MetaTensor(
+        torch.rand(1, *SHAPE), affine=torch.as_tensor(AFFINE), meta={"filename_or_obj": "a/b.nii.gz", "qform_code": 3}
+    )
     data = ResampleToGridd("image", GRID)({"image": scan})
     data["pred"] = 10 * one_hot(phantom[1]) + torch.rand(14, 32, 32, 32)  # noise, so that no two labels tie
     result = LabelsOnScand("pred", orig_keys="image")(data)["pred"]

@@ -35,7 +35,9 @@ def world(grid: Grid) -> np.ndarray:
 
 
 def dice(a: torch.Tensor, b: torch.Tensor, labels) -> float:
-    return float(np.mean([2 * int(((a == k) & (b == k)).sum()) / (int((a == k).sum()) + int((b == k).sum())) for k in labels]))
+    return float(
+        np.mean([2 * int(((a == k) & (b == k)).sum()) / (int((a == k).sum()) + int((b == k).sum())) for k in labels])
+    )
 
 
 def test_a_linear_function_of_place_stays_itself_on_any_grid():
@@ -83,7 +85,9 @@ def test_anisotropic_scans_are_filtered_along_fine_axes_only():
 
 
 def test_labels_there_and_back_on_an_oblique_grid_of_equal_spacing(phantom):
-    fine = Grid(np.block([[np.eye(3) * 3, GRID.affine[:3, 3:] - 1.5], [np.zeros((1, 3)), np.ones((1, 1))]]), (64, 64, 64))
+    fine = Grid(
+        np.block([[np.eye(3) * 3, GRID.affine[:3, 3:] - 1.5], [np.zeros((1, 3)), np.ones((1, 1))]]), (64, 64, 64)
+    )
     label = torch.nn.functional.interpolate(phantom[1][None].float(), scale_factor=2, mode="nearest")[0]
     scan = oblique((3.0, 3.0, 3.0), (66, 66, 66))
     there = ResampleToGrid(scan, kind="label")
@@ -123,7 +127,9 @@ def test_kinds_by_key_and_missing_keys(phantom):
     assert set(resample({"image": both["image"]})) == {"image"}
     with pytest.raises(KeyError, match="label"):
         ResampleToGridd(["image", "label"], GRID)({"image": both["image"]})
-    with pytest.raises(ValueError, match=r"^ResampleToGrid\(\) 'kind' is 'mask'; expected one of \['image', 'label'\]$"):
+    with pytest.raises(
+        ValueError, match=r"^ResampleToGrid\(\) 'kind' is 'mask'; expected one of \['image', 'label'\]$"
+    ):
         ResampleToGrid(GRID, kind="mask")
 
 
@@ -133,4 +139,6 @@ def test_slabs_and_one_piece_are_the_same(monkeypatch):
     whole = sample(volume, matrix, (17, 23, 19))
     monkeypatch.setattr("fedsr_monai.transforms.resampling.SLAB", 1)
     assert torch.equal(sample(volume, matrix, (17, 23, 19)), whole)
-    assert torch.equal(sample(volume, matrix, (17, 23, 19), lambda part: part.argmax(0, keepdim=True)), whole.argmax(0, keepdim=True))
+    assert torch.equal(
+        sample(volume, matrix, (17, 23, 19), lambda part: part.argmax(0, keepdim=True)), whole.argmax(0, keepdim=True)
+    )
