@@ -80,6 +80,7 @@ def segment(
                 f"{file}: found the weights of one site, with its atlas, expected its grid beside them; "
                 "name its folder with --site"
             )
+        make_folder(out)
         if register:
             network.set_atlas(*take_atlas(site, grid, out))
     except Exception as error:
@@ -139,6 +140,18 @@ def check_paths(scans: Sequence[str | os.PathLike]) -> list[Path]:
                 f"{path}: has the shape {shape}, expected one 3-D volume; take one volume out of the series"
             )
     return paths
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for the results if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}), expected a folder; choose another one for --out")
 
 
 def read_workflow(

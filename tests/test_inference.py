@@ -274,4 +274,8 @@ def test_mistakes_that_are_found_before_any_work(scan, weights, site_folder, pha
         match=r"own.pt: found the weights of one site, with its atlas, expected its grid .*; name its folder with --site$",
     ):
         segment([path], tmp_path / "out", weights=tmp_path / "own.pt")
+    with pytest.raises(
+        UserError, match=rf"^{path}: cannot be made \(File exists\), expected a folder; choose another one for --out$"
+    ):
+        segment([path], path, weights=weights, site=site)
     assert not (tmp_path / "out").exists()
