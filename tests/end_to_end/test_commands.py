@@ -1,0 +1,82 @@
+"""The commands one after the other, as the README's tour gives them, at the smallest size."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fedsr_monai.cli import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tour")
+
+
+def fedsr(place: Path, line: str) -> int:
+    return main([word.replace("@", f"{place}/") for word in line.split()])
+
+
+def test_the_tour(place, capsys):
+    assert fedsr(place, "simulate @sites --sites 1 --training 2 --validation 0 --test 1 --spacing 6 --shape 32 32 32 --unseen --processes 1") == 0
+    assert capsys.readouterr().out.split() == [f"{place}/sites/adult-3t", f"{place}/sites/paediatric"]
+
+    assert fedsr(place, "check @sites") == 0
+    assert capsys.readouterr().out.splitlines() == [f"{place}/sites/{name}: fit for use" for name in ("adult-3t", "paediatric")]
+
+    assert fedsr(place, "federate --sites @sites/adult* --out @run --rounds 1 --override epoch_length=1 learning_rate=0.0005") == 0
+    assert capsys.readouterr().out == f"{place}/run: done; next: fedsr evaluate {place}/run, then fedsr report {place}/run\n"
+    record = json.loads((place / "run/run.json").read_text())
+    assert record["overrides"] == {"seed": 0, "epoch_length": 1, "learning_rate": 0.0005}
+
+    assert fedsr(place, "personalise @sites/paediatric --weights @run --epochs 1 --epoch_length 1 --search") == 0
+    assert capsys.readouterr().out == f"{place}/run/personalised/paediatric/model.pt\n"
+
+    assert fedsr(place, "evaluate @run") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["adult-3t", "paediatric", f"{place}/run/evaluation"]
+    with open(place / "run/evaluation/metrics.csv", newline="") as file:
+        assert {row["site"] for row in csv.DictReader(file)} == {"adult-3t", "paediatric"}
+
+    scan = place / "sites/paediatric/images/test-001.nii.gz"
+    weights = place / "run/personalised/paediatric/model.pt"
+    assert fedsr(place, f"segment {scan} --out @labels --register --site @sites/paediatric --weights {weights}") == 0
+    assert capsys.readouterr().out == f"{place}/labels/test-001_dseg.nii.gz\n"
+    label, image = nib.load(place / "labels/test-001_dseg.nii.gz"), nib.load(scan)
+    assert label.shape == image.shape and np.array_equal(label.affine, image.affine)
+    assert set(np.unique(np.asarray(label.dataobj))) <= set(range(14))
+    assert (place / "labels/test-001_warp.nii.gz").is_file() and (place / "labels/test-001_atlas-dseg.nii.gz").is_file()
+
+    assert fedsr(place, "report @run") == 0
+    assert capsys.readouterr().out == f"{place}/run/report.html\n"
+    page = (place / "run/report.html").read_text()
+    assert "adult-3t" in page and "paediatric" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("federate @nowhere --out @x", "@nowhere: no such folder, expected a site folder with site.json: write one with `fedsr simulate`"),
+        ("federate @sites --out @x --policy fedprox", "policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; choose one of them"),
+        ("federate @sites --out @x --override learning_rat=1", "overrides: learning_rat: found no such id in "),
+        ("federate @sites --out @x --from_weights @none.pt", "@none.pt: not found, expected "),
+        ("federate @sites/adult-3t --out @run --rounds 1 --seed 5", "@run/run.json: "),
+        ("personalise @sites/adult-3t --weights @nothing", "personalise needs --out where --weights is no folder of a run: name a folder for the results"),
+        ("personalise @sites/adult-3t --weights @nothing --out @y", "@nothing: not found, expected a run folder of fedsr federate or a file of weights"),
+        ("simulate @sites --spacing 3", "spacing 3 mm has no grid of its own, expected one of [1.5, 2.0, 2.5]: give the shape too"),
+        ("simulate @new --profiles martian", "profile 'martian' is unknown, expected one of adult-3t, "),
+        ("segment @none.nii.gz --out @z", "@none.nii.gz: no such file, expected a NIfTI scan; check the path"),
+    ],
+)
+def test_mistakes_after_the_tour(place, capsys, line, message):
+    if not (place / "run").exists():
+        pytest.skip("the tour did not get this far")
+    assert fedsr(place, line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fedsr: " + message.replace("@", f"{place}/")), error
+    assert error.count("\n") == 1
+    assert not any((place / name).exists() for name in "xyz")
