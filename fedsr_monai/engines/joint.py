@@ -9,20 +9,20 @@ import torch
 from ignite.engine import Events
 from monai.engines import Trainer
 from torch import nn
-from torch.nn import functional as F
 
 from fedsr_monai.engines.objectives import (
     REGISTRATION_WEIGHTS,
     SEGMENTATION_WEIGHTS,
     Target,
-    half_shares,
     registration_losses,
     segmentation_losses,
     weighted,
 )
+from fedsr_monai.memory import keep_freed_memory
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
 from fedsr_monai.networks.sa import HEADS
+from fedsr_monai.networks.shares import label_shares, predicted_shares
 from fedsr_monai.networks.spatial import warp
 from fedsr_monai.transforms import RandomAtlas
 
@@ -110,6 +110,8 @@ class JointTrainer(Trainer):
             handlers=train_handlers,
             **kwargs,
         )
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
         self.network, self.optimizers, self.random_atlas = network.to(device), dict(optimizers), random_atlas
         self.mutual_information = mutual_information
         self.weights = {
@@ -142,14 +144,15 @@ class JointTrainer(Trainer):
         on_drawn = self._target_is_drawn()
         items = slice(len(scan), None) if on_drawn else slice(0, len(scan))
         with self._autocast():
-            features = self.network.encoder(torch.cat([scan, drawn, self._atlas]))
-            logits, pooled = self.network.segment([f[:-1] for f in features])
-        found = self._align(features, items, logits)
-        target = self._target(drawn, drawn_label) if on_drawn else self._target(scan, label, logits[items])
-        labels = self._labels(len(scan), label, drawn_label, None if on_drawn else found)
+            fixed, moving = self._encode(torch.cat([scan, drawn]))
+            logits, pooled = self.network.segment(fixed)
+        shares = predicted_shares(logits.detach()[items])
+        found = self._align([f[items] for f in fixed], moving, shares)
+        target = self._target(drawn, drawn_label, shares) if on_drawn else self._target(scan, label, shares)
+        labelled = self._labelled(logits, len(scan), label, drawn_label, None if on_drawn else found)
         report = {
             "registration": self._registration_losses(found, target),
-            "segmentation": segmentation_losses(self.network, logits, labels, pooled, self.mutual_information),
+            "segmentation": segmentation_losses(self.network, labelled, pooled, self.mutual_information),
         }
         self._descend(report)
         self._update_sa(found, pooled)
@@ -163,20 +166,22 @@ class JointTrainer(Trainer):
         if "registration" in self.heads:
             fixed, fixed_label = (drawn, drawn_label) if on_drawn else (scan, label)
             with self._autocast():
-                features = self.network.encoder(torch.cat([fixed, self._atlas]))
+                features, moving = self._encode(fixed)
                 with torch.no_grad():
-                    logits, _ = self.network.segment([f[:-1] for f in features])
-            found = self._align(features, slice(0, len(fixed)), logits)
-            target = self._target(fixed, fixed_label, logits)
+                    logits, _ = self.network.segment(features)
+            shares = predicted_shares(logits)
+            found = self._align(features, moving, shares)
+            target = self._target(fixed, fixed_label, shares)
             report["registration"] = self._registration_losses(found, target)
             self._descend({"registration": report["registration"]})
             self._update_sa(found, None)
         if "segmentation" in self.heads:
-            labelled = scan if label is not None or (found and not on_drawn) else scan[:0]
+            if label is None and (found is None or on_drawn):
+                scan = scan[:0]  # there are no labels for it
             with self._autocast():
-                logits, pooled = self.network.segment(self.network.encoder(torch.cat([labelled, drawn])))
-            labels = self._labels(len(labelled), label, drawn_label, None if on_drawn else found)
-            report["segmentation"] = segmentation_losses(self.network, logits, labels, pooled, self.mutual_information)
+                logits, pooled = self.network.segment(self.network.encoder(torch.cat([scan, drawn])))
+            labelled = self._labelled(logits, len(scan), label, drawn_label, None if on_drawn else found)
+            report["segmentation"] = segmentation_losses(self.network, labelled, pooled, self.mutual_information)
             self._descend({"segmentation": report["segmentation"]})
             self._update_sa(None, pooled)
         self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
@@ -195,7 +200,7 @@ class JointTrainer(Trainer):
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""
         self._atlas, self._atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
-        self._shares = half_shares(self.network, self._atlas_label)
+        self._shares = self.network.atlas_shares()
         if self.random_atlas is None:
             return self._atlas, self._atlas_label
         return self.random_atlas(self._atlas, self._atlas_label, self._last_ddf)
@@ -203,28 +208,35 @@ class JointTrainer(Trainer):
     def _target_is_drawn(self) -> bool:
         return "registration" in self.heads and self.random_atlas is not None and bool(torch.rand(()) < self.exact_registration)
 
-    def _align(self, features: list[torch.Tensor], items: slice, logits: torch.Tensor) -> Registration:
+    def _encode(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Encoder features of images and of the atlas, as one batch (eq. 1)."""
+        # Split, not sliced: the gradient of a slice is a batch of zeros with the slice in it.
+        pairs = [f.split([len(images), 1]) for f in self.network.encoder(torch.cat([images, self._atlas]))]
+        return [fixed for fixed, _ in pairs], [moving for _, moving in pairs]
+
+    def _align(self, fixed: list[torch.Tensor], moving: list[torch.Tensor], shares: torch.Tensor) -> Registration:
         with self._autocast():
-            return self.network.align([f[:-1][items] for f in features], [f[-1:] for f in features], logits[items], self._shares)
+            return self.network.align(fixed, moving, shares, self._shares)
 
-    def _target(self, image: torch.Tensor, label: torch.Tensor | None, logits: torch.Tensor | None = None) -> Target:
-        """The registration's target: exact labels where there are any, else the predicted ones, which it does not move (eq. 10)."""
+    def _target(self, image: torch.Tensor, label: torch.Tensor | None, shares: torch.Tensor) -> Target:
+        """The registration's target: exact labels where there are any, else the predicted shares, which it does not move (eq. 10)."""
         if label is not None:
-            return Target(image, half_shares(self.network, label))
-        return Target(image, F.avg_pool3d(logits.detach().softmax(dim=1), 2), predicted=True)
+            return Target(image, label_shares(label, self.network.num_classes))
+        return Target(image, shares.detach(), predicted=True)
 
-    def _labels(
-        self, scans: int, label: torch.Tensor | None, drawn_label: torch.Tensor, found: Registration | None
-    ) -> dict[str, tuple[slice, torch.Tensor]]:
-        """Label maps for the segmentation loss by kind, each with the items of the batch [scans, drawn] that it labels."""
+    def _labelled(
+        self, logits: torch.Tensor, scans: int, label: torch.Tensor | None, drawn_label: torch.Tensor, found: Registration | None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and label maps for the segmentation loss by kind, from the logits of the batch [scans, drawn]."""
         if label is not None:
-            return {"exact": (slice(0, None), torch.cat([label, drawn_label]))}
-        labels = {"exact": (slice(scans, None), drawn_label)}
+            return {"exact": (logits, torch.cat([label, drawn_label]))}
+        of_scans, of_drawn = logits.split([scans, len(logits) - scans])
+        labelled = {"exact": (of_drawn, drawn_label)}
         if found is not None and self.weights["segmentation"]["pseudo"]:
             # eq. 3, nearest: an argmax over 14 warped shares costs as much as the encoder and moves a border by under half a voxel.
             atlas_label = self._atlas_label.float().expand(scans, -1, -1, -1, -1)
-            labels["pseudo"] = (slice(0, scans), warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
-        return labels
+            labelled["pseudo"] = (of_scans, warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
+        return labelled
 
     def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
         return registration_losses(self.network, found, target, self._shares, self.mutual_information)

@@ -14,14 +14,12 @@ from typing import Any, TypeVar
 import torch
 from monai.engines import Trainer
 from torch import nn
-from torch.nn import functional as F
 
 from fedsr_monai.engines.joint import JointTrainer
 from fedsr_monai.engines.objectives import (
     REGISTRATION_WEIGHTS,
     SEGMENTATION_WEIGHTS,
     Target,
-    half_shares,
     registration_losses,
     soft_dice,
     weighted,
@@ -30,6 +28,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.shares import label_shares, predicted_shares
 from fedsr_monai.networks.spatial import warp
 
 Item = TypeVar("Item")
@@ -233,19 +232,20 @@ class LossSearchTrainer(JointTrainer):
         scan = pad_to_stride(item["image"][None].to(self.state.device).as_subclass(torch.Tensor))
         drawn, drawn_label = self._draw()
         with self._autocast():
-            features = network.encoder(torch.cat([scan, drawn, self._atlas]))
-            logits, _ = network.segment([f[:2] for f in features])
-        label = drawn_label
-        segmented = logits[1:]
-        shares = F.avg_pool3d(logits[:1].softmax(dim=1), 2)
+            fixed, moving = self._encode(torch.cat([scan, drawn]))
+            logits, _ = network.segment(fixed)
+        shares = predicted_shares(logits)
+        segmented, label, of_scan = logits[1:], drawn_label, shares[:1]
         if "label" in item:
             scan_label = pad_to_stride(item["label"][None].to(scan.device).as_subclass(torch.Tensor))
-            label, segmented, shares = torch.cat([scan_label.to(label.dtype), label]), logits, half_shares(network, scan_label)
+            segmented, label = logits, torch.cat([scan_label.to(label.dtype), label])
+            of_scan = label_shares(scan_label, network.num_classes)
         total = self.reference["segmentation"]["exact"] * dice_cross_entropy(segmented, label)
         if "registration" in self.heads:
-            targets = [Target(scan, shares), Target(drawn, half_shares(network, drawn_label))]
+            targets = [Target(scan, of_scan), Target(drawn, label_shares(drawn_label, network.num_classes))]
             for place, target in enumerate(targets):
-                found = self._align(features, slice(place, place + 1), logits)
+                item = slice(place, place + 1)
+                found = self._align([f[item] for f in fixed], moving, shares[item])
                 total = total + weighted(registration_losses(network, found, target, self._shares, None), self.reference["registration"])
         return total
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from monai.losses import DiceLoss
 from torch import nn
-from torch.nn import functional as F
 
 from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
 from fedsr_monai.networks import FedSRNet, Registration
@@ -64,16 +63,15 @@ def registration_losses(
 
 def segmentation_losses(
     network: FedSRNet,
-    logits: torch.Tensor,
-    labels: Mapping[str, tuple[slice, torch.Tensor]],
+    labelled: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     pooled: list[torch.Tensor],
     estimator: nn.Module | None,
 ) -> dict[str, torch.Tensor]:
     """Terms of eq. 12 before weighting: Dice + CE for each named kind of labels, and mutual information negated.
 
-    ``labels`` gives for a kind ("exact", "pseudo") which items of the batch it labels and their label maps [b, 1, D, H, W].
+    ``labelled`` gives for a kind ("exact", "pseudo") the logits [b, classes, D, H, W] and label maps [b, 1, D, H, W] of its images.
     """
-    losses = {kind: dice_cross_entropy(logits[items], label) for kind, (items, label) in labels.items()}
+    losses = {kind: dice_cross_entropy(logits, label) for kind, (logits, label) in labelled.items()}
     if estimator is not None:
         losses["mutual_information"] = -mutual_information(estimator, pooled, network, "segmentation")
     return losses
@@ -82,8 +80,3 @@ def segmentation_losses(
 def weighted(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float | torch.Tensor]) -> torch.Tensor:
     """The sum of the losses by their lambdas; a lambda of 0 keeps a term in the log and out of the sum."""
     return sum(weights[name] * loss for name, loss in losses.items() if not (isinstance(weights[name], float) and weights[name] == 0))
-
-
-def half_shares(network: FedSRNet, label: torch.Tensor) -> torch.Tensor:
-    """Label shares at half resolution [B, classes, D/2, H/2, W/2] of label maps [B, 1, D, H, W]."""
-    return F.avg_pool3d(network.one_hot(label), 2)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from fedsr_monai.engines.objectives import REGISTRATION_WEIGHTS, Target, registration_losses, weighted
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
+from fedsr_monai.networks.shares import predicted_shares
 from fedsr_monai.networks.spatial import compose, integrate, resize_ddf
 
 
@@ -33,8 +33,9 @@ def refine_registration(
         fixed = network.encoder(scan)
         logits, _ = network.segment(fixed)
         shares = network.atlas_shares()
-        first = network.align(fixed, network.encoder(pad_to_stride(network.atlas_image)), logits, shares)
-        target = Target(scan, F.avg_pool3d(logits.softmax(dim=1), 2))
+        predicted = predicted_shares(logits)
+        first = network.align(fixed, network.encoder(pad_to_stride(network.atlas_image)), predicted, shares)
+        target = Target(scan, predicted)
     ddf = first.ddf.float()
     velocity = torch.zeros_like(ddf, requires_grad=True)
     optimizer = torch.optim.Adam([velocity], lr=lr)

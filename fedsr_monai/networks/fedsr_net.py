@@ -13,6 +13,7 @@ from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.networks.decoder import RegistrationHead, SegmentationHead
 from fedsr_monai.networks.encoder import Encoder
 from fedsr_monai.networks.sa import HEADS, SARepresentation
+from fedsr_monai.networks.shares import label_shares, predicted_shares
 from fedsr_monai.networks.spatial import resize_ddf, warp
 
 # widths: encoder stages at strides 1..16; channels: both heads at 1/2, 1/4, 1/8, 1/16.
@@ -103,8 +104,8 @@ class FedSRNet(nn.Module):
         return bool((self.atlas_label > 0).any())
 
     def atlas_shares(self) -> torch.Tensor:
-        """Label shares of the atlas at half resolution, [1, classes, D/2, H/2, W/2]: its one-hot map averaged over 2x2x2 voxels."""
-        return F.avg_pool3d(self.one_hot(pad_to_stride(self.atlas_label)), 2)
+        """Label shares of the atlas at half resolution, [1, classes, D/2, H/2, W/2]."""
+        return label_shares(pad_to_stride(self.atlas_label), self.num_classes)
 
     def one_hot(self, label: torch.Tensor) -> torch.Tensor:
         """One-hot map [B, classes, D, H, W], float32, of label ids [B, 1, D, H, W]."""
@@ -119,18 +120,19 @@ class FedSRNet(nn.Module):
         self,
         fixed: Sequence[torch.Tensor],
         moving: Sequence[torch.Tensor],
-        fixed_logits: torch.Tensor,
+        fixed_shares: torch.Tensor,
         moving_shares: torch.Tensor | None = None,
     ) -> Registration:
-        """Registration of the atlas (moving) to scans (fixed), from encoder features and the scans' logits (not differentiated).
+        """Registration of the atlas (moving) to scans (fixed), from encoder features and the scans' predicted label shares.
 
-        ``moving`` may hold one atlas for a batch of scans; it is expanded.
+        ``moving`` may hold one atlas for a batch of scans; it is expanded. ``fixed_shares`` are [B, classes, D/2, H/2, W/2], as of
+        :func:`predicted_shares`, and take no gradient: the registration does not move the segmentation.
         """
         batch = fixed[0].shape[0]
         shares = self.atlas_shares() if moving_shares is None else moving_shares
-        probabilities = F.avg_pool3d(fixed_logits.detach().softmax(dim=1), 2)
+        fixed_shares = fixed_shares.detach()
         moving = [f.expand(batch, *f.shape[1:]) for f in moving]
-        ddf, pooled = self.registration(fixed, moving, self.sa.registration, probabilities, shares.expand_as(probabilities))
+        ddf, pooled = self.registration(fixed, moving, self.sa.registration, fixed_shares, shares.expand_as(fixed_shares))
         return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -148,7 +150,7 @@ class FedSRNet(nn.Module):
                              "resample the image to the atlas' grid")  # fmt: skip
         fixed = self.encoder(pad_to_stride(image))
         moving = self.encoder(pad_to_stride(self.atlas_image))
-        ddf = crop_to(self.align(fixed, moving, self.segment(fixed)[0]).full_ddf, shape)
+        ddf = crop_to(self.align(fixed, moving, predicted_shares(self.segment(fixed)[0])).full_ddf, shape)
         return ddf, warp(self.atlas_image.expand_as(image), ddf)
 
     def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
@@ -162,7 +164,7 @@ class FedSRNet(nn.Module):
         features = self.encoder(pad_to_stride(self.atlas_image))
         logits, pooled = self.segment(features)
         self.sa.update("segmentation", pooled, alpha=1.0)
-        self.sa.update("registration", self.align(features, features, logits).pooled, alpha=1.0)
+        self.sa.update("registration", self.align(features, features, predicted_shares(logits)).pooled, alpha=1.0)
 
 
 def pad_to_stride(image: torch.Tensor, stride: int = STRIDE) -> torch.Tensor:

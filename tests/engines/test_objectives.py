@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsr_monai.engines.objectives import Target, half_shares, registration_losses, segmentation_losses, weighted
+from fedsr_monai.engines.objectives import Target, registration_losses, segmentation_losses, weighted
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import FedSRNet, Registration
+from fedsr_monai.networks.shares import label_shares
 from fedsr_monai.networks.spatial import resize_ddf
 
 
@@ -25,7 +26,7 @@ def shifted(voxels: float) -> Registration:
 
 def test_the_right_displacement_has_the_lowest_losses(network, phantom):
     moved = [x[None].roll(-2, dims=3) for x in phantom]
-    target, shares = Target(moved[0], half_shares(network, moved[1])), network.atlas_shares()
+    target, shares = Target(moved[0], label_shares(moved[1], 14)), network.atlas_shares()
     losses = {shift: registration_losses(network, shifted(shift), target, shares, None) for shift in (-2.0, 0.0, 2.0, 4.0)}
     for name in ("similarity", "dice"):
         assert min(losses, key=lambda shift: losses[shift][name].item()) == 2.0
@@ -35,18 +36,10 @@ def test_the_right_displacement_has_the_lowest_losses(network, phantom):
 def test_segmentation_losses_by_kind(network, phantom):
     torch.manual_seed(0)
     logits, label = torch.randn(2, 14, 8, 8, 8), torch.randint(0, 14, (1, 1, 8, 8, 8))
-    labels = {"exact": (slice(1, None), label), "pseudo": (slice(0, 1), label)}
-    losses = segmentation_losses(network, logits, labels, [], None)
+    labelled = {"exact": (logits[1:], label), "pseudo": (logits[:1], label)}
+    losses = segmentation_losses(network, labelled, [], None)
     assert losses["exact"].item() == dice_cross_entropy(logits[1:], label).item()
     assert losses["pseudo"].item() == dice_cross_entropy(logits[:1], label).item()
-
-
-def test_half_shares_are_shares(network, phantom):
-    shares = half_shares(network, torch.stack([phantom[1], phantom[1].roll(1, dims=1)]))
-    assert shares.shape == (2, 14, 16, 16, 16) and shares.dtype == torch.float32
-    assert torch.equal(shares.sum(dim=1), torch.ones(2, 16, 16, 16))
-    expected = torch.nn.functional.avg_pool3d(network.one_hot(phantom[1][None]), 2)
-    assert torch.equal(shares[:1], expected)
 
 
 def test_a_lambda_of_zero_takes_a_term_out():

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fedsr_monai.memory import keep_freed_memory
+
+FAULTS = """
+import resource, torch
+from fedsr_monai.memory import keep_freed_memory
+{call}
+for _ in range(8):  # it takes a few for the heap to have room at the right place
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="not on glibc")
+def test_a_large_tensor_that_is_made_again_touches_no_new_pages():
+    faults = {}
+    for call in ("", "keep_freed_memory()"):
+        answer = subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True)
+        faults[call] = int(answer.stdout.split()[-1])
+    assert faults["keep_freed_memory()"] < 0.01 * faults[""]
