@@ -11,9 +11,9 @@ FAULTS = """
 import resource, torch
 from fedsr_monai.memory import keep_freed_memory
 {call}
-for _ in range(8):  # it takes a few for the heap to have room at the right place
+for _ in range(40):  # it takes a few for the heap to have room at the right place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
+    torch.ones(2**22)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
