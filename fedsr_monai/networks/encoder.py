@@ -12,7 +12,7 @@ from torch import nn
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolution:
     """3x3x3 convolution, instance normalisation, leaky ReLU.
 
-    The activation is not in place: the normalisation's output is a view, of which autograd would keep a copy. Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average wrongly.
+    Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average wrongly.
     """
     return Convolution(
         spatial_dims=3,
@@ -22,6 +22,7 @@ def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolut
         kernel_size=3,
         adn_ordering="NA",
         norm=("instance", {"affine": True}),
+        # not in place: the normalisation's output is a view, of which autograd would keep a copy
         act=("leakyrelu", {"negative_slope": 0.1}),
         bias=False,
     )
