@@ -13,7 +13,7 @@ from fedsr_monai.memory import keep_freed_memory
 {call}
 for _ in range(40):  # it takes a few for the heap to have room at the right place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**22)
+    torch.ones(2**24)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
