@@ -77,7 +77,8 @@ def run_demo(
         if faults:
             raise UserError(f"{faults[0]} ({len(faults)} in all)")
 
-    rate = 1e-3 if weights is None else 2e-4  # trained weights are adapted, not undone
+    # Measured with 10 steps at one site: from trained weights 2e-4 loses 0.004 of the Dice of the registration, 5e-5 gains 0.003.
+    rate = 1e-3 if weights is None else 5e-5
     begin = "random weights" if weights is None else "the weights that come with the bundle"
     with stage("federate", f"{size.rounds} rounds of {size.steps} steps a site, from {begin}"):
         overrides = {"epoch_length": size.steps, "val_interval": size.rounds + 1, "learning_rate": rate}
