@@ -18,6 +18,7 @@ from fedsr_monai.data.displacement import field_on_scan, labels_under_field, wri
 from fedsr_monai.data.grid import Grid, standard_atlas
 from fedsr_monai.data.label_map import write_label_map
 from fedsr_monai.data.site import load_atlas, volume_stem, write_volume
+from fedsr_monai.data.volumes import VOLUMES, read_volumes
 from fedsr_monai.device import find_device
 from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError, user_error
@@ -40,8 +41,8 @@ def segment(
     """Label scans on their own grids: the preprocessing, inferer and postprocessing of the bundle's
     `configs/inference.json`.
 
-    For each scan, `<scan>` being its file name without .nii or .nii.gz, `out` receives `<scan>_dseg.nii.gz` and its
-    table of labels; with `register` also `<scan>_atlas-dseg.nii.gz`, the atlas labels carried over by the registration,
+    For each scan, `<scan>` being its file name without .nii or .nii.gz, `out` receives `<scan>_dseg.nii.gz`, its table
+    of labels and its row of `volumes.csv` (see `write_label_map`); with `register` also `<scan>_atlas-dseg.nii.gz`, the atlas labels carried over by the registration,
     and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`). An atlas that was built for it is kept in
     `out/atlas`. A scan that is refused does not stop the others. Files that exist are replaced, each in one step.
 
@@ -81,6 +82,7 @@ def segment(
                 "name its folder with --site"
             )
         make_folder(out)
+        read_volumes(out / VOLUMES)
         if register:
             network.set_atlas(*take_atlas(site, grid, out))
     except Exception as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fedsr_monai.networks import FedSRNet
 from fedsr_monai.transforms.resampling import resample_image, resample_labels, sample, voxel_map
 
 GRID = standard_grid(6.0, (32, 32, 32))
+FOLDER = {"labels.ctbl", "labels_lut.txt", "volumes.csv"}  # what a folder of results has once
 
 
 def oblique(spacing=(4.0, 5.0, 3.5), shape=(50, 42, 56)) -> Grid:
@@ -94,7 +96,11 @@ def test_labels_on_the_scan_s_own_grid(scan, weights, site_folder, knows_the_pha
         grid.shape,
     ).argmax(dim=0)
     assert min(dice(np.asarray(result.dataobj), expected.numpy())) > least
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sub-1_T1w_dseg.nii.gz", "sub-1_T1w_dseg.tsv"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sub-1_T1w_dseg.nii.gz", "sub-1_T1w_dseg.tsv"} | FOLDER
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    voxels = (np.asarray(result.dataobj) == 6).sum()
+    assert float(row["thalamus (ml)"]) == pytest.approx(voxels * abs(np.linalg.det(grid.affine[:3, :3])) / 1000, abs=6e-4)
 
 
 def test_it_is_the_bundle_s_inference(scan, weights, site_folder, tmp_path):
@@ -141,7 +147,9 @@ def test_registration_carries_the_atlas_labels_over(scan, weights, site_folder, 
         np.asarray(warp.dataobj).reshape(-1, 3), np.tile([0, -12, 0], (np.prod(OBLIQUE.shape), 1)), atol=1e-3
     )
     names = {"scan_dseg.nii.gz", "scan_dseg.tsv", "scan_atlas-dseg.nii.gz", "scan_atlas-dseg.tsv", "scan_warp.nii.gz"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names  # the atlas is the site's
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | FOLDER  # the atlas is the site's
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        assert [row["labels"] for row in csv.DictReader(file)] == ["dseg", "atlas-dseg"]
 
 
 def test_refined_steps_change_the_deformation(scan, weights, site_folder, tmp_path):
@@ -279,3 +287,8 @@ def test_mistakes_that_are_found_before_any_work(scan, weights, site_folder, pha
     ):
         segment([path], path, weights=weights, site=site)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "volumes.csv").write_text("mine\n")
+    with pytest.raises(UserError, match=r"out/volumes.csv: found the columns mine, expected scan, labels, .* move the file away$"):
+        segment([path], tmp_path / "out", weights=weights, site=site)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["volumes.csv"]

@@ -65,8 +65,9 @@ def segment(
     """Label 13 structures in scans, each on the scan's own grid: the same workflow as the bundle's inference.
 
     Writes <scan>_dseg.nii.gz and a table of the labels; with --register also <scan>_atlas-dseg.nii.gz, the atlas labels
-    carried over, and <scan>_warp.nii.gz, the deformation as ITK, ANTs and 3D Slicer apply it. A scan that is refused does not
-    stop the others.
+    carried over, and <scan>_warp.nii.gz, the deformation as ITK, ANTs and 3D Slicer apply it. In the folder, volumes.csv has a
+    row a label map, in millilitres, labels.ctbl is the colour table for 3D Slicer and labels_lut.txt that for FreeSurfer. A scan
+    that is refused does not stop the others.
 
     Args:
         scans: NIfTI files, skull-stripped and roughly in the atlas' space, at any spacing and orientation

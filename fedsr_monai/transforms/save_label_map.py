@@ -16,7 +16,8 @@ from fedsr_monai.transforms.labels_on_scan import header_codes
 
 
 class SaveLabelMapd(SaveImaged):
-    """Writes `<scan>_dseg.nii.gz` with its table of labels, each in one step; `<scan>` is the file name of the scan.
+    """Writes `<scan>_dseg.nii.gz`, its table of labels and its volumes (see ``write_label_map``), each in one step;
+    `<scan>` is the file name of the scan.
 
     ``SaveImaged`` writes over the old file bit by bit, sets the header's space codes to 1 whatever the scan's are, and
     hides a full disk behind a traceback. It is the base class because programs that want the result in memory (MONAI

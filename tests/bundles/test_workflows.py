@@ -202,7 +202,8 @@ def test_inference_labels_the_scans_of_a_site(workflow, site_folder, model, tmp_
     folder = site_folder()
     workflow(bundle, "inference", "inference", dataset_dir=str(folder), ckpt_path=str(model), section="training").run()
     outputs = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert outputs == [f"training{i}_dseg.{suffix}" for i in range(2) for suffix in ("nii.gz", "tsv")]
+    files = [f"training{i}_dseg.{suffix}" for i in range(2) for suffix in ("nii.gz", "tsv")]
+    assert outputs == ["labels.ctbl", "labels_lut.txt", *files, "volumes.csv"]
     scan = nib.load(folder / "images" / "training0.nii.gz")
     result = nib.load(tmp_path / "out" / "training0_dseg.nii.gz")
     assert np.array_equal(result.affine, scan.affine) and result.get_data_dtype() == np.uint8
