@@ -52,10 +52,36 @@ def play_round(
         )
         bar.update()
 
+    close_round(server, answers, [job.name for job in jobs], out, bytes_down, started, server_seconds)
+
+
+def close_round(
+    server: Server,
+    answers: Mapping[str, Answer],
+    sites: Sequence[str],
+    out: Path,
+    bytes_down: int,
+    started: float,
+    server_seconds: float,
+) -> None:
+    """Aggregate what the server has accepted, write the checkpoint and the tables, open the next round.
+
+    Args:
+        server: has received the answers that were ok.
+        answers: every answer of the round by site, also those that are not ok.
+        sites: all sites of the run; one without an answer was not drawn.
+        out: run folder.
+        bytes_down: sent to each site that was asked.
+        started: `time.perf_counter()` at the round's beginning.
+        server_seconds: that the server has spent on this round so far.
+
+    Raises:
+        UserError: too few acceptable answers. The tables then show the open round too.
+    """
+    number = server.round
     clock = time.perf_counter()
     server.screen()
-    rows = [_participation(number, job.name, answers.get(job.name), server, bytes_down) for job in jobs]
-    rows.sort(key=lambda row: row["site"])
+    rows = [_participation(number, site, answers.get(site), server, bytes_down) for site in sorted(sites)]
     accepted = [answers[site].statistics for site in sorted(server.answers)]
     keys = sorted({key for statistics in accepted for key in statistics["losses"]})
     record = {
@@ -96,14 +122,15 @@ def _participation(number: int, site: str, answer: Answer | None, server: Server
     if answer is None:
         return row
     statistics = answer.statistics
+    row |= {"status": answer.status, "reason": answer.reason}
+    if answer.status == "absent":
+        return row
     row |= {
-        "status": answer.status,
-        "reason": answer.reason,
         "images": statistics.get("images", ""),
         "iterations": statistics.get("iterations", ""),
         "seconds": answer.seconds,
         "bytes_down": bytes_down,
-        "bytes_up": size_in_bytes(answer.tensors),
+        "bytes_up": size_in_bytes(answer.tensors) if answer.bytes_up is None else answer.bytes_up,
     }
     if site in server.rejected:
         reasons = server.rejected[site]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from fedsr_monai.bundle_path import bundle_path, check_overrides
@@ -19,6 +18,7 @@ from fedsr_monai.fl.records import begin, digest, write_tables
 from fedsr_monai.fl.round import draw_sites, play_round
 from fedsr_monai.fl.server import Server
 from fedsr_monai.fl.sites import InTurn, SiteJob
+from fedsr_monai.fl.start import estimator
 
 
 def federate(
@@ -123,7 +123,7 @@ def federate(
             policy=policy,
             weighting=weighting,
             min_sites=min_sites,
-            mutual_information=_estimator(root, overrides),
+            mutual_information=estimator(root, overrides),
             declared_images={job.name: job.images for job in jobs},
         )
         server.begin()
@@ -171,10 +171,3 @@ def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
             )
         by_name[site.name] = site
     return [by_name[name] for name in sorted(by_name)]
-
-
-def _estimator(root: Path, overrides: Mapping[str, Any]) -> Callable | None:
-    """The estimator of mutual information that the bundle trains with; the server ascends the same. None where it has none."""
-    parser = ConfigParser(ConfigParser.load_config_file(root / "configs" / "train.json"))
-    parser.update(dict(overrides))
-    return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None

@@ -61,7 +61,10 @@ class SiteJob:
 
 @dataclass
 class Answer:
-    """What came back from a site in a round; `status` is ok, failed or timeout, and `reason` says why it is not ok."""
+    """What came back from a site in a round; `status` is ok, failed, timeout or absent, and `reason` says why it is not ok.
+
+    `bytes_up` is the size on the way where it is not that of `tensors`.
+    """
 
     site: str
     status: str
@@ -69,6 +72,7 @@ class Answer:
     tensors: Tensors = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    bytes_up: int | None = None
 
 
 def one_line(error: BaseException) -> str:
