@@ -20,12 +20,23 @@ def bundle_path(bundle: str | os.PathLike) -> Path:
     Raises:
         UserError: there is no configs/train.json below any of the places.
     """
+    if (Path(bundle) / "configs" / "train.json").is_file():
+        return Path(bundle).absolute()
+    return installed_bundle(bundle)
+
+
+def installed_bundle(name: str | os.PathLike) -> Path:
+    """The absolute folder of a bundle that comes with the package.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     package = Path(__file__).parent
-    for place in (Path(bundle), package.parent / "bundles" / bundle, package / "bundles" / bundle):
+    for place in (package.parent / "bundles" / name, package / "bundles" / name):
         if (place / "configs" / "train.json").is_file():
             return place.absolute()
     raise UserError(
-        f"bundle: found no {Path(bundle) / 'configs' / 'train.json'}, expected a bundle; "
+        f"bundle: found no {Path(name) / 'configs' / 'train.json'}, expected a bundle; "
         "give the folder of one, fedsr_encoder or fedsr_site"
     )
 

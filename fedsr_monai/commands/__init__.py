@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from fedsr_monai.commands.data import check, simulate
 from fedsr_monai.commands.demonstration import demo, version
+from fedsr_monai.commands.hospitals import export_job, flare_site
 from fedsr_monai.commands.measuring import benchmark, pretrain
 from fedsr_monai.commands.results import evaluate, report, segment
 from fedsr_monai.commands.training import federate, personalise
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    function.__name__: function
+    function.__name__.replace("_", "-"): function
     for function in (
         demo,
         simulate,
@@ -21,6 +22,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
         evaluate,
         segment,
         report,
+        export_job,
+        flare_site,
         benchmark,
         pretrain,
         version,

@@ -1,0 +1,116 @@
+"""The server's rule under FLARE: the same `Server` as in `fedsr federate`, fed with what FLARE delivers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.aggregator import Aggregator
+from nvflare.app_common.app_constant import AppConstants
+
+from fedsr_monai.fl.exchange import size_in_bytes
+from fedsr_monai.fl.round import close_round
+from fedsr_monai.fl.server import Server
+from fedsr_monai.fl.sites import Answer
+from fedsr_monai.flare.exchange import global_dxo, read_update, size_of
+
+SITE = "fedsr_site"  # in the server's own context: the authenticated sender, set by the controller
+
+
+class FedSRAggregator(Aggregator):
+    """Checks every answer, and aggregates when the round is over.
+
+    Args:
+        persistor_id: the component that holds the run's `Server`.
+    """
+
+    def __init__(self, persistor_id: str = "persistor") -> None:
+        super().__init__()
+        self.persistor_id = persistor_id
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        self.absent: dict[str, str] = {}
+        self.started = time.perf_counter()
+        self.seconds = 0.0
+        self.bytes_down = 0
+        # Answers come in threads of their own, a late one even while the round is aggregated.
+        self.lock = threading.Lock()
+
+    def server(self, fl_ctx: FLContext) -> Server:
+        return fl_ctx.get_engine().get_component(self.persistor_id).server
+
+    def open_round(self, asked: Sequence[str], absent: Mapping[str, str], fl_ctx: FLContext) -> None:
+        """Begin a round.
+
+        Args:
+            asked: the sites that it is sent to.
+            absent: reasons by site not to ask it.
+        """
+        with self.lock:
+            server = self.server(fl_ctx)
+            server.open_round()
+            self.answers = {}
+            self.asked, self.absent = list(asked), dict(absent)
+            self.started, self.seconds = time.perf_counter(), 0.0
+            self.bytes_down = size_in_bytes(server.tensors)
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Take one answer; False, with the reason in the records and the log, if it is not acceptable. Never raises."""
+        site = fl_ctx.get_prop(SITE)
+        with self.lock:
+            clock = time.perf_counter()
+            try:
+                reasons = self.receive(site, shareable, fl_ctx)
+            except Exception as error:  # whatever a site sends must not end the run of the others
+                reasons = [f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected encoder and SA features"]
+                if site not in self.server(fl_ctx).answers:
+                    self.server(fl_ctx).rejected[site] = reasons
+                    self.answers.setdefault(site, Answer(site, "rejected"))
+            self.seconds += time.perf_counter() - clock
+        for reason in reasons:
+            self.log_warning(fl_ctx, f"left out: {reason}")
+        return not reasons
+
+    def receive(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> list[str]:
+        server = self.server(fl_ctx)
+        tensors, statistics = read_update(shareable, server.tensors)
+        # FLARE's client returns the cookies of the task: the round that the answer is for.
+        reasons = server.receive(site, shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), tensors, statistics)
+        counted = not reasons
+        if counted or site not in server.answers:
+            seconds = time.perf_counter() - self.started
+            self.answers[site] = Answer(
+                site, "ok", statistics=statistics if counted else {}, seconds=seconds, bytes_up=size_of(shareable)
+            )
+        return reasons
+
+    def failed(self, site: str, reason: str, fl_ctx: FLContext) -> None:
+        """Note that `site` answered with an error."""
+        with self.lock:
+            if site not in self.server(fl_ctx).answers:
+                self.answers[site] = Answer(site, "failed", reason, seconds=time.perf_counter() - self.started)
+
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """The next global tensors; the checkpoint and the tables are on the disk when they are returned.
+
+        Raises:
+            UserError: too few acceptable answers. FLARE then ends the job with this line; the last complete round stands.
+        """
+        with self.lock:
+            server = self.server(fl_ctx)
+            seconds = time.perf_counter() - self.started
+            for site in self.asked:
+                self.answers.setdefault(site, Answer(site, "timeout", "no answer before the round was closed", seconds=seconds))
+            for site, reason in self.absent.items():
+                self.answers.setdefault(site, Answer(site, "absent", reason))
+            out = fl_ctx.get_engine().get_component(self.persistor_id).out
+            close_round(server, self.answers, list(self.answers), out, self.bytes_down, self.started, self.seconds)
+            return global_dxo(server.send()).to_shareable()
+
+
+def _text(error: Exception) -> str:
+    """An error as a short line: of other errors than a wrong value, the type alone."""
+    return " ".join(str(error).split())[:200] if type(error) is ValueError else type(error).__name__

@@ -1,0 +1,104 @@
+"""The course of a run: FLARE's scatter-and-gather with authenticated names, resumed rounds, and a last word to the sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvflare.apis.controller_spec import Task
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
+
+from fedsr_monai.flare.aggregator import SITE
+from fedsr_monai.flare.exchange import global_dxo
+from fedsr_monai.flare.executor import ERROR, SAVE, TRAIN
+
+
+class FedSRController(ScatterAndGather):
+    """`ScatterAndGather` with four changes.
+
+    - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.
+    - A job goes on from the round that an earlier one completed; `rounds` counts all of them.
+    - A site that FLARE holds for disconnected is not asked, so that it does not cost every round the waiting time again.
+    - After the last round the sites get the global tensors once more, and write their model.
+
+    Args:
+        rounds: communication rounds in all.
+        sites: names of the sites that should take part, for the records.
+        min_clients: answers (also bad ones) after which `wait_time_after_min_received` begins.
+        wait_time_after_min_received: seconds for the other sites to answer.
+        train_timeout: seconds that a round may take in all; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        rounds: int,
+        sites: list[str] | None = None,
+        min_clients: int = 1,
+        wait_time_after_min_received: int = 600,
+        train_timeout: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            min_clients=min_clients,
+            num_rounds=rounds,
+            wait_time_after_min_received=wait_time_after_min_received,
+            train_timeout=train_timeout,
+            train_task_name=TRAIN,
+            persistor_id="persistor",
+            ignore_result_error=True,  # a site's error is in the records; the aggregator decides whether enough is left
+            snapshot_every_n_rounds=0,  # the persistor's checkpoint is the state
+            **kwargs,
+        )
+        self.rounds = rounds
+        self.sites = list(sites or [])
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Load the run's state, and count the rounds from where it stands."""
+        super().start_controller(fl_ctx)
+        if getattr(self.persistor, "server", None) is not None:
+            self._start_round = self.persistor.server.round
+            self._num_rounds = max(0, self.rounds - self._start_round)
+            fl_ctx.set_prop(AppConstants.START_ROUND, self._start_round, private=True, sticky=True)
+            fl_ctx.set_prop(AppConstants.NUM_ROUNDS, self._num_rounds, private=True, sticky=False)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        super().control_flow(abort_signal, fl_ctx)
+        if abort_signal.triggered or self.persistor.server.round < self.rounds:
+            return
+        self.log_info(fl_ctx, "The rounds are complete: every site writes its model.")
+        task = Task(name=SAVE, data=global_dxo(self.persistor.server.send()).to_shareable(), timeout=self._train_timeout)
+        self.broadcast_and_wait(
+            task=task,
+            fl_ctx=fl_ctx,
+            min_responses=self._min_clients,
+            wait_time_after_min_received=self._wait_time_after_min_received,
+            abort_signal=abort_signal,
+        )
+
+    def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: Any = None, **kwargs: Any) -> None:
+        """Ask the sites that are there."""
+        names = sorted(client.name for client in self._engine.get_clients())
+        absent = {name: "not connected" for name in self.sites if name not in names}
+        absent |= {name: "disconnected" for name in names if self.get_client_disconnect_time(name)}
+        asked = [name for name in names if name not in absent]
+        if task.name == TRAIN:
+            self.aggregator.open_round(asked, absent, fl_ctx)
+        super().broadcast_and_wait(task=task, fl_ctx=fl_ctx, targets=asked or None, **kwargs)
+
+    def _accept_train_result(self, client_name: str, result: Shareable, fl_ctx: FLContext, **kwargs: Any) -> bool:
+        fl_ctx.set_prop(SITE, client_name, private=True, sticky=False)
+        code = result.get_return_code()
+        if code and code != ReturnCode.OK:
+            self.aggregator.failed(client_name, error_text(code, result), fl_ctx)
+        return super()._accept_train_result(client_name, result, fl_ctx, **kwargs)
+
+
+def error_text(code: Any, result: Shareable) -> str:
+    """One line on an answer that is an error; what a site wrote is cut to a plain word."""
+    kind = result.get_header(ERROR)
+    word = kind[:60] if isinstance(kind, str) and kind.isidentifier() else str(code)[:60]
+    return f"{word} at the site; its log says more"

@@ -1,0 +1,131 @@
+"""A round's tensors as FLARE's data exchange objects (DXO) and back.
+
+The encoder travels to the server as a *difference* (`WEIGHT_DIFF`) and the SA vectors as a part of their own (`APP_DEFINED`), so that
+FLARE's privacy filters, which clip and prune differences, act on the one and leave the other alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.shareable import Shareable
+
+WEIGHTS_PART, SA_PART = "weights", "sa"
+KINDS = {WEIGHTS_PART: DataKind.WEIGHT_DIFF, SA_PART: DataKind.APP_DEFINED}
+STATISTICS = "statistics"
+IMAGES = "images"
+MOST_ROWS, MOST_LOSSES, LONGEST_NAME = 1000, 50, 50
+
+
+def difference(trained: torch.Tensor, sent: torch.Tensor) -> np.ndarray:
+    """`trained - sent` in float64, from which `add` finds `trained` again to the last bit.
+
+    In float32 it would not: the rounding of the difference is of the size of the weight's own last bits. In float64, difference
+    and sum err by at most 2^-53 of |difference| and |trained|. The nearest float32 is then `trained` itself as long as this is
+    less than a quarter of its last bit, which holds for |sent| < 2^26 |trained| (and for trained = 0, where nothing is rounded).
+    A weight that shrinks in one round to less than 1/67,108,864 of itself without becoming 0 is off by at most 2^-52 |sent|.
+    """
+    return trained.detach().cpu().double().numpy() - sent.detach().cpu().double().numpy()
+
+
+def add(sent: torch.Tensor, diff: np.ndarray) -> torch.Tensor:
+    """`sent` plus a difference, in the type of `sent`; see `difference`."""
+    return (sent.double() + torch.as_tensor(diff).double()).to(sent.dtype)
+
+
+def global_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
+    """What the server sends: the global tensors."""
+    return DXO(DataKind.WEIGHTS, data={key: tensor.numpy() for key, tensor in tensors.items()})
+
+
+def global_tensors(shareable: Shareable) -> dict[str, torch.Tensor]:
+    """What a site received: tensors of its own (FLARE may hand out the same arrays twice)."""
+    return {key: torch.tensor(value) for key, value in from_shareable(shareable).data.items()}
+
+
+def update_dxo(tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Tensor], statistics: Mapping[str, Any]) -> DXO:
+    """What a site answers: differences, SA vectors, statistics.
+
+    Args:
+        tensors: after the allow-list.
+        sent: what the round began with, by the same keys.
+        statistics: of `FedSRAlgo`; `images` is the answer's weight in the average.
+    """
+    # Filters such as PercentilePrivacy bound the step of one iteration, so this is the number of iterations, not of images.
+    meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: statistics["iterations"]}
+    diff = {key: difference(value, sent[key]) for key, value in tensors.items() if not key.startswith("sa.")}
+    sa = {key: value.numpy() for key, value in tensors.items() if key.startswith("sa.")}
+    parts = {WEIGHTS_PART: DXO(DataKind.WEIGHT_DIFF, data=diff, meta=meta)}
+    if sa:
+        parts[SA_PART] = DXO(DataKind.APP_DEFINED, data=sa)
+    return DXO(DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: plain_statistics(statistics)})
+
+
+def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and statistics from a site's answer, not yet checked: what cannot be added to `sent` is passed on as it came.
+
+    Raises:
+        ValueError: it is not an answer of this kind; the message names no content.
+    """
+    dxo = from_shareable(shareable)
+    if dxo.data_kind != DataKind.COLLECTION:
+        raise ValueError(f"found a DXO of kind {str(dxo.data_kind)[:LONGEST_NAME]!r}, expected a COLLECTION")
+    tensors: dict[str, Any] = {}
+    for name, part in dxo.data.items():
+        if name not in KINDS or not isinstance(part, DXO) or part.data_kind != KINDS[name] or not isinstance(part.data, dict):
+            raise ValueError(f"found a part {str(name)[:LONGEST_NAME]!r} of another kind, expected weights and sa")
+        for key, value in part.data.items():
+            if (key.startswith("sa.") if isinstance(key, str) else False) != (name == SA_PART):
+                raise ValueError(f"found {str(key)[:LONGEST_NAME]!r} in {name}, expected sa.* in sa and all others in weights")
+            addable = (
+                name == WEIGHTS_PART
+                and key in sent
+                and isinstance(value, np.ndarray)
+                and value.dtype in (np.float64, np.float32)
+                and list(value.shape) == list(sent[key].shape)
+            )
+            # A float32 difference must not pass for the weights themselves where its shape is wrong: the check names the shape.
+            tensors[key] = add(sent[key], value) if addable else value
+    statistics = dxo.get_meta_prop(STATISTICS)
+    return tensors, {**plain_statistics(statistics if isinstance(statistics, dict) else {}), IMAGES: dxo.get_meta_prop(IMAGES)}
+
+
+def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts, times and mean losses of a round and nothing else, whatever was found: it is written into tables and JSON."""
+    rows = statistics.get("epochs")
+    epochs = [_numbers(row) for row in rows[:MOST_ROWS] if isinstance(row, dict)] if isinstance(rows, list) else []
+    plain = {
+        "losses": _numbers(statistics.get("losses")),
+        "epochs": [row for row in epochs if {"epoch", "iteration"} <= set(row)],
+    }
+    for key in ("iterations", "seconds"):
+        if _is_number(statistics.get(key)):
+            plain[key] = statistics[key]
+    return plain
+
+
+def size_of(shareable: Shareable) -> int:
+    """Bytes of the arrays in an answer."""
+
+    def size(value: Any) -> int:
+        if isinstance(value, DXO):
+            return size(value.data)
+        if isinstance(value, dict):
+            return sum(map(size, value.values()))
+        return value.nbytes if isinstance(value, np.ndarray) else 0
+
+    return size(dict(shareable))
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    items = list(values.items())[:MOST_LOSSES] if isinstance(values, dict) else []
+    return {key: value for key, value in items if isinstance(key, str) and len(key) <= LONGEST_NAME and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

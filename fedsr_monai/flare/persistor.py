@@ -1,0 +1,98 @@
+"""The run's state at the server: encoder and SA features as safetensors, tables as CSV; no pickle, no decoder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
+from nvflare.app_common.abstract.model import ModelLearnable, make_model_learnable
+
+from fedsr_monai.fl.records import begin, write_tables
+from fedsr_monai.fl.server import Server
+from fedsr_monai.fl.start import estimator, initial_tensors
+from fedsr_monai.flare.exchange import global_dxo
+from fedsr_monai.flare.place import Place, read_place
+from fedsr_monai.flare.settings import Settings, settings_from_job
+
+RESULT = "fedsr"  # folder in the job's result
+
+
+class FedSRPersistor(LearnablePersistor):
+    """Makes the `Server` of a run, or takes it up where an earlier job of the same name left it.
+
+    The run folder, `<state>/<run>`, is that of `fedsr federate`: run.json, server/, participation.csv, rounds.csv, history.csv. At the
+    end of the job a copy lies in the job's result, which FLARE keeps and hands out.
+
+    Args:
+        settings: of the run, see `fedsr_monai.flare.settings.Settings`.
+        weighting: of the average, `images` or `uniform`.
+        min_sites: fewest acceptable answers that make a round.
+        images: training scans by site as agreed on beforehand; another count is rejected.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], weighting: str = "images", min_sites: int = 1, images: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.content = settings
+        self.weighting = weighting
+        self.min_sites = min_sites
+        self.images = dict(images or {})
+        self.server: Server | None = None
+
+    def load(self, fl_ctx: FLContext) -> ModelLearnable:
+        """The global tensors to go on from.
+
+        Raises:
+            UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this line.
+        """
+        settings = settings_from_job(self.content)
+        place = read_place(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
+        self.out = place.state / settings.run
+        self.server = self.make_server(settings, place)
+        self.server.begin()
+        write_tables(self.out, self.server.history)
+        return make_model_learnable(global_dxo(self.server.send()).data, {})
+
+    def make_server(self, settings: Settings, place: Place) -> Server:
+        root = place.bundle(settings.bundle)
+        settings.check_bundle(root)
+        begin(
+            self.out,
+            {
+                "policy": settings.policy,
+                "rounds": settings.rounds,
+                "seed": settings.seed,
+                "weighting": self.weighting,
+                "min_sites": self.min_sites,
+                "local_epochs": settings.local_epochs,
+                "bundle": {"name": settings.bundle, "train.json": settings.bundle_sha256},
+                "overrides": dict(settings.overrides),
+                "from_weights": settings.weights_sha256 and {"sha256": settings.weights_sha256},
+                "declared_images": self.images,
+            },
+        )
+        overrides = settings.all_overrides()
+        return Server(
+            self.out / "server",
+            initial_tensors(root, settings.policy, settings.seed, overrides, settings.weights(root)),
+            policy=settings.policy,
+            weighting=self.weighting,
+            min_sites=self.min_sites,
+            mutual_information=estimator(root, overrides),
+            declared_images=self.images,
+        )
+
+    def save(self, learnable: ModelLearnable, fl_ctx: FLContext) -> None:
+        """Nothing: the checkpoint and its records are written in one step when the round is aggregated."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """At the end of the job, however it ended, copy the run folder into the job's result."""
+        if event_type == EventType.END_RUN and self.server is not None:
+            target = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / RESULT
+            shutil.copytree(self.out, target, ignore=shutil.ignore_patterns("sites", ".*"), dirs_exist_ok=True)
