@@ -16,34 +16,33 @@ from fedsr_monai.labels import LABELS
 ENCODER, SITE = bundle_path("fedsr_encoder"), bundle_path("fedsr_site")
 BUNDLES = pytest.mark.parametrize("bundle", [ENCODER, SITE], ids=["encoder", "site"])
 
-# What MONAI's metadata schema of 2024-07-25 asks for; verify_metadata would download the file itself.
-TENSOR = {"type": "object", "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]}
-TEXT = [
-    "schema",
-    "version",
-    "monai_version",
-    "pytorch_version",
-    "numpy_version",
-    "task",
-    "description",
-    "authors",
-    "copyright",
-    "name",
-]
-TABLES = ["required_packages_version", "network_data_format", "changelog", "eval_metrics", "supported_apps"]
-SCHEMA = {
+# The demands of MONAI's newest metadata schema (2024-07-25), and ours on top: verify_metadata would download the file.
+TEXT = {"type": "string", "minLength": 1}
+TABLE = {"type": "object"}
+TENSOR = {
     "type": "object",
-    "required": TEXT + TABLES + ["intended_use", "references", "data_source", "data_type"],
+    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"],
     "properties": {
-        **{key: {"type": "string", "minLength": 1} for key in TEXT},
-        **{key: {"type": "object"} for key in TABLES},
-        "references": {"type": "array", "items": {"type": "string"}},
-        "network_data_format": {
-            "required": ["inputs", "outputs"],
-            "properties": {key: {"additionalProperties": TENSOR} for key in ("inputs", "outputs")},
-        },
+        **dict.fromkeys(["type", "format", "dtype"], TEXT),
+        "num_channels": {"type": "integer"},
+        "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 3, "maxItems": 3},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": TABLE,
     },
 }
+ASKED = {
+    **dict.fromkeys(["schema", "version", "monai_version", "pytorch_version", "numpy_version"], TEXT),
+    **dict.fromkeys(["task", "description", "authors", "copyright", "name", "intended_use"], TEXT),
+    **dict.fromkeys(["data_source", "data_type", "image_classes", "label_classes", "pred_classes"], TEXT),
+    **dict.fromkeys(["required_packages_version", "changelog", "eval_metrics", "supported_apps"], TABLE),
+    "references": {"type": "array", "items": TEXT, "minItems": 1},
+    "network_data_format": {
+        "required": ["inputs", "outputs", "post_processed_outputs"],
+        "additionalProperties": {"type": "object", "additionalProperties": TENSOR, "minProperties": 1},
+    },
+}
+SCHEMA = {"type": "object", "required": list(ASKED), "properties": ASKED, "additionalProperties": False}
 
 
 def config(bundle: Path, name: str) -> dict:
@@ -67,6 +66,42 @@ def test_metadata(bundle, tmp_path):
         == config(bundle, "inference.json")["spatial_shape"]
     )
     assert meta["version"] == __version__ and meta["version"] in meta["changelog"]
+
+
+@BUNDLES
+def test_metadata_that_lack_something_are_refused(bundle, tmp_path):
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    meta = config(bundle, "metadata.json")
+    del meta["network_data_format"]["outputs"]["pred"]["num_channels"]
+    (tmp_path / "metadata.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="'num_channels' is a required property"):
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+@BUNDLES
+def test_the_metrics_are_those_that_were_measured(bundle):
+    measured = json.loads((Path(__file__).parents[2] / "benchmarks" / "accuracy.json").read_text())
+    metrics = config(bundle, "metadata.json")["eval_metrics"]
+    assert metrics == {
+        f"{name}_{task}_simulated": pytest.approx(measured[f"FedSR {task}"][key]["mean"], abs=6e-4)
+        for task in ("segmentation", "registration")
+        for name, key in (("mean_dice", "dice"), ("mean_hd95_mm", "hd95_mm"))
+    }
+    readme = (bundle / "docs" / "README.md").read_text()
+    assert all(f"{metrics[f'mean_dice_{task}_simulated']:.3f}" in readme for task in ("segmentation", "registration"))
+
+
+@BUNDLES
+def test_the_readme_has_what_the_model_zoo_asks_for(bundle):
+    text = (bundle / "docs" / "README.md").read_text()
+    headings = re.findall(r"^(#{1,3}) (.*)$", re.sub(r"(?s)```.*?```", "", text), flags=re.MULTILINE)
+    assert [name for _, name in headings] == [
+        "Model Overview", "Data", "Preprocessing", "Training configuration", "Input", "Output", "Performance",
+        "System configuration", "Limitations", "MONAI Bundle Commands", "References", "License",
+    ]  # fmt: skip
+    assert all(name in text for name in LABELS.values())
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (bundle / "docs" / link).is_file(), link
 
 
 @BUNDLES
@@ -168,6 +203,12 @@ def test_every_command_of_the_readme_names_what_exists(bundle):
         r"^.*-m monai\.bundle run (\w+) (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE
     )
     assert {"training", "evaluating", "inference"} == {run for run, _ in commands}
+    shape = config(bundle, "metadata.json")["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    for export in ("ckpt_export", "onnx_export"):
+        (arguments,) = re.findall(rf"-m monai\.bundle {export} (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE)
+        assert f'--input_shape "[1, 1, {shape[0]}, {shape[1]}, {shape[2]}]"' in arguments
+        assert "--net_id network_def" in arguments and "--use_trace True" in arguments
+        assert all((bundle / file).is_file() for file in re.findall(r"(?:configs|models)/\w+\.(?:json|pt)\b", arguments))
     for run, arguments in commands:
         files = re.findall(r"configs/(\w+\.json)", arguments)
         merged = ConfigParser.load_config_files([str(bundle / "configs" / file) for file in files])
