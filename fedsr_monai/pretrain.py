@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.profiles import PROFILES
-from fedsr_monai.data.simulate import simulate_sites
+from fedsr_monai.data.simulate import simulate_labelled, simulate_sites
 from fedsr_monai.evaluation import evaluate_models, models_of_sites, summary_lines
 from fedsr_monai.fl.runner import federate
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks.weights import ATLAS, read_weights
 
-# Each stage is a pooled run. Segmentation first, on exactly labelled random atlases alone: the registration is led by predicted
-# labels (eq. 10), so every step of it that is taken before they are good is a step to be taken back. Then registration on the scans,
-# on features and labels that stand still.
+# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: the registration is led by predicted
+# labels (eq. 10), so every step of it that is taken before they are good is a step to be taken back. Then registration on the same
+# images and on the sites' scans, on features and labels that stand still.
 STAGES: dict[str, dict[str, Any]] = {
     "segmentation": {"heads": ["segmentation"], "learning_rate": 0.0015},
     "registration": {"heads": ["registration"], "frozen": ["encoder", "segmentation"], "learning_rate": 0.001},
@@ -31,21 +33,26 @@ def pretrain(
     epochs: Mapping[str, int] | None = None,
     preset: str = "small",
     spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
     training: int = 24,
     test: int = 6,
+    labelled: int = 2000,
     seed: int = 7,
     steps: int = STEPS_AN_EPOCH,
 ) -> Path:
-    """Train the weights that ship: simulate sites of every profile, train the stages, measure on test subjects, write `out/model.pt`.
+    """Train the weights that ship: simulate sites and labelled subjects, train the stages, measure on test subjects, write `out/model.pt`.
 
-    The file holds no atlas: every site brings its own. The same call on the same folder goes on where it was stopped.
+    Exactly labelled images are simulated subjects of hospitals drawn at random (`simulate_labelled`) and, for the rest, random atlases. The
+    sites are there for their unlabelled scans and for the measurement. The file holds no atlas: every site brings its own. The same
+    call on the same folder goes on where it was stopped.
 
     Args:
-        out: folder for sites/, one run a stage, evaluation/ and model.pt.
-        epochs: epochs by stage, by default 30 of segmentation and 15 of registration.
+        out: folder for sites/, labelled/, one run a stage, evaluation/ and model.pt.
+        epochs: epochs by stage, by default 60 of segmentation and 20 of registration.
         preset: "small" or "full".
-        spacing: voxel size in millimetres, on the standard grid of that size.
+        spacing, shape: voxel size in millimetres and grid, by default the standard grid of that size.
         training, test: simulated subjects a site.
+        labelled: simulated subjects with labels.
         seed: of everything random.
         steps: iterations an epoch.
 
@@ -53,11 +60,19 @@ def pretrain(
         `out/model.pt`, `{"model": state_dict}` without an atlas.
     """
     out = Path(out)
-    epochs = {"segmentation": 30, "registration": 15} | dict(epochs or {})
-    sites = simulate_sites(out / "sites", training=training, validation=2, test=test, spacing=spacing, seed=seed, profiles=list(PROFILES))
+    epochs = {"segmentation": 60, "registration": 20} | dict(epochs or {})
+    sites = simulate_sites(out / "sites", training=training, validation=2, test=test, spacing=spacing, shape=shape, seed=seed, profiles=list(PROFILES))
+    pool = simulate_labelled(out / "labelled", labelled, spacing, shape, seed)
+    config = ConfigParser.load_config_file(str(bundle_path("fedsr_encoder") / "configs" / "train.json"))
+    drawn = {
+        "_target_": "fedsr_monai.transforms.LabelledScans",
+        "items": f"$site_datalist({str(pool)!r}, 'training')",
+        "otherwise": config["random_atlas"],
+    }
     weights: Path | None = None
     for stage, settings in STAGES.items():
         overrides = settings | {"preset": preset, "epochs": epochs[stage], "epoch_length": steps, "cosine": True, "val_interval": 10**6}
+        overrides["random_atlas"] = drawn
         run = federate(sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights)
         (weights,) = (run / "sites").glob("*/model.pt")
     shipped = export_weights(weights, out / "model.pt")

@@ -63,12 +63,13 @@ def benchmark(
 
 def pretrain(
     out: str,
-    segmentation_epochs: int = 30,
-    registration_epochs: int = 15,
+    segmentation_epochs: int = 60,
+    registration_epochs: int = 20,
     preset: str = "small",
     spacing: float = 2.0,
     training: int = 24,
     test: int = 6,
+    labelled: int = 2000,
     seed: int = 7,
 ) -> None:
     """Train weights like those that ship: simulate sites of every kind, train both heads, measure, write OUT/model.pt.
@@ -83,6 +84,7 @@ def pretrain(
         spacing: voxel size in mm: 2.5, 2 or 1.5
         training: simulated scans a site to train on
         test: simulated scans a site to measure on
+        labelled: simulated scans with labels, each of a hospital of its own, to train on
         seed: of everything random
 
     Example:
@@ -91,4 +93,4 @@ def pretrain(
     from fedsr_monai.pretrain import pretrain as run
 
     epochs = {"segmentation": segmentation_epochs, "registration": registration_epochs}
-    print(run(out, epochs, preset, spacing, training, test, seed))
+    print(run(out, epochs, preset, spacing, training=training, test=test, labelled=labelled, seed=seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -74,15 +74,12 @@ def simulate_sites(
     for member, _ in hospitals:
         _claim(out / member.name, {"profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
     jobs = [
-        (out / member.name, member, section, index, seed, spacing, shape, affine)
+        (out / member.name, member, _entry(section, index), (SECTIONS.index(section), index), seed, spacing, shape, affine)
         for member, wanted in hospitals
         for section in SECTIONS
         for index in range(wanted[section])
     ]
-    missing = [job for job in jobs if not all((job[0] / file).is_file() for file in _entry(*job[2:4]).values())]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject", disable=None) as bar:
-        for _ in _run(missing, processes):
-            bar.update()
+    _make(jobs, processes)
     return [
         write_site(
             out / member.name, member.name, image, label, affine,
@@ -90,6 +87,45 @@ def simulate_sites(
         )
         for member, wanted in hospitals
     ]  # fmt: skip
+
+
+def simulate_labelled(
+    out: str | os.PathLike,
+    subjects: int,
+    spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    processes: int = 2,
+) -> Path:
+    """Write one folder of *labelled* training scans, each of a hospital of its own (`random_profile`), and return it.
+
+    For training that is to ship: sites have no such labels. Deterministic and resumable as `simulate_sites` is.
+
+    Raises:
+        UserError: as `simulate_sites`.
+    """
+    for key, value in (("subjects", subjects), ("processes", processes)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key} is {value!r}, expected a whole number of at least 1: correct the argument")
+    shape = default_shape(spacing) if shape is None else tuple(shape)
+    image, label, affine = build_atlas(spacing, shape)
+    out = Path(out).absolute()
+    _claim(out, {"labelled": True, "spacing": spacing, "shape": list(shape), "seed": seed})
+    entries = [_entry("training", index, labelled=True) for index in range(subjects)]
+    jobs = [
+        (out, random_profile(np.random.default_rng([seed, index]), f"random-{index + 1}"), entry, (0, index), seed, spacing, shape, affine)
+        for index, entry in enumerate(entries)
+    ]
+    _make(jobs, processes)
+    return write_site(out, out.name, image, label, affine, training=entries)
+
+
+def _make(jobs: Sequence[tuple], processes: int) -> None:
+    """Simulate the subjects whose files are not there yet."""
+    missing = [job for job in jobs if not all((job[0] / file).is_file() for file in job[2].values())]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject", disable=None) as bar:
+        for _ in _run(missing, processes):
+            bar.update()
 
 
 def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool) -> list[Profile]:
@@ -149,16 +185,14 @@ def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
 def _write_subject(
     folder: Path,
     member: Profile,
-    section: str,
-    index: int,
+    entry: Mapping[str, str],
+    number: tuple[int, int],
     seed: int,
     spacing: float,
     shape: Sequence[int],
     affine: np.ndarray,
 ) -> None:
-    own = [seed, zlib.crc32(member.name.encode()), SECTIONS.index(section), index]
-    image, label = simulate_subject(member, own, spacing, shape)
-    entry = _entry(section, index)
+    image, label = simulate_subject(member, [seed, zlib.crc32(member.name.encode()), *number], spacing, shape)
     try:
         if "label" in entry:
             write_volume(folder / entry["label"], label, affine)
@@ -170,7 +204,7 @@ def _write_subject(
         ) from None
 
 
-def _entry(section: str, index: int) -> dict[str, str]:
+def _entry(section: str, index: int, labelled: bool = False) -> dict[str, str]:
     file = f"{section}-{index + 1:03d}.nii.gz"
-    kinds = {"image": "images"} if section == "training" else {"image": "images", "label": "labels"}
+    kinds = {"image": "images"} if section == "training" and not labelled else {"image": "images", "label": "labels"}
     return {kind: f"{folder}/{file}" for kind, folder in kinds.items()}

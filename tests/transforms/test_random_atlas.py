@@ -79,13 +79,21 @@ def test_draws_carry_no_gradient(phantom):
 def test_refined_labels_keep_the_voxels_and_put_borders_between_them(phantom):
     label = phantom[1][None]
     fine = refined_label(label)
-    assert fine.shape == (1, 1, 63, 63, 63)
-    assert torch.equal(fine[..., ::2, ::2, ::2], label.float())
-    ball = refined_label((label == 2).to(torch.uint8)).mean()  # half-way voxels are shared out: the volume stays
+    assert fine.shape == (1, 1, 94, 94, 94)
+    assert (fine[..., ::3, ::3, ::3] == label).float().mean() > 0.998  # smoothing takes single voxels off the stairs
+    ball = refined_label((label == 2).to(torch.uint8)).mean()
     assert abs(ball / (label == 2).float().mean() - 1) < 0.1
+
+
+def test_refined_border_lies_half_way_between_two_labels_whichever_is_smaller():
+    for low, high in ((1, 2), (2, 1)):
+        label = torch.full((1, 1, 16, 16, 16), low, dtype=torch.uint8)
+        label[:, :, 8:] = high
+        line = refined_label(label)[0, 0, :, 24, 24]
+        assert torch.equal(line == high, torch.arange(46) > 22)  # voxels 7 and 8 lie at 21 and 24, the border at 22.5
 
 
 def test_another_atlas_is_refined_anew(phantom):
     random_atlas = RandomAtlas(lambda label, ddf: torch.zeros(1, 3, 32, 32, 32), Plain())
     for label in (phantom[1][None], phantom[1][None].roll(3, dims=2), phantom[1][None]):
-        assert torch.equal(random_atlas(phantom[0][None], label)[1], label)
+        assert (random_atlas(phantom[0][None], label)[1] == label).float().mean() > 0.998
