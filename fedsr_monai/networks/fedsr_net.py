@@ -73,7 +73,7 @@ class FedSRNet(nn.Module):
         self.num_classes = num_classes
         self.encoder = Encoder(widths)
         self.registration = RegistrationHead(
-            widths, channels, num_classes, scie, label_guidance, passes, integration_steps=5 if integrate else 0
+            widths, channels, num_classes, scie, label_guidance, passes, integration_steps=4 if integrate else 0
         )
         self.segmentation = SegmentationHead(widths, channels, num_classes, scie)
         self.sa = SARepresentation(channels[1:])
