@@ -3,21 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 DEMO_ARGS ?=
+LABEL_VENV ?= .venv-label
+LABEL_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+LABEL_PIP := $(LABEL_VENV)/bin/pip --disable-pip-version-check
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint wheel clean
+.PHONY: help install demo test lint wheel clean label-env label test-label
 
 help:
 	@echo "make demo     install into $(VENV), then simulate, federate, personalise, evaluate: ./demo/report.html"
 	@echo "make test     install into $(VENV), then run the tests"
+	@echo "make label STUDIES=DIR  serve the scans of a folder with MONAI Label, from an environment of its own, $(LABEL_VENV)"
+	@echo "make label-env, make test-label  only install that environment, or test in it with a real server"
 	@echo "make lint     check the code with ruff"
 	@echo "make wheel    build dist/*.whl, bundles included"
 	@echo "make install  only install into $(VENV)"
-	@echo "make clean    remove $(VENV), build products and caches (the results of runs stay)"
+	@echo "make clean    remove $(VENV), $(LABEL_VENV), build products and caches (the results of runs stay)"
 
 install: $(VENV)/.installed-demo
 
@@ -34,8 +39,25 @@ lint: $(VENV)/.installed-lint
 wheel: $(VENV)/.made
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
+# MONAI Label asks for numpy < 2, and for a torch with CUDA: an environment of its own, and --no-deps for what would bring them.
+label-env: $(LABEL_VENV)/.installed
+
+label: $(LABEL_VENV)/.installed
+	@test -n "$(STUDIES)" || { echo "make label: STUDIES is empty, expected a folder of scans: make label STUDIES=DIR"; exit 2; }
+	$(LABEL_VENV)/bin/fedsr label "$(STUDIES)" $(LABEL_ARGS)
+
+test-label: $(LABEL_VENV)/.installed
+	OMP_NUM_THREADS=1 $(LABEL_VENV)/bin/python -m pytest tests/monai_label $(PYTEST_ARGS)
+
+$(LABEL_VENV)/.installed: setup.cfg pyproject.toml constraints-label.txt
+	@echo "Installing MONAI Label and fedsr-monai with the versions of constraints-label.txt into $(LABEL_VENV)"
+	test -x $(LABEL_VENV)/bin/pip || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PIP) install --quiet --constraint constraints-label.txt --editable ".[label]"
+	$(LABEL_PIP) install --quiet --constraint constraints-label.txt --no-deps monailabel pydicom-seg torchvision
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist fedsr_monai.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) build dist fedsr_monai.egg-info .pytest_cache .ruff_cache
 	find fedsr_monai tests bundles -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # fedsr-monai with the extra of that name; the file that is touched says that it is done.

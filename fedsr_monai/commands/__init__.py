@@ -7,7 +7,9 @@ from collections.abc import Callable
 from fedsr_monai.commands.data import check, simulate
 from fedsr_monai.commands.demonstration import demo, version
 from fedsr_monai.commands.hospitals import export_job, flare_site
+from fedsr_monai.commands.labelling import label
 from fedsr_monai.commands.measuring import benchmark, pretrain
+from fedsr_monai.commands.preparing import prepare
 from fedsr_monai.commands.results import evaluate, report, segment
 from fedsr_monai.commands.training import federate, personalise
 
@@ -16,11 +18,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     for function in (
         demo,
         simulate,
+        prepare,
         check,
         federate,
         personalise,
         evaluate,
         segment,
+        label,
         report,
         export_job,
         flare_site,

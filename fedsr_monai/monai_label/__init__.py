@@ -1,0 +1,1 @@
+"""Serving the bundle `fedsr_site` with MONAI Label."""

@@ -1,0 +1,60 @@
+"""`fedsr label`: MONAI Label's server on a folder of scans."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.monai_label.app import BUNDLE, bundle_app, make_app
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    studies: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+    site: str | os.PathLike | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Become MONAI Label's server; does not return.
+
+    Raises:
+        UserError: MONAI Label is not installed here, there is no such folder of scans, the port is taken, or the app
+            cannot be made (see `make_app`).
+    """
+    studies = Path(studies).absolute()
+    bundle_app()
+    if not studies.is_dir():
+        raise UserError(f"{studies}: no such folder, expected one with NIfTI scans; check the path")
+    check_port(host, port)
+    app = studies.with_name(f"{studies.name}-label") if out is None else Path(out).absolute()
+    bundle = make_app(app, weights, site)
+    print(f"{bundle}: the copy that is served; training writes its models/model.pt")
+    if host not in LOOPBACK:
+        print(f"{host}:{port}: whoever reaches this address can read the scans; MONAI Label asks for no password by itself")
+    print(f"http://{host}:{port} is the address for 3D Slicer; stop with Ctrl-C", flush=True)
+    startup = str(Path(__file__).with_name("startup"))
+    path = os.pathsep.join(part for part in (startup, os.environ.get("PYTHONPATH")) if part)
+    arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
+    # The two last keep it from looking for models on the network.
+    for setting in (("models", BUNDLE), ("zoo_source", "ngc"), ("sam2", "false")):
+        arguments += ["--conf", *setting]
+    command = [sys.executable, "-m", "monailabel.main", *arguments]
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises a UserError if nothing can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{host}:{port}: {reason}, expected a free port; choose another --host or --port") from None

@@ -1,0 +1,114 @@
+"""The folder that MONAI Label serves; needs no MONAI Label."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+
+import pytest
+import torch
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.cli import main
+from fedsr_monai.errors import UserError
+from fedsr_monai.monai_label import app as module
+from fedsr_monai.monai_label.app import copy_bundle, make_app
+from fedsr_monai.monai_label.server import check_port
+from fedsr_monai.networks import FedSRNet
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """An app for bundles as MONAI Label installs it."""
+    folder = tmp_path / "monaibundle"
+    folder.mkdir()
+    (folder / "main.py").write_text("")
+    monkeypatch.setattr(module, "bundle_app", lambda: folder)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(5)
+    torch.save({"model": FedSRNet().state_dict()}, tmp_path / "mine.pt")
+    return tmp_path / "mine.pt"
+
+
+def state(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "models" / "model.pt", weights_only=True)["model"]
+
+
+def test_a_copy_of_the_bundle_with_the_site_and_its_weights(site_folder, weights, phantom, tmp_path):
+    copy_bundle(tmp_path / "fedsr_site", weights, site_folder())
+    source = bundle_path("fedsr_site")
+    for name in ("train", "inference", "evaluate"):
+        made = json.loads((tmp_path / "fedsr_site" / "configs" / f"{name}.json").read_text())
+        given = json.loads((source / "configs" / f"{name}.json").read_text())
+        changed = {key: made[key] for key in made if made[key] != given[key]}
+        expected = {"train": {"dataset_dir", "heads"}, "inference": {"dataset_dir"}, "evaluate": set()}[name]
+        assert set(changed) == expected and changed.get("heads") in (None, ["segmentation"])
+        assert changed.get("dataset_dir", str(tmp_path / "clinic")) == str(tmp_path / "clinic")
+    served, mine = state(tmp_path / "fedsr_site"), torch.load(weights, weights_only=True)["model"]
+    assert all(torch.equal(served[key], mine[key]) for key in mine if not key.startswith("atlas"))
+    assert torch.equal(served["atlas_label"], phantom[1][None])
+    assert sorted(path.name for path in (tmp_path / "fedsr_site" / "models").iterdir()) == ["model.pt"]
+    assert (tmp_path / "fedsr_site" / "configs" / "metadata.json").is_file()
+
+
+def test_by_default_the_weights_of_the_bundle_and_no_site(tmp_path):
+    copy_bundle(tmp_path / "fedsr_site", None, None)
+    served, shipped = state(tmp_path / "fedsr_site"), state(bundle_path("fedsr_site"))
+    assert set(served) == set(shipped) and all(torch.equal(served[key], shipped[key]) for key in shipped)
+    assert json.loads((tmp_path / "fedsr_site" / "configs" / "train.json").read_text())["dataset_dir"] is None
+
+
+def test_what_was_trained_is_kept(installed, weights, tmp_path):
+    bundle = make_app(tmp_path / "app")
+    assert bundle == tmp_path / "app" / "model" / "fedsr_site" and (tmp_path / "app" / "main.py").is_file()
+    (bundle / "models" / "model.pt").write_text("trained")
+    assert make_app(tmp_path / "app") == bundle
+    assert (bundle / "models" / "model.pt").read_text() == "trained"
+    with pytest.raises(
+        UserError,
+        match=rf"^{tmp_path}/app: was made with weights of the bundle, expected {weights}; leave --weights out to go on "
+        "with what was trained there, or choose another --out$",
+    ):
+        make_app(tmp_path / "app", weights)
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def test_a_folder_of_something_else_is_left_alone(installed, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match=r"app: is something else, expected an app of `fedsr label` or nothing; choose"):
+        make_app(tmp_path / "app")
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["thesis.txt"]
+
+
+def test_weights_that_cannot_be_used_leave_no_app(installed, tmp_path):
+    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network"):
+        make_app(tmp_path / "app", tmp_path / "none.pt")
+    assert not (tmp_path / "app").exists()
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(
+            UserError,
+            match=rf"^127.0.0.1:{port}: Address already in use, expected a free port; choose another --host or --port$",
+        ):
+            check_port("127.0.0.1", port)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("monailabel") is not None, reason="MONAI Label is installed here"
+)
+def test_the_environment_of_training_says_where_to_go(tmp_path, capsys):
+    assert main(["label", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "fedsr: MONAI Label: found none in this environment, expected the one that it has for itself; make it with "
+        "`make label-env` and use its fedsr (.venv-label/bin/fedsr)\n"
+    )
