@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,9 +34,17 @@ def test_every_folder_with_code_is_a_package_of_the_wheel(setup_cfg):
 
 def test_what_is_installed_without_extras_is_pinned(setup_cfg):
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    extras = " ".join(setup_cfg["options.extras_require"].values())
+    extras = " ".join(value for name, value in setup_cfg["options.extras_require"].items() if name != "label")
     needed = {word.split(">")[0] for word in (setup_cfg["options"]["install_requires"] + extras).split() if ">" in word}
     assert needed == pinned
+
+
+def test_the_environment_of_monai_label_is_pinned(setup_cfg):
+    text = (ROOT / "constraints-label.txt").read_text()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in text.splitlines() if "==" in line}
+    asked = (setup_cfg["options"]["install_requires"] + setup_cfg["options.extras_require"]["label"]).split()
+    needed = {re.split("[<>=]", word)[0].lower() for word in asked if not word.startswith("fedsr-monai")}
+    assert needed <= pinned and {"monailabel", "pydicom-seg", "torchvision"} <= pinned
 
 
 def test_wheel_holds_the_bundles_and_the_command(tmp_path):
