@@ -73,7 +73,7 @@ def run_accuracy(
             found = _network_rows(network, site, item, device) if method == "network" else _refined_rows(network, site, item, refine, labels[method])
         rows += [{"site": site.name, "case": case} | row for row in found]
         write_csv(table, rows, COLUMNS)
-    result = summary(rows)
+    result = summary(_read(table))  # as it is stored: a run that went on gives the same numbers
     write_json(f"{os.fspath(out)}.json", result)
     return result
 

@@ -6,12 +6,16 @@ import copy
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.engines import JointTrainer, head_optimizers
 from fedsr_monai.engines.precision import bfloat16_pays
 from fedsr_monai.losses import ParzenMI
@@ -28,25 +32,28 @@ def run_speed(
     spacing: float,
     device: str = "cpu",
     runs: int = 5,
+    scan: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
     """Time segmentation, registration and the joint step (fused and alternating) on the network's own atlas; rows in ``<out>.csv``.
 
     Seconds are wall time after two warm-up runs, on as many threads as torch is set to, in the arithmetic that the bundles choose on
-    this device. Nothing is read from disk.
+    this device. Nothing is read from disk, except by the last row: a whole `monai.bundle run inference` on one scan, a new process each
+    time, with start-up, imports, weights, reading and writing.
 
     Args:
         network: with its atlas set; the atlas stands as the scan (the time does not depend on what is seen).
         spacing: voxel size in millimetres, for the random atlas of the joint step.
+        scan: NIfTI file for the last row; None leaves it out.
     """
     network = network.to(device)
-    scan = network.atlas_image.clone()
-    shape = tuple(scan.shape[2:])
+    atlas = network.atlas_image.clone()
+    shape = tuple(atlas.shape[2:])
     amp = bfloat16_pays(device)
 
     def inference(call: Callable[[torch.Tensor], Any]) -> Callable[[], None]:
         def run() -> None:
             with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=amp):
-                call(scan)
+                call(atlas)
 
         return run
 
@@ -60,7 +67,9 @@ def run_speed(
     }
     network.eval()
     calls = {"segmentation, network only": inference(network), "registration, network only": inference(network.register)}
-    calls |= {name: (lambda trainer=trainer: trainer._iteration(trainer, {"image": scan})) for name, trainer in trainers.items()}
+    calls |= {name: (lambda trainer=trainer: trainer._iteration(trainer, {"image": atlas})) for name, trainer in trainers.items()}
+    if scan is not None:
+        calls["run inference, one scan, whole process"] = lambda: whole_inference(scan, device)
     rows = []
     for name, call in calls.items():
         seconds = timed(call, runs)
@@ -78,6 +87,25 @@ def run_speed(
         )
     write_csv(f"{os.fspath(out)}.csv", rows, COLUMNS)
     return rows
+
+
+def whole_inference(scan: str | os.PathLike, device: str) -> None:
+    """`python -m monai.bundle run inference` of the bundle fedsr_site on one scan, in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; the error holds what it printed.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        bundle = bundle_path("fedsr_site")
+        values = {
+            "config_file": bundle / "configs" / "inference.json",
+            "bundle_root": bundle,
+            "output_dir": out,
+            "device": f"$torch.device('{device}')",
+            "dataset#data": [{"image": os.path.abspath(scan)}],
+        }
+        options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        subprocess.run([sys.executable, "-m", "monai.bundle", "run", "inference", *options], check=True, capture_output=True)
 
 
 def timed(call: Callable[[], Any], runs: int, warm_up: int = 2) -> Sequence[float]:

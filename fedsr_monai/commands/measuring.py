@@ -50,9 +50,9 @@ def benchmark(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     network = load_network(model, device)
     if speed:
-        rows = run_speed(out, network, model.site.spacing[0], device)
-        for row in rows:
-            print(f"{row['what']:<28}{row['median_seconds']:8.3f} s   ({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})")
+        scan = next((item["image"] for item in model.site.test), None)
+        for row in run_speed(out, network, model.site.spacing[0], device, scan=scan):
+            print(f"{row['what']:<40}{row['median_seconds']:8.3f} s   ({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})")
     else:
         chosen = [] if methods == "none" else [method.strip() for method in methods.split(",")]
         for method, found in run_accuracy(folders, out, network, chosen, cases, device, refine).items():
