@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import read_weights
+from fedsr_monai.prepare import require_itk
 from fedsr_monai.transforms.labels_on_scan import header_codes, own_grid
 
 
@@ -36,6 +38,8 @@ def segment(
     site: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
     refine: int = 0,
+    raw: bool = False,
+    masks: Sequence[str | os.PathLike] = (),
     progress: bool = True,
 ) -> list[Path]:
     """Label scans on their own grids: the preprocessing, inferer and postprocessing of the bundle's
@@ -56,6 +60,10 @@ def segment(
             built on it.
         device: by default the first GPU, or the CPU where there is none.
         refine: gradient steps that improve each deformation by itself, with `register` (see `refine_registration`).
+        raw: the scans lie as they were scanned, anywhere in space, with their skull or without: each is masked, corrected for
+            its bias field and laid on the atlas first (see `prepare_scan`), and `out` receives a picture of that,
+            `<scan>_alignment.png`. The results lie in the scan's own space all the same; the deformation maps the atlas to it.
+        masks: with `raw`, the brain masks of the scans, in their order; without them the brain is searched.
         progress: show a bar (never when standard error is not a terminal).
 
     Returns:
@@ -68,6 +76,9 @@ def segment(
     if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0 or (refine and not register):
         raise UserError(f"refine: found {refine!r}, expected a whole number of steps, and register with it; correct it")
     paths, out = check_paths(scans), Path(out)
+    if raw:
+        require_itk()
+    check_masks(masks, paths, raw)
     parser = read_workflow(bundle, out, weights, site, device)
     try:
         network = parser.get_parsed_content("network").eval()
@@ -83,8 +94,15 @@ def segment(
             )
         make_folder(out)
         read_volumes(out / VOLUMES)
+        if register or raw:
+            atlas = take_atlas(site, grid, out)
         if register:
-            network.set_atlas(*take_atlas(site, grid, out))
+            network.set_atlas(*atlas)
+        if raw:
+            from fedsr_monai.prepare.raw_scan import LoadRawScand, for_raw_scans  # only where ITK is there
+
+            load = LoadRawScand("image", atlas, grid, dict(zip(map(str, paths), masks)), out)
+            preprocessing, postprocessing = for_raw_scans(preprocessing, postprocessing, load)
     except Exception as error:
         raise user_error(error) or error
 
@@ -142,6 +160,18 @@ def check_paths(scans: Sequence[str | os.PathLike]) -> list[Path]:
                 f"{path}: has the shape {shape}, expected one 3-D volume; take one volume out of the series"
             )
     return paths
+
+
+def check_masks(masks: Sequence[str | os.PathLike], paths: Sequence[Path], raw: bool) -> None:
+    """Refuse masks that do not go with the scans.
+
+    Raises:
+        UserError: they are given without `raw`, or are not as many as the scans.
+    """
+    if masks and not raw:
+        raise UserError("--masks: given for scans that are stripped already, expected it with --raw; add --raw or leave it out")
+    if masks and len(masks) != len(paths):
+        raise UserError(f"--masks: found {len(masks)} masks for {len(paths)} scans, expected one a scan; give all of them, in their order")
 
 
 def make_folder(out: Path) -> None:
@@ -207,11 +237,11 @@ def write_registration(network: FedSRNet, scan: torch.Tensor, loaded: Any, grid:
         stem: folder and name of the scan's results.
         refine: gradient steps on this scan's deformation.
     """
-    affine, shape = own_grid(loaded)
-    own = Grid(affine, shape)
+    own = Grid(*own_grid(loaded))
+    affine = np.asarray(loaded.meta.get("raw_affine", own.affine))
     codes = header_codes(loaded.meta)
     ddf = refine_registration(network, scan, refine) if refine else network.register(scan)[0]
     field = field_on_scan(ddf[0].float(), grid, own)
     labels = labels_under_field(network.atlas_label[0], field, grid, own, network.num_classes)
     write_label_map(stem.with_name(f"{stem.name}_atlas-dseg.nii.gz"), labels[0].cpu().numpy(), affine, codes)
-    write_displacement(stem.with_name(f"{stem.name}_warp.nii.gz"), field, grid, own, codes)
+    write_displacement(stem.with_name(f"{stem.name}_warp.nii.gz"), field, grid, own, codes, affine)

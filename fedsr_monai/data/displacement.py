@@ -46,7 +46,12 @@ def labels_under_field(
 
 
 def write_displacement(
-    path: str | os.PathLike, field: torch.Tensor, grid: Grid, scan: Grid, codes: tuple[int, int] = (1, 1)
+    path: str | os.PathLike,
+    field: torch.Tensor,
+    grid: Grid,
+    scan: Grid,
+    codes: tuple[int, int] = (1, 1),
+    affine: np.ndarray | None = None,
 ) -> None:
     """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas
     that belongs there.
@@ -61,15 +66,22 @@ def write_displacement(
         grid: whose voxels the field counts in.
         scan: where it was read off.
         codes: qform and sform code of the header.
+        affine: of the scan's file, where it differs from that of `scan`: a raw scan that an affine map lays on the atlas. The
+            field then takes both steps at once, from points of the file to points of the atlas.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy()) * LPS
-    image = nib.Nifti1Image(np.ascontiguousarray(vectors[:, :, :, None, :], dtype=np.float32), scan.affine)
+    affine = scan.affine if affine is None else affine
+    vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy())
+    if not np.array_equal(affine, scan.affine):
+        step = scan.affine - affine
+        i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
+        vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
+    image = nib.Nifti1Image(np.ascontiguousarray((vectors * LPS)[:, :, :, None, :], dtype=np.float32), affine)
     image.header.set_intent("vector")
-    image.set_qform(scan.affine, code=codes[0])
-    image.set_sform(scan.affine, code=codes[1])
+    image.set_qform(affine, code=codes[0])
+    image.set_sform(affine, code=codes[1])
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         # floats hardly shrink any further

@@ -1,0 +1,159 @@
+"""The affine map that lays a brain on the atlas: ITK's registration from several starts, and the judgement of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+
+import itk
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from fedsr_monai.data.grid import Grid
+from fedsr_monai.prepare.bias import coarsen
+from fedsr_monai.prepare.itk_image import from_itk_affine, to_itk, to_itk_affine
+
+PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads nod more than they roll
+RIM = 10.0  # mm around the atlas' brain where the metric looks too
+TURN_ITERATIONS = 20  # enough to see whether a quarter turn is right
+HEAD_SIZE = 0.92  # of a usual brain to MNI's, which has 1.88 litres with its fluid
+LEVELS = ((8.0, 60), (4.0, 100), (2.0, 60))  # mm and iterations
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The map of a scan onto an atlas.
+
+    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres. `turned` is the rotation matrix of the
+    best start that does not follow the scan's header, `gain` how much better (in nats of mutual information) it is.
+    """
+
+    matrix: np.ndarray
+    information: float
+    turned: np.ndarray
+    gain: float
+
+
+def cube_rotations() -> Iterator[np.ndarray]:
+    """The 24 rotations that take axes to axes; the identity first."""
+    for order, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
+        matrix = np.zeros((3, 3))
+        matrix[range(3), order] = signs
+        if np.linalg.det(matrix) > 0:
+            yield matrix
+
+
+def brain_frame(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre (mm) and volume (mm^3) of a mask."""
+    places = np.argwhere(mask)
+    return affine[:3, :3] @ places.mean(0) + affine[:3, 3], len(places) * abs(np.linalg.det(affine[:3, :3]))
+
+
+def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool = False) -> Alignment:
+    """Register a scan to the atlas image.
+
+    Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it, maximised by gradient
+    descent at three resolutions. The starts lay the centres of mass on each other; three follow the header, with the head
+    nodding, and 23 turn it by quarter turns, which only serve to find wrong headers.
+
+    Args:
+        brain: the scan [D, H, W], 0 outside the brain.
+        affine: of the scan.
+        atlas: image [D, H, W] of the atlas, 0 outside the brain.
+        grid: of the atlas.
+        whole_head: the scan has not been stripped: it is turned and shifted at coarse resolutions, and taken to
+            have a brain of usual size. A map that may grow grows towards the scalp.
+    """
+    size = np.diag([*np.full(3, HEAD_SIZE if whole_head else 1.0), 1.0])
+    sized = Grid(size @ grid.affine, grid.shape)
+    levels = _levels(brain, affine, atlas, sized)
+    start = _Starts(brain, affine, atlas, sized, whole_head)
+    nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
+    best, information = max((register(*levels[0], start(nod), whole_head) for nod in nods), key=lambda result: result[1])
+    turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
+    others = [register(*levels[0][:3], TURN_ITERATIONS, start(turn), whole_head)[1] for turn in turns]
+    gain, turn = max(others) - information, turns[int(np.argmax(others))]
+    for level in levels[1:2] if whole_head else levels[1:]:
+        best, information = register(*level, best, whole_head)
+    return Alignment(np.linalg.inv(best @ size), information, turn, gain)
+
+
+def realign(first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> Alignment:
+    """Go on from an alignment of the whole head with the brain alone."""
+    best = np.linalg.inv(first.matrix)
+    for level in _levels(brain, affine, atlas, grid)[1:]:
+        best, information = register(*level, best)
+    return replace(first, matrix=np.linalg.inv(best), information=information)
+
+
+def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> list[tuple]:
+    """Atlas, the region that counts in it, scan, and iterations at each resolution."""
+    levels = []
+    for spacing, iterations in LEVELS:
+        fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
+        moving, moving_affine = coarsen(brain, affine, max(spacing, grid.spacing))
+        levels.append((to_itk(fixed, fixed_affine), _region(fixed, fixed_affine), to_itk(moving, moving_affine), iterations))
+    return levels
+
+
+class _Starts:
+    """From a rotation to a first map, atlas to scan, that lays the centres on each other."""
+
+    def __init__(self, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool) -> None:
+        self.centre, volume = brain_frame(atlas > 0, grid.affine)
+        self.place, own = brain_frame(brain > 0, affine)
+        self.scale = 1.0 if whole_head else float(np.clip((own / volume) ** (1 / 3), 0.7, 1.4))
+
+    def __call__(self, rotation: np.ndarray) -> np.ndarray:
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.scale * rotation
+        matrix[:3, 3] = self.place - matrix[:3, :3] @ self.centre
+        return matrix
+
+
+def _region(atlas: np.ndarray, affine: np.ndarray) -> itk.ImageMaskSpatialObject:
+    """The brain of the atlas and 10 mm around it, where the metric looks."""
+    distance = ndimage.distance_transform_edt(atlas <= 0, sampling=np.linalg.norm(affine[:3, :3], axis=0))
+    region = itk.ImageMaskSpatialObject[3].New()
+    region.SetImage(to_itk(distance <= RIM, affine, itk.UC))
+    region.Update()
+    return region
+
+
+def register(fixed, region, moving, iterations: int, start: np.ndarray, rigid: bool = False) -> tuple[np.ndarray, float]:
+    """The affine (or `rigid`) map [4, 4] (fixed to moving points) near `start` of largest mutual information, and that in nats."""
+    middle = np.array(fixed.TransformIndexToPhysicalPoint([n // 2 for n in fixed.GetLargestPossibleRegion().GetSize()]))
+    transform = to_itk_affine(start, middle, rigid)
+    metric = itk.MattesMutualInformationImageToImageMetricv4[type(fixed), type(moving)].New()
+    metric.SetNumberOfHistogramBins(32)
+    metric.SetFixedImageMask(region)
+    metric.SetUseFixedImageGradientFilter(False)
+    metric.SetUseMovingImageGradientFilter(False)
+    scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New()
+    scales.SetMetric(metric)
+    optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
+    optimizer.SetScalesEstimator(scales)
+    optimizer.SetLearningRate(1.0)
+    optimizer.SetMinimumStepLength(1e-3)
+    optimizer.SetRelaxationFactor(0.6)
+    optimizer.SetNumberOfIterations(iterations)
+    optimizer.SetReturnBestParametersAndValue(True)
+    optimizer.SetDoEstimateLearningRateAtEachIteration(False)
+    optimizer.SetDoEstimateLearningRateOnce(True)
+    method = itk.ImageRegistrationMethodv4[type(fixed), type(moving)].New()
+    method.SetFixedImage(fixed)
+    method.SetMovingImage(moving)
+    method.SetMetric(metric)
+    method.SetOptimizer(optimizer)
+    method.SetInitialTransform(transform)
+    method.SetInPlace(True)
+    method.SetNumberOfLevels(1)
+    method.SetShrinkFactorsPerLevel([1])
+    method.SetSmoothingSigmasPerLevel([0])
+    try:
+        method.Update()
+    except RuntimeError:  # ITK: all samples map outside the moving image, or the map has become singular
+        return start, -np.inf
+    return from_itk_affine(transform), -float(optimizer.GetValue())

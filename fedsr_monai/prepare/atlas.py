@@ -1,0 +1,105 @@
+"""The atlas of a site that is being prepared: the site's own labelled scan, or the project's atlas."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+
+from fedsr_monai.data.atlas import build_atlas
+from fedsr_monai.data.grid import Grid
+from fedsr_monai.data.site import write_atomically, write_volume
+from fedsr_monai.errors import UserError
+from fedsr_monai.labels import LABELS
+from fedsr_monai.prepare.label_ids import to_structures
+from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
+from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
+from fedsr_monai.prepare.qc import write_qc
+from fedsr_monai.transforms.resampling import is_identity, resample_labels, voxel_map
+
+CLOSING = 6.0  # mm: from labels to a brain mask, over the fluid between the gyri
+
+
+@dataclass(frozen=True)
+class AtlasFiles:
+    """The one labelled scan of a site: image, labels (0 to 13 or FreeSurfer's), and its brain mask where there is one."""
+
+    image: str | os.PathLike
+    label: str | os.PathLike
+    mask: str | os.PathLike | None = None
+
+
+def make_atlas(
+    files: AtlasFiles | None, spacing: float, shape: tuple[int, ...], root: Path, records: str
+) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Image float32 [D, H, W] in [0, 1], labels uint8 and grid of the site's atlas, which are written to `root/atlas`.
+
+    The site's own scan is laid on the project's atlas like every scan, so that all sites of a federation, and the weights that
+    come with the bundles, have their brains in one place. Its mask, where none is given, is the whole of its labels.
+
+    Raises:
+        UserError: a file is wrong, the scan cannot be laid on the project's atlas, or it lacks a structure on the grid.
+    """
+    image, label, affine = build_atlas(spacing, shape)
+    grid = Grid(affine, tuple(shape))
+    record = root / records / "atlas.json"
+    if files is None:
+        content = {"atlas": "the project's"}
+    else:
+        content = {"files": {kind: _stamp(file) for kind, file in asdict(files).items() if file}}
+        kept = _kept(record, content, root)
+        if kept:
+            return *kept, grid
+        image, label = _own(files, image, label, grid, root / records / "atlas.png")
+    write_volume(root / "atlas" / "image.nii.gz", image, affine)
+    write_volume(root / "atlas" / "label.nii.gz", label, affine)
+    write_atomically(record, (json.dumps(content, indent=1) + "\n").encode())
+    return image, label, grid
+
+
+def _own(files: AtlasFiles, image: np.ndarray, label: np.ndarray, grid: Grid, picture: Path) -> tuple[np.ndarray, np.ndarray]:
+    scan = read_scan(files.image)
+    volume = read_volume(files.label)
+    structures = torch.from_numpy(to_structures(volume.voxels, files.label))[None]
+    mask = read_mask(files.mask, scan) if files.mask else _mask_of(structures, volume.affine, scan.affine, scan.voxels.shape)
+    prepared = prepare_scan(scan, mask, image, grid, str(files.image))
+    own = resample_labels(structures, voxel_map(prepared.matrix @ volume.affine, grid.affine), grid.shape)[0].numpy()
+    empty = [name for value, name in LABELS.items() if not (own == value).any()]
+    if empty:
+        raise UserError(
+            f"{files.label}: has no voxel of {', '.join(empty)} on the grid, expected all structures in the atlas; label them, or take "
+            "smaller voxels"
+        )
+    write_qc(picture, "atlas", scan.voxels, prepared, label, grid)
+    return image_on_grid(prepared, grid)[0].numpy(), own
+
+
+def _mask_of(structures: torch.Tensor, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    matrix = voxel_map(affine, scan_affine)
+    if not is_identity(matrix, structures.shape[1:], shape):
+        structures = resample_labels(structures, matrix, shape)
+    sampling = np.linalg.norm(scan_affine[:3, :3], axis=0)
+    near = ndimage.distance_transform_edt(structures[0].numpy() == 0, sampling=sampling) <= CLOSING
+    return ndimage.distance_transform_edt(near, sampling=sampling) > CLOSING
+
+
+def _kept(record: Path, content: dict, root: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The atlas of an earlier run from the same files."""
+    try:
+        if json.loads(record.read_text()) != content:
+            return None
+        return tuple(np.asarray(nib.load(root / "atlas" / f"{kind}.nii.gz").dataobj) for kind in ("image", "label"))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _stamp(file: str | os.PathLike) -> list:
+    if not Path(file).is_file():
+        raise UserError(f"{file}: no such file, expected the labelled scan of the site; check --atlas-image and --atlas-label")
+    return [str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns]

@@ -1,0 +1,91 @@
+"""The brain in a scan: what is left of a stripped one, or found in a whole head with the atlas' help."""
+
+from __future__ import annotations
+
+import itk
+import numpy as np
+import torch
+from scipy import ndimage
+
+from fedsr_monai.data.grid import Grid
+from fedsr_monai.prepare.bias import coarsen
+from fedsr_monai.prepare.itk_image import from_itk, to_itk
+from fedsr_monai.transforms.check_scan import BRAIN_LITRES
+from fedsr_monai.transforms.resampling import resample_image, voxel_map
+
+WORK = 2.0  # mm
+MARGIN = 5.0  # mm, by which a brain may stick out of the atlas' brain, which is larger than most
+THROAT = 4.0  # mm, radius of the opening that cuts the threads between brain and skull
+SULCUS = 10.0  # mm, radius of the closing that takes the fluid between the gyri in
+HEAD = 150.0  # mm below the vertex: beyond that is neck
+
+
+def is_stripped(volume: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether a scan shows a brain alone: exact zeros around it, and as many litres as a brain has."""
+    faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
+    litres = np.count_nonzero(volume) * abs(np.linalg.det(affine[:3, :3])) / 1e6
+    return (faces == 0).mean() > 0.9 and BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]
+
+
+def filled(mask: np.ndarray) -> np.ndarray:
+    """The largest piece of a mask without its holes; dark ventricles may read 0 in a stripped scan."""
+    pieces, count = ndimage.label(mask)
+    if count > 1:
+        mask = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    return ndimage.binary_fill_holes(mask)
+
+
+def head_without_neck(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A whole head cut off 150 mm below its vertex, background 0; [D, H, W]."""
+    image = to_itk(volume, affine)
+    otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
+    otsu.SetInsideValue(0)
+    otsu.SetOutsideValue(1)
+    otsu.Update()
+    inside = filled(ndimage.binary_opening(from_itk(otsu.GetOutput()) > 0, iterations=1))
+    i, j, k = np.ogrid[tuple(slice(n) for n in volume.shape)]
+    height = affine[2, 0] * i + affine[2, 1] * j + affine[2, 2] * k + affine[2, 3]
+    if not inside.any():
+        return volume
+    return np.where(inside & (height > np.percentile(height[inside], 99.9) - HEAD), volume, 0)
+
+
+def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The brain in a whole head, bool [D, H, W], from a first guess of where it lies.
+
+    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what hangs on to the brain by
+    threads, the largest piece is the brain, and a closing takes the fluid of the sulci in.
+
+    Args:
+        prior: bool, the atlas' brain laid on the scan.
+        volume: the scan, its bias field corrected.
+        affine: of the scan.
+    """
+    small, small_affine = coarsen(volume, affine, WORK)
+    guess = coarsen(prior.astype(np.float32), affine, WORK)[0] > 0.5
+    sampling = np.linalg.norm(small_affine[:3, :3], axis=0)
+    outside = ndimage.distance_transform_edt(~guess, sampling=sampling)
+    core = ndimage.distance_transform_edt(guess, sampling=sampling) > 15
+    values = small[guess]
+    image = to_itk(values[:, None, None], np.eye(4))
+    otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
+    otsu.Update()
+    bright = 1.25 * np.percentile(small[core if core.any() else guess], 90)  # fat and vessels are brighter than white matter
+    tissue = (outside < MARGIN) & (small > otsu.GetThreshold()) & (small < bright)
+    opened = _within(~_within(~tissue, THROAT, sampling), THROAT, sampling)
+    brain = filled(opened)
+    closed = ~_within(~_within(brain, SULCUS, sampling), SULCUS, sampling)
+    closed = filled(closed & (outside < MARGIN))
+    matrix = voxel_map(small_affine, affine)
+    return resample_image(torch.from_numpy(closed.astype(np.float32))[None], matrix, volume.shape)[0].numpy() > 0.5
+
+
+def atlas_brain_on(scan: Grid, atlas: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
+    """The brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to points of the atlas."""
+    brain = torch.from_numpy((atlas > 0).astype(np.float32))[None]
+    return resample_image(brain, voxel_map(grid.affine, matrix @ scan.affine), scan.shape)[0].numpy() > 0.5
+
+
+def _within(mask: np.ndarray, distance: float, sampling: np.ndarray) -> np.ndarray:
+    """All voxels up to `distance` mm from a mask."""
+    return ndimage.distance_transform_edt(~mask, sampling=sampling) <= distance

@@ -1,0 +1,104 @@
+"""Reading raw scans, masks and label maps: NIfTI and FreeSurfer's .mgz."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from fedsr_monai.data.check import Breach, read_nifti
+from fedsr_monai.errors import UserError
+from fedsr_monai.transforms.resampling import is_identity, resample_image, voxel_map
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels [D, H, W] with their affine [4, 4] (to RAS+ millimetres) and the header's qform and sform code."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    codes: tuple[int, int] = (1, 1)
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Read one volume, at any spacing and orientation, of whole numbers or floats; 4-D with one volume counts as 3-D.
+
+    Raises:
+        UserError: the file is not there, damaged, of another format, has no one finite 3-D volume or no place in space.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a scan; check the path")
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: is no {', '.join(SUFFIXES)}, expected a volume; convert it, for example with dcm2niix")
+    try:
+        image, voxels = _read_mgz(path) if path.name.endswith((".mgz", ".mgh")) else read_nifti(path)
+    except Breach as breach:
+        raise UserError(f"{path}: {breach}") from None
+    if voxels.ndim > 3 and all(n == 1 for n in voxels.shape[3:]):
+        voxels = voxels.reshape(voxels.shape[:3])
+    if voxels.ndim != 3 or min(voxels.shape) < 2:
+        raise UserError(f"{path}: has the shape {voxels.shape}, expected one 3-D volume; take one volume out of the series")
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-3 * np.prod(sizes):
+        raise UserError(f"{path}: has a singular affine, expected voxels with a volume; mend the header")
+    broken = int((~np.isfinite(voxels)).sum()) if voxels.dtype.kind == "f" else 0
+    if broken:
+        raise UserError(f"{path}: {broken} voxels are NaN or infinite, expected numbers; export the scan again")
+    codes = (int(image.header["qform_code"]), int(image.header["sform_code"])) if isinstance(image, nib.Nifti1Image) else (1, 1)
+    return Volume(voxels, image.affine.astype(float), codes)
+
+
+def read_scan(path: str | os.PathLike) -> Volume:
+    """A scan as float32, 0 or above.
+
+    Raises:
+        UserError: as `read_volume`, or the scan is constant or of positive and negative values.
+    """
+    volume = read_volume(path)
+    voxels = volume.voxels.astype(np.float32)
+    low, high = float(voxels.min()), float(voxels.max())
+    if low == high:
+        raise UserError(f"{path}: is constant (all {low:g}), expected a scan; export it again")
+    negative, positive = int((voxels < 0).sum()), int((voxels > 0).sum())
+    if negative > 0.05 * positive:
+        raise UserError(
+            f"{path}: {negative} voxels are negative, expected intensities of 0 and above; give the scan before normalisation"
+        )
+    return Volume(np.maximum(voxels, 0), volume.affine, volume.codes)
+
+
+def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:
+    """A brain mask, bool, on the voxels of a scan; it may lie on others in the same space.
+
+    Shares of up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody erased.
+
+    Raises:
+        UserError: as `read_volume`, or the mask is empty or has nothing in common with the scan's box.
+    """
+    volume = read_volume(path)
+    voxels = volume.voxels
+    erased = 1 if Path(path).name.startswith("brainmask") else 0
+    mask = voxels > (0.5 if voxels.max() <= 1 else erased)
+    matrix = voxel_map(volume.affine, scan.affine)
+    if not is_identity(matrix, mask.shape, scan.voxels.shape):
+        moved = resample_image(torch.from_numpy(mask.astype(np.float32))[None], matrix, scan.voxels.shape)
+        mask = moved[0].numpy() > 0.5
+    if not mask.any():
+        raise UserError(f"{path}: covers no voxel of the scan, expected its brain; take the mask of this scan")
+    return mask
+
+
+def _read_mgz(path: Path) -> tuple[nib.MGHImage, np.ndarray]:
+    try:
+        image = nib.load(path)
+        voxels = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel and gzip raise a dozen types for damaged files
+        raise Breach(f"damaged ({' '.join(str(error).split())}), expected a complete .mgz: copy it again") from None
+    return image, voxels

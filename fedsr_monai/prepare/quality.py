@@ -1,0 +1,86 @@
+"""Whether an alignment can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from fedsr_monai.prepare.alignment import Alignment
+
+OVERLAP = 0.80  # least Dice of the brain with the atlas' brain
+CORRELATION = 0.20  # least correlation ratio
+SCALE = (0.65, 1.55)  # growth along each principal axis, with room for infants' and large heads
+ANISOTROPY = 1.5  # largest over smallest of them
+TURN = 60.0  # degrees
+GAIN = 0.1  # nats by which another orientation must be better before it is blamed
+BINS = 32
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a scan lies on the atlas.
+
+    `overlap`: Dice of the two brains. `correlation`: share of the variance of the atlas' intensities, inside both brains, that the
+    scan's intensities explain (correlation ratio: 0 none, 1 all; the contrasts may differ). `scales`: growth from scan to atlas
+    along the principal axes. `turn`: rotation in degrees.
+    """
+
+    overlap: float
+    correlation: float
+    scales: tuple[float, float, float]
+    turn: float
+
+
+def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Quality:
+    """Measure an alignment from the scan's brain and the atlas, both [D, H, W] on the atlas' grid, 0 outside the brain."""
+    top = np.percentile(on_grid[on_grid > 0], 50) if (on_grid > 0).any() else 1.0
+    own, other = on_grid > 0.1 * top, atlas > 0
+    own = ndimage.binary_fill_holes(own)
+    both = own & other
+    overlap = 2 * both.sum() / max(own.sum() + other.sum(), 1)
+    left, scales, right = np.linalg.svd(alignment.matrix[:3, :3])
+    rotation = left @ right
+    turn = float(np.degrees(Rotation.from_matrix(rotation).magnitude())) if np.linalg.det(rotation) > 0 else 180.0
+    correlation = correlation_ratio(on_grid[both], atlas[both]) if both.sum() > BINS else 0.0
+    return Quality(float(overlap), correlation, tuple(float(s) for s in scales), turn)
+
+
+def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:
+    """Share of the variance of `explained` that its mean in each of 32 equally full bins of `given` accounts for.
+
+    Roche et al., MICCAI 1998.
+    """
+    edges = np.quantile(given, np.linspace(0, 1, BINS + 1)[1:-1])
+    members = np.searchsorted(edges, given)
+    counts = np.bincount(members, minlength=BINS)
+    means = np.bincount(members, explained, minlength=BINS) / np.maximum(counts, 1)
+    variance = explained.var()
+    return float((counts * (means - explained.mean()) ** 2).sum() / (len(given) * variance)) if variance > 0 else 0.0
+
+
+def alignment_fault(alignment: Alignment, found: Quality) -> str | None:
+    """What is wrong with an alignment: found, expected, cure; None if nothing is."""
+    if alignment.gain > GAIN:
+        turn = Rotation.from_matrix(alignment.turned)
+        degrees = round(np.degrees(turn.magnitude()))
+        axis = "xyz"[int(np.argmax(np.abs(turn.as_rotvec())))]
+        return (
+            f"fits the atlas better turned by {degrees} degrees (about {axis}) than as its header says, expected x to the right, y to "
+            "the front and z up; mend the orientation in the header"
+        )
+    if not (SCALE[0] <= min(found.scales) and max(found.scales) <= SCALE[1]) or max(found.scales) > ANISOTROPY * min(found.scales):
+        text = " x ".join(f"{s:.2f}" for s in found.scales)
+        return f"would have to grow by {text} to fit the atlas, expected {SCALE[0]} to {SCALE[1]}; check the voxel size and the mask"
+    if found.turn > TURN:
+        return f"would have to turn by {found.turn:.0f} degrees to fit the atlas, expected at most {TURN:.0f}; check the orientation in the header"
+    if found.overlap < OVERLAP:
+        return f"overlaps the atlas' brain by a Dice of {found.overlap:.2f}, expected {OVERLAP} or more; check the mask, or give one"
+    if found.correlation < CORRELATION:
+        return (
+            f"does not look like the atlas where it was laid on it (correlation ratio {found.correlation:.2f}, expected {CORRELATION} or "
+            "more); check that it is a brain of the atlas' contrast"
+        )
+    return None

@@ -1,0 +1,100 @@
+"""Raw scans in a bundle's inference: prepared in memory on the way in, labels in the scan's own space on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImaged, MapTransform
+
+from fedsr_monai.data.grid import Grid
+from fedsr_monai.data.site import volume_stem
+from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.load import read_mask, read_scan
+from fedsr_monai.prepare.pipeline import prepare_scan
+from fedsr_monai.prepare.qc import write_qc
+
+OWN_AFFINE = "raw_affine"  # meta data: the affine of the scan's file
+
+
+class LoadRawScand(MapTransform):
+    """Loads a raw scan as float32 [1, D, H, W]: brain alone, bias field corrected, on its own voxels; its affine places it on the
+    atlas, and `raw_affine` in the meta data is that of the file.
+
+    Args:
+        keys: paths of the scans.
+        atlas: image [1, D, H, W] and labels of the atlas that scans are laid on, on `grid`.
+        grid: of the atlas.
+        masks: brain masks by the path of their scan; without one the brain is searched (see `prepare_scan`).
+        output_dir: where a picture of each alignment goes; None for no pictures.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        atlas: tuple[torch.Tensor, torch.Tensor],
+        grid: Grid,
+        masks: Mapping[str, str | Path] | None = None,
+        output_dir: str | Path | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image, self.label = (volume[0].cpu().numpy() for volume in atlas)
+        self.grid, self.masks, self.output_dir = grid, dict(masks or {}), output_dir
+
+    def __call__(self, data: Mapping[Hashable, str]) -> dict[Hashable, MetaTensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path = str(data[key])
+            scan = read_scan(path)
+            mask = read_mask(self.masks[path], scan) if path in self.masks else None
+            prepared = prepare_scan(scan, mask, self.image, self.grid, path)
+            if self.output_dir is not None:
+                stem = volume_stem(path)
+                write_qc(Path(self.output_dir) / f"{stem}_alignment.png", stem, scan.voxels, prepared, self.label, self.grid)
+            meta = {
+                "filename_or_obj": path,
+                "qform_code": scan.codes[0],
+                "sform_code": scan.codes[1],
+                OWN_AFFINE: scan.affine,
+            }
+            affine = torch.as_tensor(prepared.affine, dtype=torch.float64)
+            result[key] = MetaTensor(torch.from_numpy(prepared.brain)[None], affine=affine, meta=meta)
+        return result
+
+
+class ToRawSpaced(MapTransform):
+    """Gives label maps on the voxels of a raw scan the affine of its file back.
+
+    Args:
+        keys: label maps, from `LabelsOnScand`.
+        orig_keys: the scan, from `LoadRawScand`.
+    """
+
+    def __init__(self, keys: KeysCollection, orig_keys: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.orig_keys = orig_keys
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key].affine = torch.as_tensor(np.asarray(data[self.orig_keys].meta[OWN_AFFINE]), dtype=torch.float64)
+        return result
+
+
+def for_raw_scans(preprocessing: Compose, postprocessing: Compose, load: LoadRawScand) -> tuple[Compose, Compose]:
+    """A bundle's preprocessing and postprocessing with `load` in place of its `LoadImaged`, and the way back before the last step,
+    which writes.
+
+    Raises:
+        UserError: the bundle does not begin by loading.
+    """
+    first, *rest = preprocessing.transforms
+    if not isinstance(first, LoadImaged):
+        raise UserError("preprocessing: does not begin with LoadImaged, expected it for raw scans; correct the bundle's configuration")
+    *before, write = postprocessing.transforms
+    return Compose([load, *rest]), Compose([*before, ToRawSpaced("pred"), write])

@@ -1,0 +1,58 @@
+"""Which scans train, validate and test: by person, so that no two scans of one stand on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.sources import Source
+
+LEFT_OUT = "left out"
+
+
+def split(
+    sources: Sequence[Source],
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    training: Sequence[str] = (),
+) -> dict[str, str]:
+    """The section of each scan by its name: training, validation, test, or "left out".
+
+    People come in an order drawn from `seed` and their name alone, so that a person who is added moves nobody else. People with
+    labelled scans go to the test and validation until they are full, by default until half of all people are there, two of three
+    of them in the test; everybody else trains, without labels. An unlabelled scan of a person in test or validation is left out.
+
+    Args:
+        sources: the scans.
+        validation: people to validate on.
+        test: people to test on.
+        seed: of the order.
+        training: people who must train, for example the one whom the atlas shows.
+
+    Raises:
+        UserError: there are fewer people with labels than asked for, or nobody would be left to train on.
+    """
+    people = sorted({source.person for source in sources}, key=lambda person: hashlib.sha256(f"{seed}:{person}".encode()).digest())
+    labelled = [p for p in people if p not in training and any(s.label for s in sources if s.person == p)]
+    spare = min(len(labelled), len(people) // 2)
+    if validation is None:
+        validation = spare // 3 if test is None else max(0, min(len(labelled) - test, len(people) // 2 - test))
+    if test is None:
+        test = max(0, spare - validation)
+    if validation < 0 or test < 0 or validation + test > len(labelled):
+        raise UserError(
+            f"--validation {validation} --test {test}: found {len(labelled)} people with labels (beside the atlas), expected at least as "
+            "many as these two together; ask for fewer"
+        )
+    if validation + test >= len(people):
+        raise UserError(
+            f"--validation {validation} --test {test}: found {len(people)} people, expected at least one more, to train on; ask for fewer"
+        )
+    section = dict.fromkeys(labelled[:test], "test") | dict.fromkeys(labelled[test : test + validation], "validation")
+    result = {}
+    for source in sources:
+        place = section.get(source.person, "training")
+        result[source.name] = LEFT_OUT if place != "training" and source.label is None else place
+    return result
