@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import torch
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
@@ -15,6 +16,7 @@ from fedsr_monai.fl.exchange import size_in_bytes
 from fedsr_monai.fl.round import close_round
 from fedsr_monai.fl.server import Server
 from fedsr_monai.fl.sites import Answer
+from fedsr_monai.fl.validation import check_tensors, screen_norms
 from fedsr_monai.flare.exchange import global_dxo, read_update, size_of
 
 SITE = "fedsr_site"  # in the server's own context: the authenticated sender, set by the controller
@@ -41,6 +43,21 @@ class FedSRAggregator(Aggregator):
 
     def server(self, fl_ctx: FLContext) -> Server:
         return fl_ctx.get_engine().get_component(self.persistor_id).server
+
+    def start(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Begin the run with the SA vectors of one site's atlas, as `fedsr federate` does; False if they are not acceptable."""
+        persistor = fl_ctx.get_engine().get_component(self.persistor_id)
+        missing = persistor.missing()
+        try:
+            tensors, _ = read_update(shareable, missing)
+            reasons = check_tensors(tensors, missing, f"site {site!r}") or screen_norms({site: tensors}, missing).get(site, [])
+        except Exception as error:  # as in `accept`
+            reasons = [f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected SA features"]
+        for reason in reasons:
+            self.log_warning(fl_ctx, f"not begun with: {reason}")
+        if not reasons:
+            persistor.begin({key: torch.tensor(value) for key, value in tensors.items()})
+        return not reasons
 
     def open_round(self, asked: Sequence[str], absent: Mapping[str, str], fl_ctx: FLContext) -> None:
         """Begin a round.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvflare.apis.controller_spec import Task
+from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -14,13 +14,14 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from fedsr_monai.flare.aggregator import SITE
 from fedsr_monai.flare.exchange import global_dxo
-from fedsr_monai.flare.executor import ERROR, SAVE, TRAIN
+from fedsr_monai.flare.executor import ERROR, SAVE, START, TRAIN
 
 
 class FedSRController(ScatterAndGather):
-    """`ScatterAndGather` with four changes.
+    """`ScatterAndGather` with five changes.
 
     - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.
+    - A new run begins with the SA vectors of the first site's atlas (by name; of the next one, if it has none to offer).
     - A job goes on from the round that an earlier one completed; `rounds` counts all of them.
     - A site that FLARE holds for disconnected is not asked, so that it does not cost every round the waiting time again.
     - After the last round the sites get the global tensors once more, and write their model.
@@ -66,6 +67,8 @@ class FedSRController(ScatterAndGather):
             fl_ctx.set_prop(AppConstants.NUM_ROUNDS, self._num_rounds, private=True, sticky=False)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        if not self.persistor.begun and not self.begin_run(abort_signal, fl_ctx):
+            return
         super().control_flow(abort_signal, fl_ctx)
         if abort_signal.triggered or self.persistor.server.round < self.rounds:
             return
@@ -79,12 +82,35 @@ class FedSRController(ScatterAndGather):
             abort_signal=abort_signal,
         )
 
-    def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: Any = None, **kwargs: Any) -> None:
-        """Ask the sites that are there."""
+    def begin_run(self, abort_signal: Signal, fl_ctx: FLContext) -> bool:
+        """Ask one site after the other for the SA vectors to begin with; False if the job has to end."""
+
+        def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            if client_task.result.get_return_code() == ReturnCode.OK:
+                self.aggregator.start(client_task.client.name, client_task.result, fl_ctx)
+
+        for name in self.connected()[0]:
+            task = Task(name=START, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive)
+            super().broadcast_and_wait(task=task, fl_ctx=fl_ctx, targets=[name], min_responses=1, abort_signal=abort_signal)
+            if abort_signal.triggered:
+                return False
+            if self.persistor.begun:
+                self._global_weights = self.persistor.learnable()
+                return True
+            self.log_warning(fl_ctx, f"not begun with site {name!r}: asking the next one")
+        self.system_panic("no site has offered SA features to begin with: their logs say more", fl_ctx)
+        return False
+
+    def connected(self) -> tuple[list[str], dict[str, str]]:
+        """The sites to ask, by name, and reasons by site not to ask it."""
         names = sorted(client.name for client in self._engine.get_clients())
         absent = {name: "not connected" for name in self.sites if name not in names}
         absent |= {name: "disconnected" for name in names if self.get_client_disconnect_time(name)}
-        asked = [name for name in names if name not in absent]
+        return [name for name in names if name not in absent], absent
+
+    def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: Any = None, **kwargs: Any) -> None:
+        """Ask the sites that are there."""
+        asked, absent = self.connected()
         if task.name == TRAIN:
             self.aggregator.open_round(asked, absent, fl_ctx)
         super().broadcast_and_wait(task=task, fl_ctx=fl_ctx, targets=asked or None, **kwargs)

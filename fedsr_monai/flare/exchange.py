@@ -66,6 +66,12 @@ def update_dxo(tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Ten
     return DXO(DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: plain_statistics(statistics)})
 
 
+def start_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
+    """The SA vectors that a site's labelled atlas gives, before any training."""
+    sa = {key: value.numpy() for key, value in tensors.items() if key.startswith("sa.")}
+    return DXO(DataKind.COLLECTION, data={SA_PART: DXO(DataKind.APP_DEFINED, data=sa)})
+
+
 def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tensors and statistics from a site's answer, not yet checked: what cannot be added to `sent` is passed on as it came.
 
@@ -89,7 +95,6 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
                 and value.dtype in (np.float64, np.float32)
                 and list(value.shape) == list(sent[key].shape)
             )
-            # A float32 difference must not pass for the weights themselves where its shape is wrong: the check names the shape.
             tensors[key] = add(sent[key], value) if addable else value
     statistics = dxo.get_meta_prop(STATISTICS)
     return tensors, {**plain_statistics(statistics if isinstance(statistics, dict) else {}), IMAGES: dxo.get_meta_prop(IMAGES)}

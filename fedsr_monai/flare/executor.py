@@ -25,16 +25,16 @@ from nvflare.app_common.app_constant import AppConstants
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.algo import ROUND, FedSRAlgo
 from fedsr_monai.fl.sites import SiteJob, one_line
-from fedsr_monai.flare.exchange import global_tensors, update_dxo
+from fedsr_monai.flare.exchange import global_tensors, start_dxo, update_dxo
 from fedsr_monai.flare.place import FILE, Place, read_place
 from fedsr_monai.flare.settings import Settings, settings_from_job
 
-TRAIN, SAVE = "train", "save"
+START, TRAIN, SAVE = "start", "train", "save"
 ERROR = "fedsr_error"  # header of an answer that is an error: the error's type
 
 
 class FedSRExecutor(Executor):
-    """Carries out the tasks `train` (one round) and `save` (write the site's model) with the site's own data and bundle.
+    """Carries out `start` (SA vectors of the atlas), `train` (one round) and `save` (write the site's model) with the site's own data.
 
     What a round needs from the rounds before lies on the disk, in `<state>/<run>/sites/<name>`, so a new process each round changes
     nothing, and a site that was away goes on with its own heads.
@@ -51,13 +51,15 @@ class FedSRExecutor(Executor):
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Never raises: an error costs this site the task. The server learns its type only, as its text may hold a file's name."""
         try:
-            if task_name == TRAIN:
-                return self.train(shareable, fl_ctx, abort_signal)
+            if task_name not in (START, TRAIN, SAVE):
+                return make_reply(ReturnCode.TASK_UNKNOWN)
+            self.algo = self.algo or self.make_algo(fl_ctx)
+            if task_name == START:
+                return start_dxo(self.algo.get_weights().weights).to_shareable()
             if task_name == SAVE:
-                self.algo = self.algo or self.make_algo(fl_ctx)
                 self.algo.save_model(global_tensors(shareable), Path(self.algo.folder) / "model.pt")
                 return make_reply(ReturnCode.OK)
-            return make_reply(ReturnCode.TASK_UNKNOWN)
+            return self.train(shareable, abort_signal)
         except Exception as error:
             if abort_signal.triggered:
                 return make_reply(ReturnCode.TASK_ABORTED)
@@ -66,8 +68,7 @@ class FedSRExecutor(Executor):
         finally:
             forget_seed()
 
-    def train(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        self.algo = self.algo or self.make_algo(fl_ctx)
+    def train(self, shareable: Shareable, abort_signal: Signal) -> Shareable:
         sent = global_tensors(shareable)
         round = shareable.get_header(AppConstants.CURRENT_ROUND)
         with interrupted_by(abort_signal, self.algo):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedsr_monai import __version__
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.records import digest
@@ -66,6 +66,7 @@ def export_job(
     settings = Settings(
         run=out.name if run is None else run,
         rounds=rounds,
+        version=__version__,
         bundle=root.name,
         bundle_sha256=digest(root / "configs" / "train.json"),
         policy=policy,
@@ -109,7 +110,7 @@ def meta(name: str, sites: list[str], min_sites: int) -> dict[str, Any]:
 
 def client_config(settings: Settings) -> dict[str, Any]:
     executor = {"path": COMPONENT + "executor.FedSRExecutor", "args": {"settings": asdict(settings)}}
-    return {"format_version": 2, "executors": [{"tasks": ["train", "save"], "executor": executor}]}
+    return {"format_version": 2, "executors": [{"tasks": ["start", "train", "save"], "executor": executor}]}
 
 
 def server_config(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
@@ -44,6 +45,7 @@ class FedSRPersistor(LearnablePersistor):
         self.min_sites = min_sites
         self.images = dict(images or {})
         self.server: Server | None = None
+        self.begun = False
 
     def load(self, fl_ctx: FLContext) -> ModelLearnable:
         """The global tensors to go on from.
@@ -55,8 +57,24 @@ class FedSRPersistor(LearnablePersistor):
         place = read_place(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
         self.out = place.state / settings.run
         self.server = self.make_server(settings, place)
-        self.server.begin()
+        self.begun = self.server.resume()
         write_tables(self.out, self.server.history)
+        if not self.begun and not self.missing():
+            self.begin({})
+        return self.learnable()
+
+    def missing(self) -> dict[str, torch.Tensor]:
+        """What the server cannot make itself: SA vectors of zeros are those that a site's labelled atlas sets first."""
+        sa = {key: value for key, value in self.server.tensors.items() if key.startswith("sa.")}
+        return {} if any(value.any() for value in sa.values()) else sa
+
+    def begin(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write the checkpoint of the very beginning, with these tensors in it."""
+        self.server.tensors |= tensors
+        self.server.begin()
+        self.begun = True
+
+    def learnable(self) -> ModelLearnable:
         return make_model_learnable(global_dxo(self.server.send()).data, {})
 
     def make_server(self, settings: Settings, place: Place) -> Server:

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from fedsr_monai import __version__
 from fedsr_monai.bundle_path import check_overrides
 from fedsr_monai.errors import UserError
 from fedsr_monai.fl.exchange import allowed_prefixes
@@ -27,6 +28,7 @@ class Settings:
     Attributes:
         run: name of the run; its state is kept under it, so a second job of the same name goes on from the first.
         rounds: communication rounds in all.
+        version: of this package; one of another version may train differently, so it refuses.
         bundle: name of the bundle that the sites have installed.
         bundle_sha256: of its train.json; a site with another one refuses.
         policy: what is exchanged, a key of `fedsr_monai.fl.exchange.POLICIES`.
@@ -38,6 +40,7 @@ class Settings:
 
     run: str
     rounds: int
+    version: str
     bundle: str
     bundle_sha256: str
     policy: str = "fedsr"
@@ -62,11 +65,13 @@ class Settings:
             raise UserError(f"job: policy: found {self.policy!r}, which exchanges nothing; expected fedsr, fedrep or fedavg")
 
     def check_bundle(self, root: Path) -> None:
-        """Compare the bundle that is installed here with the one that the run was made for.
+        """Compare the package and the bundle that are installed here with those that the run was made for.
 
         Raises:
-            UserError: another train.json or other weights, or an override that a job may not set.
+            UserError: another version, train.json or weights, or an override that a job may not set.
         """
+        if self.version != __version__:
+            raise UserError(f"fedsr_monai: found version {__version__}, expected {self.version!r} (job); install the same version everywhere")
         config = root / "configs" / "train.json"
         if digest(config) != self.bundle_sha256:
             raise UserError(

@@ -189,16 +189,16 @@ def write_bundle(root: Path) -> Path:
     return root
 
 
-def write_sites(root: Path, images: dict[str, int]) -> list[str]:
+def write_sites(root: Path, images: dict[str, int], shape: tuple[int, int, int] = SHAPE) -> list[str]:
     """Site folders by name and number of training scans; sites differ by brightness."""
     folders = []
     for index, (name, count) in enumerate(images.items()):
         rng = np.random.default_rng(index)
-        volume = np.zeros(SHAPE, np.float32)
+        volume = np.zeros(shape, np.float32)
         volume[4:12, 4:12, 4:12] = 0.4 + 0.1 * index
-        label = np.arange(np.prod(SHAPE)).reshape(SHAPE) % len(LABELS)
+        label = np.arange(np.prod(shape)).reshape(shape) % len(LABELS)
         for number in range(count):
-            scan = volume + (volume > 0) * rng.uniform(0, 0.1, SHAPE).astype(np.float32)
+            scan = volume + (volume > 0) * rng.uniform(0, 0.1, shape).astype(np.float32)
             write_volume(root / name / "images" / f"scan{number}.nii.gz", scan, AFFINE)
         training = [{"image": f"images/scan{number}.nii.gz"} for number in range(count)]
         folders.append(str(write_site(root / name, name, volume, label, AFFINE, training)))

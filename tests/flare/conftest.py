@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from miniature import write_bundle, write_sites
+from stage import Stage
+
+from fedsr_monai.fl import federate
+
+SITES = {"a": 3, "b": 2, "c": 1}
+FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """`bundle` and the site folders `data/a`, `data/b` and `data/c`."""
+    root = tmp_path_factory.mktemp("flare")
+    write_bundle(root / "bundle")
+    write_sites(root / "data", SITES)
+    return root
+
+
+@pytest.fixture(scope="session")
+def reference(place) -> Path:
+    """Three rounds of `fedsr federate`."""
+    folders = [str(place / "data" / name) for name in SITES]
+    return federate(folders, place / "reference", 3, bundle=str(place / "bundle"))
+
+
+@pytest.fixture
+def stage(place, tmp_path):
+    def make(name: str = "stage", **options) -> Stage:
+        options = {"sites": SITES, "rounds": 3, "min_sites": 1, **options}
+        made = Stage(tmp_path / name, place / "data", bundle=place / "bundle", **options)
+        made.begin()
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def table():
+    def read(path: Path) -> list[dict[str, str]]:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    return read
