@@ -46,9 +46,10 @@ def segment(
     `configs/inference.json`.
 
     For each scan, `<scan>` being its file name without .nii or .nii.gz, `out` receives `<scan>_dseg.nii.gz`, its table
-    of labels and its row of `volumes.csv` (see `write_label_map`); with `register` also `<scan>_atlas-dseg.nii.gz`, the atlas labels carried over by the registration,
-    and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`). An atlas that was built for it is kept in
-    `out/atlas`. A scan that is refused does not stop the others. Files that exist are replaced, each in one step.
+    of labels and its row of `volumes.csv` (see `write_label_map`); with `register` also `<scan>_atlas-dseg.nii.gz`, the
+    atlas labels carried over by the registration, and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`).
+    An atlas that was built for it is kept in `out/atlas`. A scan that is refused does not stop the others. Files that
+    exist are replaced, each in one step.
 
     Args:
         scans: NIfTI files: skull-stripped brains roughly in the atlas' space, at any spacing and orientation.
@@ -87,11 +88,8 @@ def segment(
         )
         grid, device = parser.get_parsed_content("grid"), parser.get_parsed_content("device")
         file = parser.get_parsed_content("ckpt_path")
-        if site is None and read_weights(file).get("atlas_label", torch.zeros(1)).any():
-            raise UserError(
-                f"{file}: found the weights of one site, with its atlas, expected its grid beside them; "
-                "name its folder with --site"
-            )
+        if site is None:
+            check_atlas(file, grid)
         make_folder(out)
         read_volumes(out / VOLUMES)
         if register or raw:
@@ -172,6 +170,24 @@ def check_masks(masks: Sequence[str | os.PathLike], paths: Sequence[Path], raw: 
         raise UserError("--masks: given for scans that are stripped already, expected it with --raw; add --raw or leave it out")
     if masks and len(masks) != len(paths):
         raise UserError(f"--masks: found {len(masks)} masks for {len(paths)} scans, expected one a scan; give all of them, in their order")
+
+
+def check_atlas(file: str | os.PathLike, grid: Grid) -> None:
+    """Weights that carry an atlas fit the bundle's own grid only if it is the project's atlas (trained without a site,
+    as MONAI Label does): a site's atlas says that they belong to the site's grid.
+
+    Raises:
+        UserError: it is another atlas.
+    """
+    label = read_weights(file).get("atlas_label", torch.zeros(1))
+    if not label.any():
+        return
+    # Not bit by bit: other versions of scipy may round the border between two structures to the other side.
+    if label.shape[2:] != grid.shape or (standard_atlas(grid.spacing, grid.shape)[1] == label[0]).float().mean() < 0.999:
+        raise UserError(
+            f"{file}: found the weights of one site, with its atlas, expected its grid beside them; "
+            "name its folder with --site"
+        )
 
 
 def make_folder(out: Path) -> None:

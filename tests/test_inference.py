@@ -172,6 +172,10 @@ def test_registration_without_a_site_builds_the_atlas_and_keeps_it(scan, weights
     volume = torch.from_numpy(np.asarray(atlas.dataobj))[None].float()
     expected = resample_labels(volume, voxel_map(atlas.affine, OBLIQUE.affine), OBLIQUE.shape)[0].numpy()
     assert np.mean(dice(labels, expected)) > 0.85  # at 4 mm from 2 mm, with and without a low-pass
+    # Weights that were trained with this atlas belong to this grid, and need no site.
+    image = torch.from_numpy(nib.load(tmp_path / "out" / "atlas" / "image.nii.gz").get_fdata(dtype=np.float32))[None]
+    torch.save({"model": FedSRNet().set_atlas(image, volume.to(torch.uint8)).state_dict()}, tmp_path / "trained.pt")
+    assert segment([scan()], tmp_path / "again", weights=tmp_path / "trained.pt")[0].is_file()
 
 
 def test_results_are_replaced_whole(scan, weights, site_folder, knows_the_phantom, tmp_path):
