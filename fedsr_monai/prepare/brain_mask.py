@@ -17,6 +17,7 @@ WORK = 2.0  # mm
 MARGIN = 5.0  # mm, by which a brain may stick out of the atlas' brain, which is larger than most
 THROAT = 4.0  # mm, radius of the opening that cuts the threads between brain and skull
 SULCUS = 10.0  # mm, radius of the closing that takes the fluid between the gyri in
+DARK, BRIGHT = 0.5, 1.25  # grey matter is brighter, fat and vessels are brighter still; white matter = 1
 HEAD = 150.0  # mm below the vertex: beyond that is neck
 
 
@@ -66,12 +67,13 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
     sampling = np.linalg.norm(small_affine[:3, :3], axis=0)
     outside = ndimage.distance_transform_edt(~guess, sampling=sampling)
     core = ndimage.distance_transform_edt(guess, sampling=sampling) > 15
-    values = small[guess]
+    white = np.percentile(small[core if core.any() else guess], 90)
+    values = small[(outside < 2 * MARGIN) & (small < BRIGHT * white)]
     image = to_itk(values[:, None, None], np.eye(4))
     otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
     otsu.Update()
-    bright = 1.25 * np.percentile(small[core if core.any() else guess], 90)  # fat and vessels are brighter than white matter
-    tissue = (outside < MARGIN) & (small > otsu.GetThreshold()) & (small < bright)
+    dark = min(otsu.GetThreshold(), DARK * white)  # where there is little fluid, Otsu's threshold parts grey and white matter
+    tissue = (outside < MARGIN) & (small > dark) & (small < BRIGHT * white)
     opened = _within(~_within(~tissue, THROAT, sampling), THROAT, sampling)
     brain = filled(opened)
     closed = ~_within(~_within(brain, SULCUS, sampling), SULCUS, sampling)

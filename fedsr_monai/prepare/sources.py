@@ -107,7 +107,8 @@ def _freesurfer(root: Path) -> list[Source]:
 
 def _flat(root: Path) -> list[Source]:
     """*.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside, or NAME itself in masks/ and labels/."""
-    files = {_stem(file): file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)}
+    scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
+    files = {_stem(file): file for file in scans}
     masks = {_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
     labels = {_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
     for stem in list(files):
@@ -121,7 +122,7 @@ def _flat(root: Path) -> list[Source]:
             match = (_MASK if kind is masks else _LABEL).fullmatch(stem)
             if match and match[1] in files:
                 kind.setdefault(match[1], kind[stem])
-    return [Source(stem, _person(stem), file, masks.get(stem), labels.get(stem)) for stem, file in files.items()]
+    return [Source(_stem(file), _person(_stem(file)), file, masks.get(_stem(file)), labels.get(_stem(file))) for file in scans if _stem(file) in files]
 
 
 def _person(name: str) -> str:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.label_ids import to_structures
+
+# every id that FreeSurfer's aseg and aparc+aseg use, with the structure it belongs to
+ASEG = {
+    0: 0, 2: 2, 3: 3, 4: 4, 5: 4, 7: 5, 8: 13, 10: 6, 11: 7, 12: 8, 13: 9, 14: 1, 15: 1, 16: 10, 17: 11, 18: 12, 24: 0, 26: 7, 28: 10,
+    30: 0, 31: 4, 41: 2, 42: 3, 43: 4, 44: 4, 46: 5, 47: 13, 49: 6, 50: 7, 51: 8, 52: 9, 53: 11, 54: 12, 58: 7, 60: 10, 62: 0, 63: 4,
+    77: 2, 80: 2, 85: 0, 251: 2, 255: 2, 1000: 3, 1035: 3, 2000: 3, 2035: 3, 72: 0,
+}  # fmt: skip
+
+
+def test_freesurfer_ids_become_structures():
+    ids = np.array(list(ASEG), np.int32).reshape(-1, 1, 1)
+    found = to_structures(ids, "aseg.mgz")
+    assert found.dtype == np.uint8 and found.ravel().tolist() == list(ASEG.values())
+
+
+def test_structures_stay_as_they_are():
+    labels = np.arange(14).reshape(14, 1, 1).astype(np.float32)
+    assert np.array_equal(to_structures(labels, "x"), labels)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, 2.5], "x: holds the label 2.5, expected whole numbers of 0 and above; take the label map as it was made"),
+        ([-1, 0, 2], "x: holds the label -1, expected whole numbers of 0 and above; take the label map as it was made"),
+        ([0, 0], "x: is an empty label map, expected at least one structure; take another file"),
+        ([0, 1, 2, 3], "x: holds only the labels 1, 2, 3, expected the structures 1 to 13 or FreeSurfer's ids; take a segmentation into structures"),
+        ([0, 2, 3, 207], "x: holds ids up to 207 but not 41 (right cerebral white matter), expected the labels 0 to 13 or those of FreeSurfer's aseg or aparc+aseg; translate them to 0 to 13"),
+    ],
+)  # fmt: skip
+def test_other_schemes_are_refused(ids, message):
+    with pytest.raises(UserError) as caught:
+        to_structures(np.array(ids).reshape(-1, 1, 1), "x")
+    assert str(caught.value) == message
