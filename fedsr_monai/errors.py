@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import TracebackType
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the file, site or key, what was found, what was expected and the cure.
@@ -15,3 +18,21 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def plain_errors() -> None:
+    """Let `python -m monai.bundle` end with the one line of a user's mistake, not with the tracebacks that bury it.
+
+    The bundles call it in `initialize`. In any other program it does nothing, and other errors are shown as ever.
+    """
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is not None and main.name == "monai.bundle.__main__":
+        sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    mistake = user_error(error)
+    if mistake is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(f"fedsr: {mistake}", file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.grid import standard_grid
 from fedsr_monai.data.site import write_volume
-from fedsr_monai.errors import UserError, user_error
+from fedsr_monai.errors import UserError, plain_errors, user_error
 from fedsr_monai.networks import FedSRNet
 
 
@@ -234,6 +235,36 @@ def test_as_a_user_types_it(site_folder, model, tmp_path):
     assert "training: epoch 1/1, loss" in done.stdout
     assert [row["iteration"] for row in history(tmp_path / "out")] == ["1"]
     assert set(weights(tmp_path / "out" / "m.pt")) == set(weights(model))
+
+
+@pytest.mark.parametrize(
+    ("run", "option", "line"),
+    [
+        ("training --config_file configs/train.json", "--dataset_dir", "no such folder, expected a site folder"),
+        ("inference --config_file configs/inference.json --dataset#data []", "--ckpt_path", "not found, expected the weights of a network"),
+    ],
+    ids=["no site", "no weights"],
+)
+def test_a_mistake_ends_in_one_line(tmp_path, run, option, line):
+    command = [sys.executable, "-m", "monai.bundle", "run", *run.split(), option, "/nowhere", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=bundle_path("fedsr_site"), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"fedsr: /nowhere: {line}")
+
+
+def test_other_programs_show_errors_as_ever(monkeypatch, capsys):
+    before = sys.excepthook
+    plain_errors()
+    assert sys.excepthook is before
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="monai.bundle.__main__"))
+    monkeypatch.setattr(sys, "excepthook", before)
+    plain_errors()
+    try:
+        raise RuntimeError("a defect")
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_as_monai_label_trains_on_corrected_labels(workflow, phantom, model, tmp_path):
