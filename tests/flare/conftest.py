@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,8 @@ from stage import Stage
 
 from fedsr_monai.fl import federate
 
+ROOT = Path(__file__).parents[2]
 SITES = {"a": 3, "b": 2, "c": 1}
-FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,10 @@ def table():
             return list(csv.DictReader(file))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def documented_policy() -> dict:
+    """The `privacy.json` that docs/nvflare.md shows."""
+    blocks = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs" / "nvflare.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    return next(json.loads(block) for block in blocks if "scopes" in block)

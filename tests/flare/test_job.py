@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+from fedsr_monai.cli import main
+from fedsr_monai.errors import UserError
+from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.kit import prepare_kit
+from fedsr_monai.flare.place import read_place
+
+
+def validate(job: Path) -> dict:
+    """FLARE's own check of a submitted job."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(job.rglob("*")):
+            archive.write(path, Path(job.name) / path.relative_to(job))
+    valid, error, meta = JobMetaValidator().validate(job.name, buffer.getvalue())
+    assert valid, error
+    return meta
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_job_for_any_number_of_sites_is_plain_json_without_a_path(tmp_path, count):
+    sites = {f"hospital-{number}": 10 + number for number in range(count)}
+    job = export_job(tmp_path / "first", sites, 20, overrides={"learning_rate": 0.0005})
+    files = sorted(path for path in job.rglob("*") if path.is_file())
+    assert [str(path.relative_to(job)) for path in files] == [
+        "fedsr/config/config_fed_client.json",
+        "fedsr/config/config_fed_server.json",
+        "meta.json",
+    ]
+    for path in files:
+        text = path.read_text()
+        json.loads(text)
+        assert str(tmp_path) not in text and "/" not in text and "$" not in text
+    meta = validate(job)
+    assert not meta.get("byoc")
+    assert meta["deploy_map"] == {"fedsr": ["server", *sites]} and meta["min_clients"] == (count + 1) // 2
+    server = json.loads((job / "fedsr/config/config_fed_server.json").read_text())
+    assert server["components"][0]["args"]["images"] == sites
+
+
+def test_without_names_every_connected_site_takes_part(tmp_path):
+    meta = validate(export_job(tmp_path / "first", {}, 20, min_sites=2))
+    assert meta["deploy_map"] == {"fedsr": ["@ALL"]} and meta["min_clients"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--sites a=x", "--sites: found 'a=x', expected each site once, as NAME or NAME=SCANS: correct it"),
+        ("--sites a a", "--sites: found 'a', expected each site once, as NAME or NAME=SCANS: correct it"),
+        ("--rounds 5", "min_sites: found none, expected a number where no sites are named; give --min_sites"),
+        ("--sites a b --min_sites 3", "min_sites: found 3, expected 1 to 2; correct it"),
+        ("--sites a --policy pooled", "job: policy: found 'pooled', which exchanges nothing; expected fedsr, fedrep or fedavg"),
+        ("--sites a --rounds 0", "job: rounds: found 0, expected a whole number of at least 1; correct it"),
+        ("--sites a --wait -1", "wait: found -1, expected whole seconds of at least 0; correct it"),
+        ("--sites a --weighting most", "weighting: found 'most', expected images or uniform; choose one of them"),
+        ("--sites a=0", "sites: a: found 0 scans, expected a whole number of at least 1; correct it"),
+        ("--sites a --override device=cpu", "overrides: device: found an id that is not the job's to set; set it in the site's own fedsr.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message):
+    assert main(["export-job", str(tmp_path / "job"), *line.split()]) == 2
+    assert capsys.readouterr().err == f"fedsr: {message}\n"
+    assert not (tmp_path / "job").exists()
+
+
+def test_the_commands_write_a_job_and_prepare_a_kit(tmp_path, place, capsys):
+    assert main(["export-job", str(tmp_path / "first"), "--sites", "a=3", "b", "--min_sites", "1", "--start_from_bundle"]) == 0
+    client = json.loads((tmp_path / "first/fedsr/config/config_fed_client.json").read_text())
+    assert len(client["executors"][0]["executor"]["args"]["settings"]["weights_sha256"]) == 64
+    kit = tmp_path / "kit"
+    (kit / "local").mkdir(parents=True)
+    (kit / "local" / "resources.json.default").write_text('{"format_version": 2, "class_allow_list": ["nvflare.x."]}')
+    capsys.readouterr()
+    assert main(["flare-site", str(kit), "--site", str(place / "data" / "a")]) == 0
+    assert capsys.readouterr().out.split() == [f"{kit}/local/fedsr.json", f"{kit}/local/resources.json"]
+    assert json.loads((kit / "local/resources.json").read_text()) == {
+        "format_version": 2,
+        "class_allow_list": ["nvflare.x.", "fedsr_monai.flare."],
+    }
+    found = read_place(kit, "a")
+    assert (found.site, found.state, found.policies) == (str(place / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))
+
+
+def test_preparing_a_kit_again_keeps_what_is_there(tmp_path, place):
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    prepare_kit(kit, "/data/{SITE_NAME}", tmp_path / "state")
+    content = json.loads((kit / "local/fedsr.json").read_text())
+    (kit / "local/fedsr.json").write_text(json.dumps({**content, "policies": ["fedrep"]}))
+    assert prepare_kit(kit, place / "data" / "b") == [kit / "local" / "fedsr.json"]
+    found = read_place(kit, "b")
+    assert (found.site, found.state, found.policies) == (str(place / "data" / "b"), tmp_path / "state", ("fedrep",))
+    if (kit / "local/resources.json").exists():  # FLARE from 2.8 on
+        allowed = json.loads((kit / "local/resources.json").read_text())["class_allow_list"]
+        assert allowed.count("fedsr_monai.flare.") == 1 and any(item.startswith("nvflare.") for item in allowed)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "fedsr.json: found damaged JSON .*; write it anew with `fedsr flare-site`$"),
+        ("[]", "fedsr.json: found list, expected an object; write it anew"),
+        ('{"path": "/x"}', "fedsr.json: path: found an unknown key, expected site, state, bundles, overrides, policies; correct it$"),
+        ('{"site": "data"}', "fedsr.json: site: found 'data', expected an absolute path; correct it$"),
+    ],
+)
+def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "fedsr.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_place(tmp_path, "a")
+
+
+def test_a_kit_that_is_not_there_or_a_site_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: not found, expected a participant's FLARE folder .startup kit.; name it$"):
+        prepare_kit(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no such folder, expected a site folder"):
+        prepare_kit(tmp_path, tmp_path / "nowhere")
+
+
+def test_the_site_name_stands_in_for_shared_folders(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "fedsr.json").write_text('{"site": "/data/{SITE_NAME}/scans"}')
+    assert read_place(tmp_path, "clinic").site == "/data/clinic/scans"

@@ -1,0 +1,88 @@
+"""FLARE's own simulator, with a process a site: what its processes may do to a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsr_monai.fl import federate
+from fedsr_monai.fl.storage import read_tensors
+from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.kit import prepare_kit
+
+ROOT = Path(__file__).parents[2]
+FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
+
+
+@pytest.fixture
+def simulate(place, tmp_path):
+    """Run a job in the simulator; returns the run folder, which server and sites share here."""
+
+    def run(rounds: int, threads: int, own: dict | None = None, **options) -> Path:
+        job = export_job(tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, "run", place / "bundle", **options)
+        workspace = tmp_path / f"workspace-{rounds}"
+        workspace.mkdir()
+        prepare_kit(workspace, place / "data" / "{SITE_NAME}", tmp_path / "state")
+        file = workspace / "local" / "fedsr.json"
+        content = json.loads(file.read_text()) | {"bundles": {"bundle": str(place / "bundle")}, **(own or {})}
+        file.write_text(json.dumps(content))
+        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job), "-w", str(workspace)]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fl")])
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "-c", "a,b,c", "-t", str(threads)], env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return tmp_path / "state" / "run"
+
+    return run
+
+
+def differing(run: Path, reference: Path, round: int) -> list[str]:
+    """What is not the same to the last bit: the global tensors, and every site's network with its own heads."""
+    ours, theirs = (read_tensors(folder / "server" / f"round_{round:04d}.safetensors") for folder in (run, reference))
+    assert list(ours) == list(theirs) and {key.split(".")[0] for key in ours} == {"encoder", "sa"}
+    found = [key for key in theirs if not torch.equal(ours[key], theirs[key])]
+    for site in "abc":
+        ours, theirs = (torch.load(folder / "sites" / site / "model.pt", weights_only=True)["model"] for folder in (run, reference))
+        found += [f"{site} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]
+    return found
+
+
+def test_three_sites_and_rounds_end_in_the_bits_of_fedsr_federate(simulate, reference, table):
+    run = simulate(3, threads=3, min_sites=3)
+    assert differing(run, reference, 3) == []
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok"] * 9
+    result = next(run.parents[1].glob("workspace-3/server/simulate_job/fedsr/server"))
+    assert {path.name for path in result.iterdir()} == {"round_0002.safetensors", "round_0003.safetensors", "state.json"}
+
+
+def test_fewer_threads_than_sites_end_in_the_same_bits(simulate, reference):
+    """A thread takes one site after the other, each time in a new process."""
+    run = simulate(3, threads=2, min_sites=3)
+    assert differing(run, reference, 3) == []
+
+
+def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simulate, place, tmp_path, table):
+    """b's process dies in the second round. The job ends without it; the next one finds its heads and states on the disk."""
+    flags = [folder / "sites" / "b" / "fail" for folder in (tmp_path / "state" / "run", tmp_path / "twin")]
+    for flag, what in zip(flags, ("die 2", "raise 2")):
+        flag.parent.mkdir(parents=True)
+        flag.write_text(what)
+    run = simulate(2, threads=3, own={"overrides": FAIL}, min_sites=2, wait=5)
+    rows = table(run / "participation.csv")
+    assert [(row["site"], row["status"]) for row in rows[3:]] == [("a", "ok"), ("b", "timeout"), ("c", "ok")]
+    assert rows[4]["reason"] == "no answer before the round was closed"
+    assert not (run / "sites" / "b" / "model.pt").exists()
+
+    run = simulate(3, threads=3, own={"overrides": FAIL}, min_sites=3)
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok", "ok", "ok", "ok", "timeout", "ok", "ok", "ok", "ok"]
+    folders = [str(place / "data" / name) for name in "abc"]
+    twin = federate(folders, tmp_path / "twin", 3, bundle=str(place / "bundle"), overrides=FAIL)
+    assert differing(run, twin, 3) == []
