@@ -1,0 +1,132 @@
+"""What starting our FLARE components costs beside FLARE's own hello job, in the simulator: one site, one round, next to no work.
+
+    python benchmarks/flare_startup.py [repeats]
+
+`hello` is FLARE's numpy job (`ScatterAndGather`, `NPTrainer`, `NPModelPersistor`); `hello+torch` and `hello+monai` are the same job whose trainer
+and persistor import torch, or what our components import of torch and MONAI. `fedsr` is the job of `fedsr export-job` on a bundle and a scan of
+16^3 voxels. CPU seconds are those of all processes of the simulator; wall time depends on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from nvflare.app_common.np.np_model_persistor import NPModelPersistor
+from nvflare.app_common.np.np_trainer import NPTrainer
+
+ROOT = Path(__file__).parents[1]
+MONAI = ["torch", "monai.bundle", "monai.engines", "monai.fl.client"]
+IMPORTS = {"hello": [], "hello+torch": ["torch"], "hello+monai": MONAI}
+
+
+class HelloTrainer(NPTrainer):
+    """FLARE's trainer after some imports."""
+
+    def __init__(self, imports: list[str]) -> None:
+        for name in imports:
+            importlib.import_module(name)
+        super().__init__(sleep_time=0)
+
+
+class HelloPersistor(NPModelPersistor):
+    """FLARE's persistor after some imports."""
+
+    def __init__(self, imports: list[str]) -> None:
+        for name in imports:
+            importlib.import_module(name)
+        super().__init__()
+
+
+def hello_job(folder: Path, imports: list[str]) -> Path:
+    app = folder / "hello" / "app" / "config"
+    app.mkdir(parents=True)
+    (folder / "hello" / "meta.json").write_text(json.dumps({"name": "hello", "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}))
+    trainer = {"path": "flare_startup.HelloTrainer", "args": {"imports": imports}}
+    client = {"format_version": 2, "executors": [{"tasks": ["train"], "executor": trainer}]}
+    (app / "config_fed_client.json").write_text(json.dumps(client))
+    common = "nvflare.app_common."
+    server = {
+        "format_version": 2,
+        "components": [
+            {"id": "persistor", "path": "flare_startup.HelloPersistor", "args": {"imports": imports}},
+            {"id": "shareable_generator", "path": common + "shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator"},
+            {
+                "id": "aggregator",
+                "path": common + "aggregators.intime_accumulate_model_aggregator.InTimeAccumulateWeightedAggregator",
+                "args": {"expected_data_kind": "WEIGHTS"},
+            },
+        ],
+        "workflows": [
+            {
+                "id": "rounds",
+                "path": common + "workflows.scatter_and_gather.ScatterAndGather",
+                "args": {"min_clients": 1, "num_rounds": 1, "persistor_id": "persistor"},
+            }
+        ],
+    }
+    (app / "config_fed_server.json").write_text(json.dumps(server))
+    return folder / "hello"
+
+
+def measure(kind: str) -> tuple[float, float]:
+    """CPU and wall seconds of one job."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workspace = folder / "workspace"
+        (workspace / "local").mkdir(parents=True)
+        if kind == "fedsr":
+            from miniature import write_bundle, write_sites
+
+            from fedsr_monai.flare.job import export_job
+            from fedsr_monai.flare.kit import prepare_kit
+
+            bundle = write_bundle(folder / "bundle")
+            (site,) = write_sites(folder / "data", {"a": 1})
+            job = export_job(folder / "first", {"a": 1}, 1, bundle=bundle)
+            prepare_kit(workspace, site, folder / "state")
+            file = workspace / "local" / "fedsr.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"bundles": {"bundle": str(bundle)}}))
+        else:
+            job = hello_job(folder, IMPORTS[kind])
+            (workspace / "local" / "resources.json").write_text('{"class_allow_list": ["nvflare.", "flare_startup."]}')
+        paths = [str(ROOT), str(ROOT / "tests" / "fl"), str(ROOT / "benchmarks")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job), "-w", str(workspace), "-c", "a", "-t", "1"]
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        finished = list(workspace.rglob("server.npy")) or list((folder / "state").rglob("round_0001.safetensors"))
+        if done.returncode or not finished:
+            raise SystemExit(f"{kind}: the job did not finish\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime), wall
+
+
+def main(repeats: int) -> None:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fl")]
+    import nvflare
+
+    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*IMPORTS, "fedsr")}
+    for _ in range(repeats):
+        for kind, found in seconds.items():  # in turn, so that a busy minute hits all of them
+            found.append(measure(kind))
+            print(kind, *(f"{value:.1f}" for value in found[-1]), flush=True)
+    with open(ROOT / "benchmarks" / "flare.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "nvflare", "repeats", "cpu_seconds_min", "cpu_seconds_median", "wall_seconds_min", "wall_seconds_median"])
+        for kind, found in seconds.items():
+            numbers = [f"{pick(values):.1f}" for values in zip(*found) for pick in (min, statistics.median)]
+            writer.writerow([kind, nvflare.__version__, repeats, *numbers])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
