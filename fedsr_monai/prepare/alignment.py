@@ -73,7 +73,7 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
     best, information = max((register(*levels[0], start(nod), whole_head) for nod in nods), key=lambda result: result[1])
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
-    others = [register(*levels[0][:3], TURN_ITERATIONS, start(turn), whole_head)[1] for turn in turns]
+    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], start(turn), whole_head)[1] for turn in turns]
     gain, turn = max(others) - information, turns[int(np.argmax(others))]
     for level in levels[1:2] if whole_head else levels[1:]:
         best, information = register(*level, best, whole_head)
@@ -89,12 +89,13 @@ def realign(first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.n
 
 
 def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> list[tuple]:
-    """Atlas, the region that counts in it, scan, and iterations at each resolution."""
+    """Atlas, the region that counts in it, scan, iterations and first step at each resolution."""
     levels = []
     for spacing, iterations in LEVELS:
         fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
         moving, moving_affine = coarsen(brain, affine, max(spacing, grid.spacing))
-        levels.append((to_itk(fixed, fixed_affine), _region(fixed, fixed_affine), to_itk(moving, moving_affine), iterations))
+        images = to_itk(fixed, fixed_affine), _region(fixed, fixed_affine), to_itk(moving, moving_affine)
+        levels.append((*images, iterations, spacing if not levels else spacing / 4))
     return levels
 
 
@@ -122,10 +123,17 @@ def _region(atlas: np.ndarray, affine: np.ndarray) -> itk.ImageMaskSpatialObject
     return region
 
 
-def register(fixed, region, moving, iterations: int, start: np.ndarray, rigid: bool = False) -> tuple[np.ndarray, float]:
-    """The affine (or `rigid`) map [4, 4] (fixed to moving points) near `start` of largest mutual information, and that in nats."""
+def register(
+    fixed, region, moving, iterations: int, step: float, start: np.ndarray, rigid: bool = False
+) -> tuple[np.ndarray, float]:
+    """The affine (or `rigid`) map [4, 4] (fixed to moving points) near `start` of largest mutual information, and that in nats.
+
+    Never worse than `start`: the descent may end elsewhere than at the best place it has seen, and ITK's switch for that does not
+    restore the parameters of this optimizer. `step` is the length of the first step in mm.
+    """
     middle = np.array(fixed.TransformIndexToPhysicalPoint([n // 2 for n in fixed.GetLargestPossibleRegion().GetSize()]))
     transform = to_itk_affine(start, middle, rigid)
+    first = type(transform.GetParameters())(transform.GetParameters())
     metric = itk.MattesMutualInformationImageToImageMetricv4[type(fixed), type(moving)].New()
     metric.SetNumberOfHistogramBins(32)
     metric.SetFixedImageMask(region)
@@ -135,11 +143,10 @@ def register(fixed, region, moving, iterations: int, start: np.ndarray, rigid: b
     scales.SetMetric(metric)
     optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
     optimizer.SetScalesEstimator(scales)
-    optimizer.SetLearningRate(1.0)
-    optimizer.SetMinimumStepLength(1e-3)
-    optimizer.SetRelaxationFactor(0.6)
+    optimizer.SetMaximumStepSizeInPhysicalUnits(step)
+    optimizer.SetMinimumStepLength(1e-4)
+    optimizer.SetRelaxationFactor(0.7)
     optimizer.SetNumberOfIterations(iterations)
-    optimizer.SetReturnBestParametersAndValue(True)
     optimizer.SetDoEstimateLearningRateAtEachIteration(False)
     optimizer.SetDoEstimateLearningRateOnce(True)
     method = itk.ImageRegistrationMethodv4[type(fixed), type(moving)].New()
@@ -156,4 +163,6 @@ def register(fixed, region, moving, iterations: int, start: np.ndarray, rigid: b
         method.Update()
     except RuntimeError:  # ITK: all samples map outside the moving image, or the map has become singular
         return start, -np.inf
-    return from_itk_affine(transform), -float(optimizer.GetValue())
+    found = from_itk_affine(transform), -float(metric.GetValue())
+    transform.SetParameters(first)
+    return max(found, (start, -float(metric.GetValue())), key=lambda result: result[1])

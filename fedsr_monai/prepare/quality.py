@@ -23,7 +23,7 @@ BINS = 32
 class Quality:
     """How well a scan lies on the atlas.
 
-    `overlap`: Dice of the two brains. `correlation`: share of the variance of the atlas' intensities, inside both brains, that the
+    `overlap`: Dice of the two brains. `correlation`: share of the variance of the atlas' intensities, a voxel inside both brains, that the
     scan's intensities explain (correlation ratio: 0 none, 1 all; the contrasts may differ). `scales`: growth from scan to atlas
     along the principal axes. `turn`: rotation in degrees.
     """
@@ -44,7 +44,8 @@ def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Qua
     left, scales, right = np.linalg.svd(alignment.matrix[:3, :3])
     rotation = left @ right
     turn = float(np.degrees(Rotation.from_matrix(rotation).magnitude())) if np.linalg.det(rotation) > 0 else 180.0
-    correlation = correlation_ratio(on_grid[both], atlas[both]) if both.sum() > BINS else 0.0
+    deep = ndimage.binary_erosion(both)  # at the border both are dim, whatever they show
+    correlation = correlation_ratio(on_grid[deep], atlas[deep]) if deep.sum() > 10 * BINS else 0.0
     return Quality(float(overlap), correlation, tuple(float(s) for s in scales), turn)
 
 

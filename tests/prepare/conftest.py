@@ -11,7 +11,7 @@ itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory) -> Path:
-    """Raw scans side by side: two labelled, one not, one on its head."""
+    """Raw scans side by side: two labelled, one not, one with a wrong header."""
     folder = tmp_path_factory.mktemp("raw")
     source = atlas(3.0, (64, 72, 64))
     for seed, name in enumerate(("ann", "bob", "eve")):
@@ -21,5 +21,5 @@ def scans(tmp_path_factory) -> Path:
             save(folder / f"{name}_dseg.nii.gz", label, grid.affine)
     flip = grid.affine.copy()
     flip[2] *= -1
-    save(folder / "flip.nii.gz", volume[::-1, :, :].copy(), flip)
+    save(folder / "flip.nii.gz", volume, flip)
     return folder

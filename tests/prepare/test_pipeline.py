@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from raw_scans import atlas, raw_scan
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.load import Volume
+from fedsr_monai.prepare.pipeline import prepare_scan
+from fedsr_monai.prepare.quality import correlation_ratio
+
+IMAGE, _, GRID = atlas()
+
+
+def prepare(voxels: np.ndarray, affine: np.ndarray, mask: np.ndarray | None = None):
+    return prepare_scan(Volume(voxels.astype(np.float32), affine), mask, IMAGE, GRID, "scan")
+
+
+def test_a_brain_is_found_in_a_whole_head():
+    volume, labels, own, place = raw_scan(3, skull=True)
+    prepared = prepare(volume, own.affine)
+    assert prepared.mask_from == "computed"
+    brain = labels > 0
+    assert 2 * (prepared.mask & brain).sum() / (prepared.mask.sum() + brain.sum()) > 0.9
+    loop = prepared.matrix @ place
+    points = np.argwhere(IMAGE > 0) @ GRID.affine[:3, :3].T + GRID.affine[:3, 3]
+    assert np.linalg.norm(points @ loop[:3, :3].T + loop[:3, 3] - points, axis=1).mean() < 6
+
+
+def test_the_bias_field_goes():
+    volume, labels, own, _ = raw_scan(2)
+    prepared = prepare(volume, own.affine, labels > 0)
+    assert prepared.mask_from == "given"
+    white = labels == 2
+    before, after = volume[white].std() / volume[white].mean(), prepared.brain[white].std() / prepared.brain[white].mean()
+    assert after < 0.75 * before
+    assert not prepared.brain[~prepared.mask].any()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("noise", "scan: the brain mask (computed) holds 0."),
+        ("noise in a brain's shape", "scan: does not look like the atlas where it was laid on it (correlation ratio 0.0"),
+        ("front to back", "scan: fits the atlas better turned by 180 degrees (about z) than as its header says, expected x to the right"),
+        ("voxels of twice the size", "scan: the brain mask (given) holds "),
+    ],
+)
+def test_what_is_no_brain_or_lies_wrongly_is_refused(case, message):
+    volume, labels, own, _ = raw_scan(1)
+    noise = np.random.default_rng(0).integers(1, 900, volume.shape)
+    affine, mask = own.affine, labels > 0
+    if case == "noise":
+        volume, mask = noise, None
+    elif case.startswith("noise in"):
+        volume = np.where(volume > 0, noise, 0)  # not the labels: these are 0 in the sulci
+    elif case == "front to back":
+        affine = np.diag([1, -1, 1, 1.0]) @ affine
+    else:
+        affine = affine @ np.diag([2, 2, 2, 1.0])
+    with pytest.raises(UserError) as caught:
+        prepare(volume, affine, mask)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_the_correlation_ratio():
+    rng = np.random.default_rng(0)
+    x = rng.random(20000)
+    assert correlation_ratio(x, (x - 0.5) ** 2) > 0.99  # any function, not only a rising one
+    assert correlation_ratio(x, rng.random(20000)) < 0.01
+    assert correlation_ratio(x, np.ones(20000)) == 0
