@@ -4,7 +4,8 @@
 
 `hello` is FLARE's numpy job (`ScatterAndGather`, `NPTrainer`, `NPModelPersistor`); `hello+torch` and `hello+monai` are the same job whose trainer
 and persistor import torch, or what our components import of torch and MONAI. `fedsr` is the job of `fedsr export-job` on a bundle and a scan of
-16^3 voxels. CPU seconds are those of all processes of the simulator; wall time depends on what else the machine does.
+16^3 voxels. CPU seconds are those of all processes of the simulator; wall time depends on what else the machine does. `imports` and `imports+fedsr` are the
+imports of `hello+monai` alone, and those with our executor's after them.
 """
 
 from __future__ import annotations
@@ -111,14 +112,25 @@ def measure(kind: str) -> tuple[float, float]:
         return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime), wall
 
 
+def measure_imports(names: list[str]) -> tuple[float, float]:
+    """CPU and wall seconds of a Python that imports some modules and ends."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], env=environment, check=True)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime), wall
+
+
 def main(repeats: int) -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fl")]
     import nvflare
 
-    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*IMPORTS, "fedsr")}
+    alone = ["nvflare.apis.executor", *MONAI]
+    imports = {"imports": alone, "imports+fedsr": [*alone, "fedsr_monai.flare.executor"]}
+    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*IMPORTS, "fedsr", *imports)}
     for _ in range(repeats):
         for kind, found in seconds.items():  # in turn, so that a busy minute hits all of them
-            found.append(measure(kind))
+            found.append(measure_imports(imports[kind]) if kind in imports else measure(kind))
             print(kind, *(f"{value:.1f}" for value in found[-1]), flush=True)
     with open(ROOT / "benchmarks" / "flare.csv", "w", newline="") as file:
         writer = csv.writer(file)
