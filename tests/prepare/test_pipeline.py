@@ -41,7 +41,7 @@ def test_the_bias_field_goes():
     ("case", "message"),
     [
         ("noise", "scan: the brain mask (computed) holds 0."),
-        ("noise in a brain's shape", "scan: does not look like the atlas where it was laid on it (correlation ratio 0.0"),
+        ("noise in a brain's shape", "scan: does not look like the atlas where it was laid on it (correlation ratio 0."),
         ("front to back", "scan: fits the atlas better turned by 180 degrees (about z) than as its header says, expected x to the right"),
         ("voxels of twice the size", "scan: the brain mask (given) holds "),
     ],
