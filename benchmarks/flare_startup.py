@@ -51,7 +51,9 @@ class HelloPersistor(NPModelPersistor):
 def hello_job(folder: Path, imports: list[str]) -> Path:
     app = folder / "hello" / "app" / "config"
     app.mkdir(parents=True)
-    (folder / "hello" / "meta.json").write_text(json.dumps({"name": "hello", "min_clients": 1, "deploy_map": {"app": ["@ALL"]}}))
+    (folder / "hello" / "meta.json").write_text(
+        json.dumps({"name": "hello", "min_clients": 1, "deploy_map": {"app": ["@ALL"]}})
+    )
     trainer = {"path": "flare_startup.HelloTrainer", "args": {"imports": imports}}
     client = {"format_version": 2, "executors": [{"tasks": ["train"], "executor": trainer}]}
     (app / "config_fed_client.json").write_text(json.dumps(client))
@@ -60,7 +62,10 @@ def hello_job(folder: Path, imports: list[str]) -> Path:
         "format_version": 2,
         "components": [
             {"id": "persistor", "path": "flare_startup.HelloPersistor", "args": {"imports": imports}},
-            {"id": "shareable_generator", "path": common + "shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator"},
+            {
+                "id": "shareable_generator",
+                "path": common + "shareablegenerators.full_model_shareable_generator.FullModelShareableGenerator",
+            },
             {
                 "id": "aggregator",
                 "path": common + "aggregators.intime_accumulate_model_aggregator.InTimeAccumulateWeightedAggregator",
@@ -102,7 +107,18 @@ def measure(kind: str) -> tuple[float, float]:
             (workspace / "local" / "resources.json").write_text('{"class_allow_list": ["nvflare.", "flare_startup."]}')
         paths = [str(ROOT), str(ROOT / "tests" / "fl"), str(ROOT / "benchmarks")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job), "-w", str(workspace), "-c", "a", "-t", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "nvflare.private.fed.app.simulator.simulator",
+            str(job),
+            "-w",
+            str(workspace),
+            "-c",
+            "a",
+            "-t",
+            "1",
+        ]
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -134,7 +150,17 @@ def main(repeats: int) -> None:
             print(kind, *(f"{value:.1f}" for value in found[-1]), flush=True)
     with open(ROOT / "benchmarks" / "flare.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", "nvflare", "repeats", "cpu_seconds_min", "cpu_seconds_median", "wall_seconds_min", "wall_seconds_median"])
+        writer.writerow(
+            [
+                "job",
+                "nvflare",
+                "repeats",
+                "cpu_seconds_min",
+                "cpu_seconds_median",
+                "wall_seconds_min",
+                "wall_seconds_median",
+            ]
+        )
         for kind, found in seconds.items():
             numbers = [f"{pick(values):.1f}" for values in zip(*found) for pick in (min, statistics.median)]
             writer.writerow([kind, nvflare.__version__, repeats, *numbers])

@@ -50,7 +50,9 @@ class FedSRAggregator(Aggregator):
         missing = persistor.missing()
         try:
             tensors, _ = read_update(shareable, missing)
-            reasons = check_tensors(tensors, missing, f"site {site!r}") or screen_norms({site: tensors}, missing).get(site, [])
+            reasons = check_tensors(tensors, missing, f"site {site!r}") or screen_norms({site: tensors}, missing).get(
+                site, []
+            )
         except Exception as error:  # as in `accept`
             reasons = [f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected SA features"]
         for reason in reasons:
@@ -82,7 +84,9 @@ class FedSRAggregator(Aggregator):
             try:
                 reasons = self.receive(site, shareable, fl_ctx)
             except Exception as error:  # whatever a site sends must not end the run of the others
-                reasons = [f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected encoder and SA features"]
+                reasons = [
+                    f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected encoder and SA features"
+                ]
                 if site not in self.server(fl_ctx).answers:
                     self.server(fl_ctx).rejected[site] = reasons
                     self.answers.setdefault(site, Answer(site, "rejected"))
@@ -120,7 +124,9 @@ class FedSRAggregator(Aggregator):
             server = self.server(fl_ctx)
             seconds = time.perf_counter() - self.started
             for site in self.asked:
-                self.answers.setdefault(site, Answer(site, "timeout", "no answer before the round was closed", seconds=seconds))
+                self.answers.setdefault(
+                    site, Answer(site, "timeout", "no answer before the round was closed", seconds=seconds)
+                )
             for site, reason in self.absent.items():
                 self.answers.setdefault(site, Answer(site, "absent", reason))
             out = fl_ctx.get_engine().get_component(self.persistor_id).out

@@ -73,7 +73,9 @@ class FedSRController(ScatterAndGather):
         if abort_signal.triggered or self.persistor.server.round < self.rounds:
             return
         self.log_info(fl_ctx, "The rounds are complete: every site writes its model.")
-        task = Task(name=SAVE, data=global_dxo(self.persistor.server.send()).to_shareable(), timeout=self._train_timeout)
+        task = Task(
+            name=SAVE, data=global_dxo(self.persistor.server.send()).to_shareable(), timeout=self._train_timeout
+        )
         self.broadcast_and_wait(
             task=task,
             fl_ctx=fl_ctx,
@@ -90,8 +92,12 @@ class FedSRController(ScatterAndGather):
                 self.aggregator.start(client_task.client.name, client_task.result, fl_ctx)
 
         for name in self.connected()[0]:
-            task = Task(name=START, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive)
-            super().broadcast_and_wait(task=task, fl_ctx=fl_ctx, targets=[name], min_responses=1, abort_signal=abort_signal)
+            task = Task(
+                name=START, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive
+            )
+            super().broadcast_and_wait(
+                task=task, fl_ctx=fl_ctx, targets=[name], min_responses=1, abort_signal=abort_signal
+            )
             if abort_signal.triggered:
                 return False
             if self.persistor.begun:

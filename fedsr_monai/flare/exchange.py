@@ -48,7 +48,9 @@ def global_tensors(shareable: Shareable) -> dict[str, torch.Tensor]:
     return {key: torch.tensor(value) for key, value in from_shareable(shareable).data.items()}
 
 
-def update_dxo(tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Tensor], statistics: Mapping[str, Any]) -> DXO:
+def update_dxo(
+    tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Tensor], statistics: Mapping[str, Any]
+) -> DXO:
     """What a site answers: differences, SA vectors, statistics.
 
     Args:
@@ -63,7 +65,9 @@ def update_dxo(tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Ten
     parts = {WEIGHTS_PART: DXO(DataKind.WEIGHT_DIFF, data=diff, meta=meta)}
     if sa:
         parts[SA_PART] = DXO(DataKind.APP_DEFINED, data=sa)
-    return DXO(DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: plain_statistics(statistics)})
+    return DXO(
+        DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: plain_statistics(statistics)}
+    )
 
 
 def start_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
@@ -83,11 +87,18 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
         raise ValueError(f"found a DXO of kind {str(dxo.data_kind)[:LONGEST_NAME]!r}, expected a COLLECTION")
     tensors: dict[str, Any] = {}
     for name, part in dxo.data.items():
-        if name not in KINDS or not isinstance(part, DXO) or part.data_kind != KINDS[name] or not isinstance(part.data, dict):
+        if (
+            name not in KINDS
+            or not isinstance(part, DXO)
+            or part.data_kind != KINDS[name]
+            or not isinstance(part.data, dict)
+        ):
             raise ValueError(f"found a part {str(name)[:LONGEST_NAME]!r} of another kind, expected weights and sa")
         for key, value in part.data.items():
             if (key.startswith("sa.") if isinstance(key, str) else False) != (name == SA_PART):
-                raise ValueError(f"found {str(key)[:LONGEST_NAME]!r} in {name}, expected sa.* in sa and all others in weights")
+                raise ValueError(
+                    f"found {str(key)[:LONGEST_NAME]!r} in {name}, expected sa.* in sa and all others in weights"
+                )
             addable = (
                 name == WEIGHTS_PART
                 and key in sent
@@ -97,7 +108,10 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
             )
             tensors[key] = add(sent[key], value) if addable else value
     statistics = dxo.get_meta_prop(STATISTICS)
-    return tensors, {**plain_statistics(statistics if isinstance(statistics, dict) else {}), IMAGES: dxo.get_meta_prop(IMAGES)}
+    return tensors, {
+        **plain_statistics(statistics if isinstance(statistics, dict) else {}),
+        IMAGES: dxo.get_meta_prop(IMAGES),
+    }
 
 
 def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +143,9 @@ def size_of(shareable: Shareable) -> int:
 
 def _numbers(values: Any) -> dict[str, float]:
     items = list(values.items())[:MOST_LOSSES] if isinstance(values, dict) else []
-    return {key: value for key, value in items if isinstance(key, str) and len(key) <= LONGEST_NAME and _is_number(value)}
+    return {
+        key: value for key, value in items if isinstance(key, str) and len(key) <= LONGEST_NAME and _is_number(value)
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -95,7 +94,9 @@ def site_job(settings: Settings, place: Place, name: str) -> SiteJob:
         UserError: the site does not name its data, does not allow the policy, or has another bundle than the run's.
     """
     if place.site is None:
-        raise UserError(f"local/{FILE}: site: found nothing, expected the site folder of {name!r}; write it with `fedsr flare-site`")
+        raise UserError(
+            f"local/{FILE}: site: found nothing, expected the site folder of {name!r}; write it with `fedsr flare-site`"
+        )
     if settings.policy not in place.policies:
         raise UserError(
             f"local/{FILE}: policies: found {', '.join(place.policies)}, expected {settings.policy} (job) among them; "

@@ -39,7 +39,9 @@ def prepare_kit(kit: str | Path, site: str | Path | None = None, state: str | Pa
         load_site(site)
     local = kit / "local"
     content = _read(local / FILE)
-    content |= {key: str(Path(value).absolute()) for key, value in (("site", site), ("state", state)) if value is not None}
+    content |= {
+        key: str(Path(value).absolute()) for key, value in (("site", site), ("state", state)) if value is not None
+    }
     write_json(local / FILE, content)
     read_place(kit, "site")
     written = [local / FILE]

@@ -37,7 +37,11 @@ class FedSRPersistor(LearnablePersistor):
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], weighting: str = "images", min_sites: int = 1, images: Mapping[str, int] | None = None
+        self,
+        settings: Mapping[str, Any],
+        weighting: str = "images",
+        min_sites: int = 1,
+        images: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.content = settings

@@ -63,9 +63,13 @@ def read_place(workspace: str | Path, name: str) -> Place:
         try:
             content = json.loads(path.read_text(encoding="utf-8").replace(NAME, name))
         except ValueError as error:
-            raise UserError(f"{path}: found damaged JSON ({error}), expected an object; write it anew with `fedsr flare-site`") from error
+            raise UserError(
+                f"{path}: found damaged JSON ({error}), expected an object; write it anew with `fedsr flare-site`"
+            ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, expected an object; write it anew with `fedsr flare-site`")
+        raise UserError(
+            f"{path}: found {type(content).__name__}, expected an object; write it anew with `fedsr flare-site`"
+        )
     known = ("site", "state", "bundles", "overrides", "policies")
     for key in sorted(set(content) - set(known)):
         raise UserError(f"{path}: {key}: found an unknown key, expected {', '.join(known)}; correct it")

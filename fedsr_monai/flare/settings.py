@@ -18,7 +18,17 @@ from fedsr_monai.fl.records import digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Where things lie and what they run on is a site's own business.
-OWN = ("bundle_root", "dataset_dir", "output_dir", "ckpt_path", "initial_weights", "device", "num_workers", "rank", "world_size")
+OWN = (
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "ckpt_path",
+    "initial_weights",
+    "device",
+    "num_workers",
+    "rank",
+    "world_size",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,9 @@ class Settings:
                     f"job: {name}: found {value!r}, expected a whole number of at least {least}; correct it"
                 )
         if not allowed_prefixes(self.policy):
-            raise UserError(f"job: policy: found {self.policy!r}, which exchanges nothing; expected fedsr, fedrep or fedavg")
+            raise UserError(
+                f"job: policy: found {self.policy!r}, which exchanges nothing; expected fedsr, fedrep or fedavg"
+            )
 
     def check_bundle(self, root: Path) -> None:
         """Compare the package and the bundle that are installed here with those that the run was made for.
@@ -71,7 +83,9 @@ class Settings:
             UserError: another version, train.json or weights, or an override that a job may not set.
         """
         if self.version != __version__:
-            raise UserError(f"fedsr_monai: found version {__version__}, expected {self.version!r} (job); install the same version everywhere")
+            raise UserError(
+                f"fedsr_monai: found version {__version__}, expected {self.version!r} (job); install the same version everywhere"
+            )
         config = root / "configs" / "train.json"
         if digest(config) != self.bundle_sha256:
             raise UserError(
@@ -107,7 +121,9 @@ def settings_from_job(content: Mapping[str, Any]) -> Settings:
     """
     known = {item.name for item in fields(Settings)}
     for key in sorted(set(content) - known):
-        raise UserError(f"job: {key}: found an unknown setting, expected {', '.join(sorted(known))}; export the job anew")
+        raise UserError(
+            f"job: {key}: found an unknown setting, expected {', '.join(sorted(known))}; export the job anew"
+        )
     try:
         return Settings(**content)
     except TypeError as error:
@@ -125,7 +141,9 @@ def check_plain(key: str, value: Any, config: Mapping[str, Any]) -> None:
     """
     parts = key.replace("::", "#").split("#")
     if any(part.startswith("_") for part in parts) or parts[0] in OWN:
-        raise UserError(f"overrides: {key}: found an id that is not the job's to set; set it in the site's own fedsr.json")
+        raise UserError(
+            f"overrides: {key}: found an id that is not the job's to set; set it in the site's own fedsr.json"
+        )
     found: Any = config
     for part in parts:
         if isinstance(found, Mapping):
@@ -144,4 +162,8 @@ def check_plain(key: str, value: Any, config: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(_plain(item) and not isinstance(item, list) for item in value)
-    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and bool(NAME.fullmatch(value)))
+    return (
+        value is None
+        or isinstance(value, (bool, int, float))
+        or (isinstance(value, str) and bool(NAME.fullmatch(value)))
+    )

@@ -54,5 +54,7 @@ def table():
 @pytest.fixture(scope="session")
 def documented_policy() -> dict:
     """The `privacy.json` that docs/nvflare.md shows."""
-    blocks = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs" / "nvflare.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```json\n(.*?)^```", (ROOT / "docs" / "nvflare.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
     return next(json.loads(block) for block in blocks if "scopes" in block)

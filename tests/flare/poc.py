@@ -43,7 +43,10 @@ PROJECT = {
     ],
     "builders": [
         {"path": "nvflare.lighter.impl.workspace.WorkspaceBuilder", "args": {"template_file": ["master_template.yml"]}},
-        {"path": "nvflare.lighter.impl.static_file.StaticFileBuilder", "args": {"config_folder": "config", "scheme": "grpc"}},
+        {
+            "path": "nvflare.lighter.impl.static_file.StaticFileBuilder",
+            "args": {"config_folder": "config", "scheme": "grpc"},
+        },
         {"path": "nvflare.lighter.impl.cert.CertBuilder", "args": {}},
         {"path": "nvflare.lighter.impl.signature.SignatureBuilder", "args": {}},
     ],
@@ -57,7 +60,9 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="keep everything here; by default a temporary folder that is removed")
+    parser.add_argument(
+        "--folder", type=Path, help="keep everything here; by default a temporary folder that is removed"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="fedsr-poc-")).absolute()
@@ -107,14 +112,29 @@ def run(folder: Path) -> int:
 
     (folder / "project.yml").write_text(json.dumps(PROJECT))  # JSON is YAML
     log = open(folder / "flare.log", "w")
-    subprocess.run(["nvflare", "provision", "-p", "project.yml", "-w", "provisioned"], check=True, stdout=log, stderr=log)
+    subprocess.run(
+        ["nvflare", "provision", "-p", "project.yml", "-w", "provisioned"], check=True, stdout=log, stderr=log
+    )
     kits = folder / "provisioned" / "fedsr" / "prod_00"
     certificates = sorted(path.name for path in (kits / "hospital-a" / "startup").glob("*.crt"))
     fedsr("flare-site", str(kits / "localhost"))
     for name in SITES:
         fedsr("flare-site", str(kits / name), "--site", str(folder / "data" / name))
     sites = [f"{name}={images}" for name, images in SITES.items()]
-    fedsr("export-job", "job", "--run", "trial", "--rounds", str(ROUNDS), "--min_sites", "3", "--override", *OVERRIDES, "--sites", *sites)
+    fedsr(
+        "export-job",
+        "job",
+        "--run",
+        "trial",
+        "--rounds",
+        str(ROUNDS),
+        "--min_sites",
+        "3",
+        "--override",
+        *OVERRIDES,
+        "--sites",
+        *sites,
+    )
     say(f"provisioned: {', '.join(certificates)} at every site; job exported")
 
     for name in ("localhost", *SITES):
@@ -172,7 +192,9 @@ def compare(folder: Path, kits: Path, result: Path) -> bool:
     expected, found = read_tensors(folder / "reference" / name), read_tensors(run_folder / name)
     assert {key.split(".")[0] for key in found} == {"encoder", "sa"} and list(found) == list(expected)
     differing = [key for key in expected if not torch.equal(expected[key], found[key])]
-    say(f"model: {len(found)} tensors, {sum(map(torch.Tensor.numel, found.values()))} values, {len(differing)} differ from fedsr federate")
+    say(
+        f"model: {len(found)} tensors, {sum(map(torch.Tensor.numel, found.values()))} values, {len(differing)} differ from fedsr federate"
+    )
     for site in SITES:
         ours, theirs = (
             torch.load(place / "sites" / site / "model.pt", weights_only=True)["model"]

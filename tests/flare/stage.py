@@ -68,10 +68,15 @@ class Stage:
         options: of `export_job`.
     """
 
-    def __init__(self, root: Path, data: Path, sites: dict, bundle: Path | None = None, own: dict | None = None, **options) -> None:
+    def __init__(
+        self, root: Path, data: Path, sites: dict, bundle: Path | None = None, own: dict | None = None, **options
+    ) -> None:
         self.root, self.names = root, sorted(sites)
         job = export_job(root / "job", sites, run="run", bundle=bundle or "fedsr_encoder", **options)
-        config = {side: json.loads((job / f"fedsr/config/config_fed_{side}.json").read_text()) for side in ("server", "client")}
+        config = {
+            side: json.loads((job / f"fedsr/config/config_fed_{side}.json").read_text())
+            for side in ("server", "client")
+        }
         components = {item["id"]: item["args"] for item in config["server"]["components"]}
         bundles = {} if bundle is None else {bundle.name: str(bundle)}
         self.engines = {name: Engine(root / name, []) for name in self.names}
@@ -130,7 +135,9 @@ class Stage:
     def accept(self, name: str, reply: Shareable) -> bool:
         return self.controller._accept_train_result(name, reply, self.context(), is_unknown_task=True)
 
-    def round(self, change: Callable[[str, Shareable], Shareable | None] = lambda name, reply: reply, sites=None) -> dict[str, bool]:
+    def round(
+        self, change: Callable[[str, Shareable], Shareable | None] = lambda name, reply: reply, sites=None
+    ) -> dict[str, bool]:
         """One round; `change` stands between a site and the server, None for an answer that never arrives."""
         self.aggregator.open_round(self.names, {}, self.context())
         accepted = {}

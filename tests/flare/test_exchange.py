@@ -36,7 +36,9 @@ def test_a_weight_that_shrinks_beyond_the_limit_is_off_by_as_little_as_promised(
 
 def test_steps_are_iterations_and_images_are_meta_of_their_own():
     tensors = {"encoder.w": torch.ones(2), "sa.registration.0": torch.ones(3)}
-    dxo = update_dxo(tensors, {key: value * 0.5 for key, value in tensors.items()}, {"images": 24, "iterations": 7, "round": 3})
+    dxo = update_dxo(
+        tensors, {key: value * 0.5 for key, value in tensors.items()}, {"images": 24, "iterations": 7, "round": 3}
+    )
     assert dxo.data_kind == DataKind.COLLECTION and dxo.meta["images"] == 24
     weights, sa = dxo.data["weights"], dxo.data["sa"]
     assert (weights.data_kind, sa.data_kind) == (DataKind.WEIGHT_DIFF, DataKind.APP_DEFINED)
@@ -49,12 +51,27 @@ def test_steps_are_iterations_and_images_are_meta_of_their_own():
     ("dxo", "message"),
     [
         (DXO(DataKind.WEIGHTS, data={}), "found a DXO of kind .*, expected a COLLECTION"),
-        (DXO(DataKind.COLLECTION, data={"heads": DXO(DataKind.WEIGHT_DIFF, data={})}), "found a part 'heads' of another kind"),
+        (
+            DXO(DataKind.COLLECTION, data={"heads": DXO(DataKind.WEIGHT_DIFF, data={})}),
+            "found a part 'heads' of another kind",
+        ),
         (DXO(DataKind.COLLECTION, data={"sa": 3}), "found a part 'sa' of another kind"),
-        (DXO(DataKind.COLLECTION, data={"weights": DXO(DataKind.WEIGHTS, data={})}), "found a part 'weights' of another kind"),
-        (DXO(DataKind.COLLECTION, data={"sa": DXO(DataKind.APP_DEFINED, data=[1])}), "found a part 'sa' of another kind"),
-        (DXO(DataKind.COLLECTION, data={"sa": DXO(DataKind.APP_DEFINED, data={"encoder.w": 1})}), r"found 'encoder.w' in sa, expected sa\.\* in sa"),
-        (DXO(DataKind.COLLECTION, data={"weights": DXO(DataKind.WEIGHT_DIFF, data={"sa.x": 1})}), "found 'sa.x' in weights"),
+        (
+            DXO(DataKind.COLLECTION, data={"weights": DXO(DataKind.WEIGHTS, data={})}),
+            "found a part 'weights' of another kind",
+        ),
+        (
+            DXO(DataKind.COLLECTION, data={"sa": DXO(DataKind.APP_DEFINED, data=[1])}),
+            "found a part 'sa' of another kind",
+        ),
+        (
+            DXO(DataKind.COLLECTION, data={"sa": DXO(DataKind.APP_DEFINED, data={"encoder.w": 1})}),
+            r"found 'encoder.w' in sa, expected sa\.\* in sa",
+        ),
+        (
+            DXO(DataKind.COLLECTION, data={"weights": DXO(DataKind.WEIGHT_DIFF, data={"sa.x": 1})}),
+            "found 'sa.x' in weights",
+        ),
     ],
 )
 def test_an_answer_of_another_kind_is_refused(dxo, message):

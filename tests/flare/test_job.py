@@ -59,12 +59,18 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
         ("--sites a a", "--sites: found 'a', expected each site once, as NAME or NAME=SCANS: correct it"),
         ("--rounds 5", "min_sites: found none, expected a number where no sites are named; give --min_sites"),
         ("--sites a b --min_sites 3", "min_sites: found 3, expected 1 to 2; correct it"),
-        ("--sites a --policy pooled", "job: policy: found 'pooled', which exchanges nothing; expected fedsr, fedrep or fedavg"),
+        (
+            "--sites a --policy pooled",
+            "job: policy: found 'pooled', which exchanges nothing; expected fedsr, fedrep or fedavg",
+        ),
         ("--sites a --rounds 0", "job: rounds: found 0, expected a whole number of at least 1; correct it"),
         ("--sites a --wait -1", "wait: found -1, expected whole seconds of at least 0; correct it"),
         ("--sites a --weighting most", "weighting: found 'most', expected images or uniform; choose one of them"),
         ("--sites a=0", "sites: a: found 0 scans, expected a whole number of at least 1; correct it"),
-        ("--sites a --override device=cpu", "overrides: device: found an id that is not the job's to set; set it in the site's own fedsr.json"),
+        (
+            "--sites a --override device=cpu",
+            "overrides: device: found an id that is not the job's to set; set it in the site's own fedsr.json",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message):
@@ -74,7 +80,10 @@ def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message
 
 
 def test_the_commands_write_a_job_and_prepare_a_kit(tmp_path, place, capsys):
-    assert main(["export-job", str(tmp_path / "first"), "--sites", "a=3", "b", "--min_sites", "1", "--start_from_bundle"]) == 0
+    assert (
+        main(["export-job", str(tmp_path / "first"), "--sites", "a=3", "b", "--min_sites", "1", "--start_from_bundle"])
+        == 0
+    )
     client = json.loads((tmp_path / "first/fedsr/config/config_fed_client.json").read_text())
     assert len(client["executors"][0]["executor"]["args"]["settings"]["weights_sha256"]) == 64
     kit = tmp_path / "kit"
@@ -110,7 +119,10 @@ def test_preparing_a_kit_again_keeps_what_is_there(tmp_path, place):
     [
         ("{", "fedsr.json: found damaged JSON .*; write it anew with `fedsr flare-site`$"),
         ("[]", "fedsr.json: found list, expected an object; write it anew"),
-        ('{"path": "/x"}', "fedsr.json: path: found an unknown key, expected site, state, bundles, overrides, policies; correct it$"),
+        (
+            '{"path": "/x"}',
+            "fedsr.json: path: found an unknown key, expected site, state, bundles, overrides, policies; correct it$",
+        ),
         ('{"site": "data"}', "fedsr.json: site: found 'data', expected an absolute path; correct it$"),
     ],
 )
@@ -122,7 +134,9 @@ def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
 
 
 def test_a_kit_that_is_not_there_or_a_site_that_is_none_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: not found, expected a participant's FLARE folder .startup kit.; name it$"):
+    with pytest.raises(
+        UserError, match="nowhere: not found, expected a participant's FLARE folder .startup kit.; name it$"
+    ):
         prepare_kit(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder, expected a site folder"):
         prepare_kit(tmp_path, tmp_path / "nowhere")

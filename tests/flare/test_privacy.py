@@ -52,7 +52,11 @@ def test_neither_heads_nor_atlas_nor_voxels_are_in_the_bytes_that_are_sent(tmp_p
         for name in run.names:
             algo = run.executors[name].algo
             state = algo.trainer.network.state_dict()
-            heads = {key: value for key, value in state.items() if key.startswith(("registration.", "segmentation.", "atlas_"))}
+            heads = {
+                key: value
+                for key, value in state.items()
+                if key.startswith(("registration.", "segmentation.", "atlas_"))
+            }
             assert len(heads) > 20
             private += [value.numpy().copy() for value in heads.values()]
             private += [np.asarray(algo.train_workflow.train_dataset[index]["image"]) for index in range(images[name])]
@@ -63,7 +67,9 @@ def test_neither_heads_nor_atlas_nor_voxels_are_in_the_bytes_that_are_sent(tmp_p
     assert len(needles) > 1000 and len(run.wire) >= 1 + 2 * 2 * 2 + 2 * 2
     assert found_in(wire, needles) == set()
     names = wire.replace(b"sa.segmentation.", b"").replace(b"sa.registration.", b"")
-    assert [word for word in (b"segmentation.", b"registration.", b"atlas", str(tmp_path).encode()) if word in names] == []
+    assert [
+        word for word in (b"segmentation.", b"registration.", b"atlas", str(tmp_path).encode()) if word in names
+    ] == []
     # The same search finds what was sent.
     needles = [value.numpy().tobytes()[:64] for value in run.persistor.server.tensors.values() if value.numel() >= 16]
     assert len(needles) > 10 and found_in(wire, needles) == set(needles)
@@ -74,7 +80,11 @@ def values(reply) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return parts["weights"].data, parts["sa"].data
 
 
-@pytest.mark.parametrize("filter_", [PercentilePrivacy(percentile=50, gamma=1e-3), SVTPrivacy(fraction=0.5, epsilon=1.0)], ids=["percentile", "svt"])
+@pytest.mark.parametrize(
+    "filter_",
+    [PercentilePrivacy(percentile=50, gamma=1e-3), SVTPrivacy(fraction=0.5, epsilon=1.0)],
+    ids=["percentile", "svt"],
+)
 def test_flares_filters_act_on_the_difference_and_leave_sa(stage, filter_):
     run = stage()
     task = run.task()
@@ -136,7 +146,9 @@ def test_what_is_no_sa_vector_passes_the_filter(stage):
 
 @pytest.mark.parametrize(("clip", "sigma"), [(0.0, 0.1), (-1.0, 0.1), (1.0, -0.1), (float("nan"), 0.1)])
 def test_a_filter_that_protects_nothing_is_refused(clip, sigma):
-    with pytest.raises(ValueError, match=r"^SAPrivacy\(\) 'clip' is .* and 'sigma' is .*; expected above 0 and at least 0$"):
+    with pytest.raises(
+        ValueError, match=r"^SAPrivacy\(\) 'clip' is .* and 'sigma' is .*; expected above 0 and at least 0$"
+    ):
         SAPrivacy(clip, sigma)
 
 

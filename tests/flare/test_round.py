@@ -159,24 +159,57 @@ def of_round(number):
 
 
 HOSTILE = {
-    "nan": (replaced("weights", "encoder.0.bias", lambda v: v * np.nan), "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none"),
-    "inf": (replaced("weights", "encoder.0.bias", lambda v: v + np.inf), "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none"),
-    "too large for float32": (replaced("weights", "encoder.0.bias", lambda v: v + 1e200), "encoder.0.bias: found NaN or Inf in 4 of 4"),
-    "nan in SA": (replaced("sa", "sa.registration.0", lambda v: v * np.nan), "sa.registration.0: found NaN or Inf in 4 of 4 values"),
-    "wrong shape": (replaced("weights", "encoder.0.bias", lambda v: v[:1]), "encoder.0.bias: found float64 [1], expected float32 [4]"),
-    "shape that broadcasts": (replaced("weights", "encoder.0.bias", lambda v: v[:1].astype(np.float32)), "encoder.0.bias: found float32 [1]"),
-    "missing key": (without("weights", "encoder.0.weight"), "encoder.0.weight: missing, expected float32 [4, 1, 3, 3, 3]"),
+    "nan": (
+        replaced("weights", "encoder.0.bias", lambda v: v * np.nan),
+        "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none",
+    ),
+    "inf": (
+        replaced("weights", "encoder.0.bias", lambda v: v + np.inf),
+        "encoder.0.bias: found NaN or Inf in 4 of 4 values, expected none",
+    ),
+    "too large for float32": (
+        replaced("weights", "encoder.0.bias", lambda v: v + 1e200),
+        "encoder.0.bias: found NaN or Inf in 4 of 4",
+    ),
+    "nan in SA": (
+        replaced("sa", "sa.registration.0", lambda v: v * np.nan),
+        "sa.registration.0: found NaN or Inf in 4 of 4 values",
+    ),
+    "wrong shape": (
+        replaced("weights", "encoder.0.bias", lambda v: v[:1]),
+        "encoder.0.bias: found float64 [1], expected float32 [4]",
+    ),
+    "shape that broadcasts": (
+        replaced("weights", "encoder.0.bias", lambda v: v[:1].astype(np.float32)),
+        "encoder.0.bias: found float32 [1]",
+    ),
+    "missing key": (
+        without("weights", "encoder.0.weight"),
+        "encoder.0.weight: missing, expected float32 [4, 1, 3, 3, 3]",
+    ),
     "missing SA": (without("sa", "sa.segmentation.0"), "sa.segmentation.0: missing, expected float32 [4]"),
     "decoder": (
         replaced("weights", "segmentation.weight", lambda v: np.zeros((3, 4, 1, 1, 1))),
         "segmentation.weight: found a foreign tensor, expected only the keys that were sent",
     ),
-    "whole numbers": (replaced("weights", "encoder.0.bias", lambda v: v.astype(np.int64)), "encoder.0.bias: found int64 [4], expected float32 [4]"),
-    "half precision": (replaced("weights", "encoder.0.bias", lambda v: v.astype(np.float16)), "encoder.0.bias: found float16 [4]"),
-    "wide SA": (replaced("sa", "sa.registration.0", lambda v: v.astype(np.float64)), "sa.registration.0: found float64 [4], expected float32 [4]"),
+    "whole numbers": (
+        replaced("weights", "encoder.0.bias", lambda v: v.astype(np.int64)),
+        "encoder.0.bias: found int64 [4], expected float32 [4]",
+    ),
+    "half precision": (
+        replaced("weights", "encoder.0.bias", lambda v: v.astype(np.float16)),
+        "encoder.0.bias: found float16 [4]",
+    ),
+    "wide SA": (
+        replaced("sa", "sa.registration.0", lambda v: v.astype(np.float64)),
+        "sa.registration.0: found float64 [4], expected float32 [4]",
+    ),
     "text": (replaced("weights", "encoder.0.bias", lambda v: "0"), "encoder.0.bias: found str, expected float32 [4]"),
     "x1000": (times(1000), "encoder.0.weight: found an update of norm "),
-    "SA x1000": (replaced("sa", "sa.registration.0", lambda v: v * 1000), "sa.registration.0: found an update of norm "),
+    "SA x1000": (
+        replaced("sa", "sa.registration.0", lambda v: v * 1000),
+        "sa.registration.0: found an update of norm ",
+    ),
     "another kind": (other_kind, "found an answer that cannot be read (found a DXO of kind"),
     "parts swapped": (swapped, "found an answer that cannot be read (found a part 'weights' of another kind"),
     "nothing": (lambda reply: reply.pop("DXO"), "found an answer that cannot be read ("),
@@ -330,7 +363,10 @@ def test_the_controller_goes_on_from_the_state_and_asks_who_is_there(stage):
     ("change", "message"),
     [
         ({"site": None}, "site: found nothing, expected the site folder of 'a'; write it with `fedsr flare-site`"),
-        ({"policies": ["fedrep"]}, "policies: found fedrep, expected fedsr (job) among them; add it if this site agrees to what it sends"),
+        (
+            {"policies": ["fedrep"]},
+            "policies: found fedrep, expected fedsr (job) among them; add it if this site agrees to what it sends",
+        ),
     ],
 )
 def test_what_a_site_does_not_allow_it_does_not_do(stage, caplog, change, message):

@@ -34,9 +34,15 @@ def test_settings_survive_json_and_add_what_federate_adds():
         ({"rounds": 0}, "^job: rounds: found 0, expected a whole number of at least 1; correct it$"),
         ({"seed": "1"}, "^job: seed: found '1', expected a whole number of at least 0; correct it$"),
         ({"local_epochs": True}, "^job: local_epochs: found True, expected a whole number"),
-        ({"policy": "local"}, "^job: policy: found 'local', which exchanges nothing; expected fedsr, fedrep or fedavg$"),
+        (
+            {"policy": "local"},
+            "^job: policy: found 'local', which exchanges nothing; expected fedsr, fedrep or fedavg$",
+        ),
         ({"policy": "all"}, "^policy: found 'all', expected one of fedsr"),
-        ({"dataset_dir": "/data"}, "^job: dataset_dir: found an unknown setting, expected bundle, .*; export the job anew$"),
+        (
+            {"dataset_dir": "/data"},
+            "^job: dataset_dir: found an unknown setting, expected bundle, .*; export the job anew$",
+        ),
     ],
 )
 def test_a_job_is_refused_by_setting(change, message):
@@ -54,9 +60,18 @@ def test_a_job_that_lacks_a_setting_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "9.9"}, f"^fedsr_monai: found version {__version__}, expected '9.9' .job.; install the same version everywhere$"),
-        ({"bundle_sha256": "0" * 64}, "train.json: found sha256 .*, expected 000000000000... .job.; install the version of the bundle"),
-        ({"weights_sha256": "0" * 64}, "model.pt: found other weights or none, expected sha256 000000000000... .job.; install"),
+        (
+            {"version": "9.9"},
+            f"^fedsr_monai: found version {__version__}, expected '9.9' .job.; install the same version everywhere$",
+        ),
+        (
+            {"bundle_sha256": "0" * 64},
+            "train.json: found sha256 .*, expected 000000000000... .job.; install the version of the bundle",
+        ),
+        (
+            {"weights_sha256": "0" * 64},
+            "model.pt: found other weights or none, expected sha256 000000000000... .job.; install",
+        ),
     ],
 )
 def test_another_package_or_bundle_is_refused(change, message):
@@ -67,7 +82,10 @@ def test_another_package_or_bundle_is_refused(change, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"learning_rate": "$__import__('os').system('true')"}, "expected a number, a truth value, a word or a list of these; leave it out$"),
+        (
+            {"learning_rate": "$__import__('os').system('true')"},
+            "expected a number, a truth value, a word or a list of these; leave it out$",
+        ),
         ({"learning_rate": {"_target_": "os.system"}}, "expected a number"),
         ({"learning_rate": "%/etc/passwd"}, "expected a number"),
         ({"learning_rate": "@seed"}, "expected a number"),
@@ -75,7 +93,10 @@ def test_another_package_or_bundle_is_refused(change, message):
         ({"heads": [["a"]]}, "expected a number"),
         ({"imports": ["os"]}, r"\(the bundle's value\), expected a number"),
         ({"network_def": "small"}, r"\(the bundle's value\), expected a number"),
-        ({"network_def#_target_": "evil"}, "found an id that is not the job's to set; set it in the site's own fedsr.json$"),
+        (
+            {"network_def#_target_": "evil"},
+            "found an id that is not the job's to set; set it in the site's own fedsr.json$",
+        ),
         ({"network_def::_target_": "evil"}, "found an id that is not the job's to set"),
         ({"dataset_dir": "x"}, "^overrides: dataset_dir: found an id that is not the job's to set"),
         ({"initial_weights": "x"}, "^overrides: initial_weights: found an id that is not the job's to set"),
@@ -88,6 +109,9 @@ def test_an_override_that_could_be_more_than_a_number_is_refused(override, messa
         Settings(**job(overrides=override)).check_bundle(BUNDLE)
 
 
-@pytest.mark.parametrize("override", [{"learning_rate": 0.1}, {"preset": "full"}, {"heads": ["segmentation"]}, {"registration_weights#dice": 2}])
+@pytest.mark.parametrize(
+    "override",
+    [{"learning_rate": 0.1}, {"preset": "full"}, {"heads": ["segmentation"]}, {"registration_weights#dice": 2}],
+)
 def test_hyper_parameters_may_be_set(override):
     Settings(**job(overrides=override)).check_bundle(BUNDLE)
