@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from fedsr_monai.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("none --out x", "fedsr: none: no such folder, expected scans (BIDS, FreeSurfer subjects, or NIfTI files); check the path"),
+        ("a --out x --atlas_image b", "fedsr: --atlas_image and --atlas_label: found one without the other, expected both or none; give both"),
+        ("a --out x --processes 0", "fedsr: --processes: found 0, expected a whole number of at least 1; correct it"),
+        ("a", "fedsr: prepare needs --out: see `fedsr prepare --help`"),
+    ],
+)
+def test_mistakes(capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", *words.split()]) == 2
+    assert capsys.readouterr().err.strip() == message
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["prepare a --out x", "segment scan.nii.gz --raw --out x"])
+def test_without_itk(capsys, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan.nii.gz").touch()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "itk" else found(name, *rest))
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.strip() == "fedsr: package itk: not installed, expected for raw scans: pip install 'fedsr-monai[itk]'"
