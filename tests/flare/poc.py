@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -70,7 +73,7 @@ def main() -> int:
         namespaces = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command = [sys.executable, __file__, "--inside", "--folder", str(folder)]
         try:
-            return subprocess.run([*namespaces, *command]).returncode
+            return subprocess.run([*namespaces, *command], preexec_fn=die_with_parent).returncode
         finally:
             if arguments.folder is None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -84,6 +87,11 @@ def main() -> int:
     }
     os.chdir(folder)
     return run(folder)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however it ends; with it goes everything in the namespace."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def raise_loopback() -> None:
@@ -145,7 +153,7 @@ def run(folder: Path) -> int:
     job = session.submit_job(str(folder / "job"))
     status = wait(session, job)
     say(f"job: {status}")
-    result = Path(session.download_job_result(job, str(folder / "result")))
+    result = Path(session.download_job_result(job))  # somewhere below the coordinator's kit
     session.close()
     return 0 if status == "FINISHED:COMPLETED" and compare(folder, kits, result) else 1
 
@@ -208,4 +216,10 @@ def compare(folder: Path, kits: Path, result: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = 1
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code)  # FLARE's session has threads that would outlive a failure
