@@ -1,4 +1,4 @@
-"""Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5] [--out benchmarks/profile_step.csv]`.
+"""Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5] [--precision float32] [--out benchmarks/profile_step.csv]`.
 
 The `small` network on 80 x 96 x 80 voxels, one scan, fused step, the arithmetic that the bundles choose on this machine. The scan stands
 in the place of a drawn image or is registered itself, as in training, every other step. Each operation's own time, as the profiler
@@ -53,13 +53,13 @@ def scoped(owner: object, name: str, part: str) -> None:
     setattr(owner, name, labelled)
 
 
-def make_trainer() -> JointTrainer:
+def make_trainer(precision: str) -> JointTrainer:
     torch.manual_seed(0)
     image, label, _ = build_atlas(SPACING, SHAPE)
     network = FedSRNet("small").set_atlas(torch.as_tensor(image).reshape(1, *SHAPE), torch.as_tensor(label).reshape(1, *SHAPE))
     random_atlas = RandomAtlas(RandomDeformation(SPACING[0]), RandomAppearance(14, SPACING[0]))
     return JointTrainer(
-        "cpu", 1, [], network, head_optimizers(network, 1e-4), random_atlas, ParzenMI(), amp=bfloat16_pays("cpu")
+        "cpu", 1, [], network, head_optimizers(network, 1e-4), random_atlas, ParzenMI(), amp=precision == "bfloat16"
     )
 
 
@@ -114,9 +114,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    fast = "bfloat16" if bfloat16_pays("cpu") else "float32"
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=fast, help="of the convolutions")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    trainer = make_trainer()
+    trainer = make_trainer(arguments.precision)
     scan = trainer.random_atlas(trainer.network.atlas_image, trainer.network.atlas_label)[0]
     rows: dict[str, list[float]] = defaultdict(list)
     steps: dict[str, list[float]] = defaultdict(list)
@@ -148,7 +150,7 @@ def main() -> None:
         {"group": "step", "share": "1.000", "seconds": f"{wall:.3f}"},
         {"group": "step, processor time of all threads", "share": "", "seconds": f"{statistics.median(steps['cpu']):.3f}"},
         {"group": "step / (convolutions + normalisation)", "share": f"{1 / core:.3f}", "seconds": ""},
-        {"group": f"on {machine('cpu')}", "share": "", "seconds": ""},
+        {"group": f"{arguments.precision} on {machine('cpu')}", "share": "", "seconds": ""},
     ]
     with open(arguments.out, "w", newline="") as file:
         writer = csv.DictWriter(file, ["group", "share", "seconds"])

@@ -97,7 +97,11 @@ def run_demo(
                 epoch_length=size.fitting_steps,
                 search=True,
                 # heads that begin there have no use for other weights of the losses before they know anything
-                overrides={"search_start": epochs[folder] * size.fitting_steps // 2, "learning_rate": fitting_rate},
+                overrides={
+                    "search_start": epochs[folder] * size.fitting_steps // 2,
+                    "learning_rate": fitting_rate,
+                    "val_interval": epochs[folder],
+                },
                 seed=seed,
             )
 
