@@ -121,7 +121,7 @@ def test_hypergradient_is_the_slope_of_the_held_out_loss(phantom, scans):
 @pytest.mark.parametrize(("name", "wrong"), [("smoothness", 10.0), ("dice", 0.03)])
 def test_a_wrong_lambda_moves_the_right_way(phantom, scans, name, wrong):
     search = LossSearch({name: wrong}, lr=0.1, limit=100.0)
-    trainer = make_trainer(phantom, scans * 6, search=search, search_start=6, exact_registration=1.0)
+    trainer = make_trainer(phantom, scans * 8, search=search, search_start=6, exact_registration=1.0)
     before = search.weights("registration")[name]
     trainer.run()
     after = search.weights("registration")[name]
