@@ -100,7 +100,7 @@ def run_demo(
                 overrides={
                     "search_start": epochs[folder] * size.fitting_steps // 2,
                     "learning_rate": fitting_rate,
-                    "val_interval": epochs[folder],
+                    "val_interval": epochs[folder] + 1,
                 },
                 seed=seed,
             )
