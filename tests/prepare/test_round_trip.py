@@ -9,7 +9,6 @@ from fedsr_monai.data.grid import standard_grid
 from fedsr_monai.transforms.resampling import resample_labels, voxel_map
 
 
-
 def dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in range(1, 14)])
 
