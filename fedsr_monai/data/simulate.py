@@ -55,8 +55,7 @@ def simulate_sites(
 
     Raises:
         UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the
-            template
-            packages are not installed, or the disk is full.
+            template packages are not installed, or the disk is full.
     """
     counts = dict(zip(SECTIONS, (training, validation, test)))
     limits = {"sites": (sites, 1), "seed": (seed, 0), "processes": (processes, 1)}

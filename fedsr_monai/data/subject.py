@@ -23,8 +23,7 @@ def simulate_subject(
     The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template
     but tissue means, another template's texture and the scanner's faults on those maps. `seed` is whatever
     `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on
-    the
-    grid: a subject stays itself under another scanner or resolution.
+    the grid: a subject stays itself under another scanner or resolution.
 
     Raises:
         UserError: the grid cuts the brain, or the template packages are not installed.

@@ -22,8 +22,7 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
     """Refuse a volume [C, D, H, W] that is not one finite, skull-stripped brain in the box of the grid.
 
     A brain that lies in the box is at most some centimetres off: what registration is made for. Whether it stands on
-        its head cannot
-    be seen from the box.
+    its head cannot be seen from the box.
 
     Raises:
         UserError: naming the file, what was found, what was expected, and the cure.

@@ -22,8 +22,7 @@ def labels_on_grid(shares: torch.Tensor, matrix: np.ndarray, shape: tuple[int, .
     sum to one.
 
     The shares are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. Only
-        the box of the
-    grid that the foreground reaches is sampled; the rest is 0.
+    the box of the grid that the foreground reaches is sampled; the rest is 0.
 
     Args:
         shares: probabilities of the labels, channel 0 is the background.

@@ -29,8 +29,7 @@ def low_pass(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Gaussian filter of a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
 
     Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
-    at
-    half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not coarser.
+    at half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not coarser.
     """
     ratio = np.linalg.norm(matrix[:3, :3], axis=1)
     sigma = 0.425 * np.sqrt(np.maximum(ratio**2 - 1, 0))
@@ -50,8 +49,7 @@ def sample(
     """Linear interpolation of a volume [C, D, H, W] at `matrix` times the indices of a grid of `shape`; [C', *shape].
 
     `finish` is applied to slabs [C, d, h, w] of the result as they come, so that many channels at a fine grid (14 times
-    a
-    scan of 1 mm: a gigabyte) need never exist at once.
+    a scan of 1 mm: a gigabyte) need never exist at once.
 
     Args:
         volume: float tensor.
