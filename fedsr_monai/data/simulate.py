@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from fedsr_monai.data.atlas import build_atlas, default_shape
 from fedsr_monai.data.contract import SECTIONS
 from fedsr_monai.data.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
-from fedsr_monai.data.site import write_atomically, write_site, write_volume
+from fedsr_monai.data.site import claim_folder, write_site, write_volume
 from fedsr_monai.data.subject import simulate_subject
 from fedsr_monai.errors import UserError
 
@@ -145,23 +144,11 @@ def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool)
 
 def _claim(folder: Path, record: dict) -> None:
     """Keep scans of different arguments apart: a folder belongs to the arguments that it was begun with."""
-    content = (json.dumps(record, indent=1) + "\n").encode()
-    path = folder / RECORD
-    try:
-        if path.is_file() and path.read_bytes() != content:
-            raise UserError(
-                f"{folder}: holds a simulation with other arguments ({RECORD}), expected none or the same seed, "
-                "spacing and shape: choose another folder or remove this one"
-            )
-        if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder}: holds files of something else, expected a new or empty folder: choose another one"
-            )
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}), expected a writable folder: choose another one"
-        ) from None
+    held = (
+        f"holds a simulation with other arguments ({RECORD}), expected none or the same seed, spacing and shape: "
+        "choose another folder or remove this one"
+    )
+    claim_folder(folder, RECORD, record, held, ": choose another one")
 
 
 def _run(jobs: list[tuple], processes: int) -> Iterator[None]:

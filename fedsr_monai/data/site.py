@@ -147,6 +147,28 @@ def write_site(
     return root
 
 
+def claim_folder(root: Path, record: str, settings: Mapping, held: str, cure: str) -> None:
+    """Keep results of different settings apart: a folder belongs to the settings that it was begun with, kept in `root/record`.
+
+    Args:
+        held: what to say of a folder of other settings: found, expected, cure.
+        cure: end of the other messages, with its colon or semicolon.
+
+    Raises:
+        UserError: the folder holds something else or cannot be written.
+    """
+    path = root / record
+    content = (json.dumps(settings, indent=1) + "\n").encode()
+    try:
+        if path.is_file() and path.read_bytes() != content:
+            raise UserError(f"{root}: {held}")
+        if not path.is_file() and root.is_dir() and any(root.iterdir()):
+            raise UserError(f"{root}: holds files of something else, expected a new or empty folder{cure}")
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written ({error.strerror}), expected a writable folder{cure}") from None
+
+
 def write_volume(path: str | os.PathLike, volume: np.ndarray, affine: np.ndarray) -> None:
     """Write a NIfTI-1 volume in the array's own type, gzip without a time stamp: same array, same bytes."""
     image = nib.Nifti1Image(volume, affine)

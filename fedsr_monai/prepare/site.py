@@ -23,7 +23,7 @@ from tqdm import tqdm
 from fedsr_monai.data.atlas import default_shape
 from fedsr_monai.data.contract import SECTIONS
 from fedsr_monai.data.grid import Grid
-from fedsr_monai.data.site import write_atomically, write_site, write_volume
+from fedsr_monai.data.site import claim_folder, write_atomically, write_site, write_volume
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
@@ -137,19 +137,11 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds something else or cannot be written.
     """
-    path = root / RECORDS / "settings.json"
-    content = (json.dumps(settings, indent=1) + "\n").encode()
-    try:
-        if path.is_file() and path.read_bytes() != content:
-            raise UserError(
-                f"{root}: was prepared from another source or on another grid ({path.name}), expected the same or a new folder; choose "
-                "another folder or remove this one"
-            )
-        if not path.is_file() and root.is_dir() and any(root.iterdir()):
-            raise UserError(f"{root}: holds files of something else, expected a new or empty folder; choose another one for --out")
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error.strerror}), expected a writable folder; choose another one for --out") from None
+    held = (
+        "was prepared from another source or on another grid (settings.json), expected the same or a new folder; choose "
+        "another folder or remove this one"
+    )
+    claim_folder(root, f"{RECORDS}/settings.json", settings, held, "; choose another one for --out")
 
 
 def is_done(job: Job) -> bool:
