@@ -134,11 +134,11 @@ def overlay_figure(volumes: Volumes) -> bytes:
 
 
 def error_figure(volumes: Volumes) -> bytes:
-    """The atlas before and after registration, and how far its intensities are from the scan's, on one scale."""
+    """The atlas before and after registration, and how far its intensities, brought to the scan's brightness, are from the scan's, on one scale."""
     titles = ["Scan", "Atlas as it lies", "Difference before", "Warped atlas", "Difference after"]
     figure, axes, (bar,), index = panels(volumes, titles, bars=1)
     scan, before, after = (volumes[key].astype(np.float32) for key in ("image", "atlas_image", "warped_image"))
-    errors = np.abs(before - scan), np.abs(after - scan)
+    errors = tuple(np.abs(as_bright(atlas, scan, volumes["spacing"]) - scan) for atlas in (before, after))
     brain = errors[0][(scan > 0) | (before > 0)]
     limit = max(float(np.percentile(brain, 99)), 1e-3) if brain.size else 1.0
     for row, (plane, axis) in enumerate(PLANES.items()):
@@ -148,6 +148,21 @@ def error_figure(volumes: Volumes) -> bytes:
             last = show(panel, slice_of(volume, axis, index[plane]), voxel_ratio(volumes, axis), **options)
     style_bar(figure.colorbar(last, cax=bar), "absolute difference of the intensities")
     return encode(figure)
+
+
+def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float], reach: float = 15.0) -> np.ndarray:
+    """The atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each place.
+
+    Without it the picture of an error shows the two scanners' coil profiles and hardly the anatomy.
+
+    Args:
+        spacing: mm a voxel.
+        reach: sigma of the Gaussian neighbourhood in mm.
+    """
+    both = (atlas > 0) & (scan > 0)
+    sigma = [reach / step for step in spacing]
+    of_scan, of_atlas = (ndimage.gaussian_filter(np.where(both, volume, 0), sigma) for volume in (scan, atlas))
+    return atlas * ((of_scan + 1e-3) / (of_atlas + 1e-3)).clip(0.25, 4)
 
 
 def deformation_figure(volumes: Volumes, step: int = 4) -> bytes:

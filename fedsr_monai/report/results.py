@@ -26,8 +26,9 @@ FIGURES = (
     (
         "Error maps",
         error_figure,
-        "How far the atlas' intensities are from the scan's, before and after registration, on one scale. Two scanners "
-        "give a tissue different intensities, so that even a perfect registration leaves some difference.",
+        "How far the atlas' intensities are from the scan's, before and after registration, on one scale. Brightness that "
+        "varies smoothly (over some 15 mm: coil profiles, the scale of a scanner) is taken out first. Contrasts between "
+        "tissues differ from scanner to scanner, so that even a perfect registration leaves some difference.",
     ),
     (
         "Deformation",

@@ -8,6 +8,7 @@ from PIL import Image
 
 from fedsr_monai.labels import COLOURS
 from fedsr_monai.report.figures import (
+    as_bright,
     bent_grid,
     deformation_figure,
     error_figure,
@@ -60,6 +61,17 @@ def test_error_maps_share_one_scale(volumes):
     before, after = body[:, 2 * width + 20 : 3 * width - 20], body[:, 4 * width + 20 : 5 * width - 20]
     assert before.max() > 150
     assert after.max() < 60  # the warped atlas is the scan: nothing but black and the film
+
+
+def test_a_coil_profile_is_no_error_and_a_shift_is(volumes):
+    scan, spacing = volumes["image"].astype(np.float32), (1.0, 1.0, 1.0)
+    profile = np.linspace(0.7, 1.4, scan.shape[1], dtype=np.float32)[:, None]
+    plain, matched = (np.abs(atlas - scan)[scan > 0].mean() for atlas in (scan * profile, as_bright(scan * profile, scan, spacing, 4.0)))
+    assert matched < 0.35 * plain
+    shifted = np.roll(scan, 2, axis=0)
+    assert np.abs(as_bright(shifted, scan, spacing) - scan).mean() > 0.5 * np.abs(shifted - scan).mean()
+    np.testing.assert_allclose(as_bright(scan, scan, spacing), scan, atol=1e-6)
+    assert not as_bright(np.zeros_like(scan), scan, spacing).any()
 
 
 def test_folds_are_marked(volumes):
