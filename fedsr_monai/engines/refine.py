@@ -41,7 +41,7 @@ def refine_registration(
     optimizer = torch.optim.Adam([velocity], lr=lr)
 
     def moved() -> Registration:
-        field = compose(integrate(velocity, 4), ddf)
+        field = compose(integrate(velocity), ddf)
         return Registration(field, resize_ddf(field, scan.shape[2:]), [])
 
     with torch.enable_grad():

@@ -72,9 +72,7 @@ class FedSRNet(nn.Module):
         widths, channels = PRESETS[preset]["widths"], PRESETS[preset]["channels"]
         self.num_classes = num_classes
         self.encoder = Encoder(widths)
-        self.registration = RegistrationHead(
-            widths, channels, num_classes, scie, label_guidance, passes, integration_steps=4 if integrate else 0
-        )
+        self.registration = RegistrationHead(widths, channels, num_classes, scie, label_guidance, passes, integrate)
         self.segmentation = SegmentationHead(widths, channels, num_classes, scie)
         self.sa = SARepresentation(channels[1:])
         self.register_buffer("atlas_image", torch.zeros(1, 1, *spatial_shape))

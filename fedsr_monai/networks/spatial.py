@@ -5,6 +5,8 @@ Displacements (``ddf``) are in voxels of their own grid; ``warp(image, ddf)(x) =
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -14,15 +16,17 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
 
     Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call, and
     ``grid_sample`` runs one thread a batch item on a CPU. Here one volume is sampled as slabs along the first axis, which takes
-    two cores two thirds of the time.
+    two cores two thirds of the time. Nearest sampling looks voxels up by their number, in a quarter of the time and in the image's own type.
 
     Args:
         image: [B, C, D, H, W]; a finer grid with the same corner voxels is sampled at the same places.
         ddf: [B, 3, D, H, W], voxels; sampled in float32 (a displacement in bfloat16 errs by whole percents of an image's range).
-        mode: "bilinear" (trilinear) or "nearest".
+        mode: "bilinear" (trilinear, float32) or "nearest" (no gradient to the displacement).
     """
     batch, _, *shape = ddf.shape
     ddf = ddf.float()
+    if mode == "nearest":
+        return _look_up(image, ddf)
     # grid_sample's axes run last to first, and its coordinates from -1 to 1.
     axes = []
     for axis in (2, 1, 0):
@@ -34,9 +38,18 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
     image = image.float()
     if batch == 1 and image.device.type == "cpu" and shape[0] % 2 == 0 and not torch.jit.is_tracing():
         slabs = grid.reshape(2, shape[0] // 2, *shape[1:], 3)
-        halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, mode=mode, padding_mode="border", align_corners=True)
+        halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, padding_mode="border", align_corners=True)
         return torch.cat([halves[:1], halves[1:]], dim=2)
-    return F.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=True)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=True)
+
+
+def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+    number = torch.zeros((), dtype=torch.long, device=ddf.device)
+    for axis, (n, size) in enumerate(zip(ddf.shape[2:], image.shape[2:])):
+        line = torch.arange(n, device=ddf.device).view([-1 if a == axis else 1 for a in range(3)])
+        place = (ddf[:, axis] + line).mul_((size - 1) / max(n - 1, 1)).round_().clamp_(0, size - 1)
+        number = number * size + place.long()
+    return image.flatten(2).gather(2, number.flatten(1)[:, None].expand(-1, image.shape[1], -1)).view(*image.shape[:2], *ddf.shape[2:])
 
 
 def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
@@ -44,12 +57,23 @@ def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
     return inner + warp(outer, inner)
 
 
-def integrate(velocity: torch.Tensor, steps: int) -> torch.Tensor:
+def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
     """Displacement of the flow of a stationary velocity field [B, 3, D, H, W] at unit time, by scaling and squaring.
 
-    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed.
+    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed, and with as many
+    squarings as the field needs: a strong one gets enough not to fold, a weak one no more than that.
+
+    Args:
+        steps: squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a voxel along each axis
+            (up to 10).
     """
-    ddf = velocity.float() / 2**steps
+    velocity = velocity.float()
+    if steps is None and len(velocity) > 1:
+        return torch.cat([integrate(one) for one in velocity.split(1)])  # no scan's field depends on its batch
+    if steps is None:
+        largest = float(velocity.detach().abs().amax())
+        steps = min(math.ceil(math.log2(4 * largest)), 10) if 0.25 < largest < math.inf else 0
+    ddf = velocity / 2**steps
     for _ in range(steps):
         ddf = compose(ddf, ddf)
     return ddf

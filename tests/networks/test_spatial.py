@@ -36,8 +36,19 @@ def test_zero_displacement_is_the_identity(shape, batch):
 
 
 def test_nearest_at_zero_displacement_is_exact():
-    label = torch.randint(0, 14, (1, 1, 24, 30, 26)).float()
-    assert torch.equal(warp(label, torch.zeros(1, 3, 24, 30, 26), mode="nearest"), label)
+    label = torch.randint(0, 14, (1, 1, 24, 30, 26), dtype=torch.uint8)
+    warped = warp(label, torch.zeros(1, 3, 24, 30, 26), mode="nearest")
+    assert torch.equal(warped, label) and warped.dtype == torch.uint8
+
+
+def test_nearest_of_a_finer_grid_samples_the_same_places():
+    coarse = torch.randint(0, 14, (2, 2, 8, 9, 10), dtype=torch.uint8)
+    fine = coarse
+    for axis in (2, 3, 4):
+        fine = fine.repeat_interleave(3, dim=axis)
+    fine = fine[..., 1:-1, 1:-1, 1:-1]  # corner voxels of the two have the same centres
+    ddf = torch.randint(-2, 3, (2, 3, 8, 9, 10)).float()
+    assert torch.equal(warp(fine, ddf, mode="nearest"), warp(coarse, ddf, mode="nearest"))
 
 
 def test_displacement_is_in_voxels_along_its_own_axis():
@@ -127,6 +138,31 @@ def test_integration_equals_monai():
     velocity = smooth_field((20, 22, 24), 3)
     expected = DVF2DDF(num_steps=5, mode="bilinear", padding_mode="border")(velocity)
     torch.testing.assert_close(integrate(velocity, 5), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("largest", "steps"), [(0.0, 0), (0.25, 0), (0.26, 1), (2.0, 3), (2.1, 4), (16.0, 6), (1e6, 10)])
+def test_a_field_gets_as_many_squarings_as_it_needs(largest, steps):
+    velocity = smooth_field((8, 8, 8), 1)
+    velocity = velocity / velocity.abs().max() * largest
+    assert torch.equal(integrate(velocity), integrate(velocity, steps))
+
+
+def test_each_field_of_a_batch_gets_its_own_squarings():
+    weak, strong = smooth_field((8, 8, 8), 0.1), smooth_field((8, 8, 8), 3, seed=1)
+    assert torch.equal(integrate(torch.cat([weak, strong])), torch.cat([integrate(weak), integrate(strong)]))
+
+
+def test_integration_lets_what_is_not_a_number_through():
+    velocity = torch.full((1, 3, 4, 4, 4), torch.nan)
+    assert integrate(velocity).isnan().all() and integrate(velocity.nan_to_num(torch.inf)).isinf().all()
+
+
+@pytest.mark.parametrize("size", [0.3, 3.0, 10.0])
+def test_strong_fields_do_not_fold(size):
+    velocity = smooth_field((32, 32, 32), size / 3)
+    ddf = integrate(velocity)
+    jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(3, 3, 1, 1, 1)
+    assert velocity.abs().max() > size and torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)).min() > 0
 
 
 def test_integration_is_inverted_by_the_opposite_velocity():
