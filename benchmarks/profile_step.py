@@ -1,9 +1,10 @@
 """Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5] [--precision float32] [--out benchmarks/profile_step.csv]`.
 
-The `small` network on 80 x 96 x 80 voxels, one scan, fused step, the arithmetic that the bundles choose on this machine. The scan stands
-in the place of a drawn image or is registered itself, as in training, every other step. Each operation's own time, as the profiler
-measures it, is booked on the group of the innermost part of the step that called it, a gradient on that of its forward operation.
-The step itself is timed without the profiler. On a machine that does other work, take the shares and not the seconds.
+The `small` network with the weights that ship (how strong its fields are decides how long they take to integrate) on 80 x 96 x 80 voxels,
+one scan, fused step, the arithmetic that the bundles choose on this machine. The scan stands in the place of a drawn image or is
+registered itself, as in training, every other step. Each operation's own time, as the profiler measures it, is booked on the group of
+the innermost part of the step that called it, a gradient on that of its forward operation. The step itself is timed without the profiler.
+On a machine that does other work, take the shares and not the seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fedsr_monai.benchmark.speed import machine
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.data.atlas import build_atlas
 from fedsr_monai.engines import JointTrainer, head_optimizers, joint
 from fedsr_monai.engines.precision import bfloat16_pays
 from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet, decoder
 from fedsr_monai.networks.scie import SCIE
+from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
 
 SHAPE, SPACING = (80, 96, 80), (2.0, 2.0, 2.0)
@@ -56,7 +59,8 @@ def scoped(owner: object, name: str, part: str) -> None:
 def make_trainer(precision: str) -> JointTrainer:
     torch.manual_seed(0)
     image, label, _ = build_atlas(SPACING, SHAPE)
-    network = FedSRNet("small").set_atlas(torch.as_tensor(image).reshape(1, *SHAPE), torch.as_tensor(label).reshape(1, *SHAPE))
+    network = load_weights(FedSRNet("small"), bundle_path("fedsr_encoder") / "models" / "model.pt")
+    network.set_atlas(torch.as_tensor(image).reshape(1, *SHAPE), torch.as_tensor(label).reshape(1, *SHAPE))
     random_atlas = RandomAtlas(RandomDeformation(SPACING[0]), RandomAppearance(14, SPACING[0]))
     return JointTrainer(
         "cpu", 1, [], network, head_optimizers(network, 1e-4), random_atlas, ParzenMI(), amp=precision == "bfloat16"

@@ -47,15 +47,15 @@ def head_optimizers(
     last = {id(parameter) for parameter in velocities}
     registration = [parameter for parameter in network.registration.parameters() if id(parameter) not in last]
     encoder = list(network.encoder.parameters())
-    return {
-        "registration": torch.optim.Adam(
-            [
-                {"params": registration + ([] if fused else encoder), "lr": lr},
-                {"params": velocities, "lr": lr * velocity_lr},
-            ]
-        ),
-        "segmentation": torch.optim.Adam(list(network.segmentation.parameters()) + encoder, lr=lr),
+    groups = {
+        "registration": [
+            {"params": registration + ([] if fused else encoder), "lr": lr},
+            {"params": velocities, "lr": lr * velocity_lr},
+        ],
+        "segmentation": [{"params": list(network.segmentation.parameters()) + encoder, "lr": lr}],
     }
+    # Adam's own `fused`: one pass over each parameter, not ten.
+    return {head: torch.optim.Adam(parameters, fused=True) for head, parameters in groups.items()}
 
 
 class JointTrainer(Trainer):
@@ -142,6 +142,8 @@ class JointTrainer(Trainer):
     def _fused_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
         drawn, drawn_label = self._draw()
         on_drawn = self._target_is_drawn()
+        if on_drawn and label is None:
+            scan = scan[:0]  # neither a target nor labelled: no loss would look at it
         items = slice(len(scan), None) if on_drawn else slice(0, len(scan))
         with self._autocast():
             fixed, moving = self._encode(torch.cat([scan, drawn]))
@@ -156,7 +158,7 @@ class JointTrainer(Trainer):
         }
         self._descend(report)
         self._update_sa(found, pooled)
-        self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
+        self._last_ddf = None if on_drawn or found is None else found.ddf.detach()[:1]
         return self._report(report)
 
     def _alternating_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
@@ -184,7 +186,7 @@ class JointTrainer(Trainer):
             report["segmentation"] = segmentation_losses(self.network, labelled, pooled, self.mutual_information)
             self._descend({"segmentation": report["segmentation"]})
             self._update_sa(None, pooled)
-        self._last_ddf = None if on_drawn or found is None else found.full_ddf.detach()[:1]
+        self._last_ddf = None if on_drawn or found is None else found.ddf.detach()[:1]
         return self._report(report)
 
     # -- parts of a step ------------------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ class JointTrainer(Trainer):
         labelled = {"exact": (of_drawn, drawn_label)}
         if found is not None and self.weights["segmentation"]["pseudo"]:
             # eq. 3, nearest: an argmax over 14 warped shares costs as much as the encoder and moves a border by under half a voxel.
-            atlas_label = self._atlas_label.float().expand(scans, -1, -1, -1, -1)
+            atlas_label = self._atlas_label.expand(scans, -1, -1, -1, -1)
             labelled["pseudo"] = (of_scans, warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
         return labelled
 

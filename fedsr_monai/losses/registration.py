@@ -71,8 +71,9 @@ def local_cross_correlation(moving: torch.Tensor, fixed: torch.Tensor, window: i
         raise ValueError(f"local_cross_correlation() 'moving' has shape {tuple(moving.shape)}, 'fixed' {tuple(fixed.shape)}; they must match")
     # The middle of the range is taken away first: variances are then differences of small numbers.
     a, b = moving.float() - 0.5, fixed.float() - 0.5
-    stack = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 1)
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _BoxFilter.apply(stack, window // 2).chunk(5)
+    # Apart, so that what depends on the fixed image alone has no way back.
+    mean_b, mean_bb = _BoxFilter.apply(torch.stack([b, b * b]).flatten(0, 1), window // 2).chunk(2)
+    mean_a, mean_aa, mean_ab = _BoxFilter.apply(torch.stack([a, a * a, a * b]).flatten(0, 1), window // 2).chunk(3)
     variance_a = (mean_aa - mean_a * mean_a).clamp_min(0)
     variance_b = (mean_bb - mean_b * mean_b).clamp_min(0)
     covariance = mean_ab - mean_a * mean_b

@@ -59,16 +59,16 @@ class RandomAtlas:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids, from the atlas in the same form.
 
-        ``ddf`` [1, 3, D, H, W]: the registration of the atlas to some scan of the site, or None.
+        ``ddf`` [1, 3, D/2, H/2, W/2]: the registration of the atlas to some scan of the site, in half-resolution voxels, or None.
         """
         if ddf is not None:
             ddf = ddf * float(torch.empty(()).uniform_(0, self.registration_share))
         field = self.deformation(label, ddf)
         drawn = warp(self.appearance.contrast(image, label), field)
-        return self.appearance.scan(drawn), warp(self._fine(label), field, mode="nearest").to(label.dtype)
+        return self.appearance.scan(drawn), warp(self._fine(label), field, mode="nearest")
 
     def _fine(self, label: torch.Tensor) -> torch.Tensor:
         # A site has one atlas: refined once, and anew only for another one.
         if self._label is None or self._label.shape != label.shape or not torch.equal(self._label, label):
-            self._label, self._refined = label.clone(), refined_label(label)
+            self._label, self._refined = label.clone(), refined_label(label).to(label.dtype)
         return self._refined

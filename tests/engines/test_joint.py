@@ -137,6 +137,20 @@ def test_registration_target_is_the_random_atlas_or_the_scan(phantom, scan, shar
     assert ("pseudo" in trainer.state.output) == (target == "scan")  # only a registered scan has pseudo-labels
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scan_that_no_loss_looks_at_is_not_computed(phantom, scan, fused):
+    seen = []
+    trainer = make_trainer(phantom, unlabelled(scan), random_atlas=random_atlas(), exact_registration=1.0, fused=fused)
+    trainer.network.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    trainer.run()
+    assert seen and not any(torch.equal(image, scan["image"][0]) for batch in seen for image in batch)
+    seen.clear()
+    trainer = make_trainer(phantom, [scan], random_atlas=random_atlas(), exact_registration=1.0, fused=fused)
+    trainer.network.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    trainer.run()  # its own labels are exact: they are learnt from in every step
+    assert any(torch.equal(image, scan["image"][0]) for batch in seen for image in batch)
+
+
 def test_sa_features_start_from_the_atlas_and_move_by_alpha(phantom, scan):
     start = state_of(make_trainer(phantom, unlabelled(scan)), "sa.")
     assert all(vector.any() for vector in start.values()) and len(start) == 6

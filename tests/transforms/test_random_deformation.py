@@ -24,6 +24,19 @@ def test_noise_has_unit_variance_and_the_step_that_is_asked():
     assert fine.diff(dim=2).std() > 3 * coarse.diff(dim=2).std()
 
 
+def test_noise_is_a_coarse_grid_resampled_at_a_random_offset():
+    shape, step = (32, 40, 36), 7.0
+    torch.manual_seed(3)
+    nodes = torch.randn(2, 7, 8, 8)
+    sizes = [49, 56, 56]
+    starts = [int(torch.randint(0, size - n + 1, ())) for size, n in zip(sizes, shape)]
+    whole = torch.nn.functional.interpolate(nodes[None], size=sizes, mode="trilinear", align_corners=True)
+    window = whole[(..., *[slice(a, a + n) for a, n in zip(starts, shape)])]
+    torch.manual_seed(3)
+    noise = smooth_noise(shape, step, 2, torch.device("cpu"))
+    torch.testing.assert_close(noise, window / window.std(), atol=1e-5, rtol=1e-5)
+
+
 def test_same_seed_same_field(phantom):
     one, same, other = (field_of(phantom[1], seed) for seed in (3, 3, 4))
     assert one.shape == (1, 3, 32, 32, 32)
@@ -64,11 +77,13 @@ def test_growth_moves_the_boundary_of_one_structure(phantom):
 
 
 def test_registration_is_applied_first(phantom):
-    ddf = torch.zeros(1, 3, 32, 32, 32)
-    ddf[:, 0] = 2.0
+    ddf = torch.zeros(1, 3, 16, 16, 16)
+    ddf[:, 0] = 1.0  # two voxels of the full grid
     torch.manual_seed(0)
     with_registration = RandomDeformation(6.0)(phantom[1][None], ddf)
-    torch.testing.assert_close(with_registration, field_of(phantom[1]) + ddf, atol=1e-5, rtol=0)
+    expected = field_of(phantom[1])
+    expected[:, 0] += 2.0
+    torch.testing.assert_close(with_registration, expected, atol=1e-5, rtol=0)
 
 
 def test_odd_grids(phantom):
