@@ -20,13 +20,12 @@ def read_json(root: Path) -> object:
     Raises:
         UserError: there is no such folder or file, or it is not JSON.
     """
+    cure = "write one of your scans with `fedsr prepare`, or a simulated one with `fedsr simulate`"
     if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder, expected a site folder with site.json: write one with `fedsr simulate`"
-        )
+        raise UserError(f"{root}: no such folder, expected a site folder with site.json: {cure}")
     path = root / "site.json"
     if not path.is_file():
-        raise UserError(f"{path}: no such file, expected the description of the site: write one with `fedsr simulate`")
+        raise UserError(f"{path}: no such file, expected the description of the site: {cure}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

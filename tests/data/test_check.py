@@ -182,7 +182,7 @@ def test_a_hopeless_description_raises_nothing(site, content):
 
 def test_a_missing_folder_is_one_line(tmp_path):
     assert check_site(tmp_path / "x") == [
-        f"{tmp_path}/x: no such folder, expected a site folder with site.json: write one with `fedsr simulate`"
+        f"{tmp_path}/x: no such folder, expected a site folder with site.json: write one of your scans with `fedsr prepare`, or a simulated one with `fedsr simulate`"
     ]
 
 
