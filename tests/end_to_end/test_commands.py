@@ -60,7 +60,7 @@ def test_the_tour(place, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("federate @nowhere --out @x", "@nowhere: no such folder, expected a site folder with site.json: write one with `fedsr simulate`"),
+        ("federate @nowhere --out @x", "@nowhere: no such folder, expected a site folder with site.json: write one of your scans with `fedsr prepare`, or a simulated one with `fedsr simulate`"),
         ("federate @sites --out @x --policy fedprox", "policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; choose one of them"),
         ("federate @sites --out @x --override learning_rat=1", "overrides: learning_rat: found no such id in "),
         ("federate @sites --out @x --from_weights @none.pt", "@none.pt: not found, expected "),
