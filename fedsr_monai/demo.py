@@ -35,7 +35,7 @@ class Size:
     joining_epochs: int  # of the personalised phase of the site that was not in the rounds: its heads begin there
 
 
-FROM_SHIPPED = Size(2.0, (80, 96, 80), training=4, test=2, rounds=3, steps=6, fitting_epochs=2, fitting_steps=6, joining_epochs=2)
+FROM_SHIPPED = Size(2.0, (80, 96, 80), training=4, test=2, rounds=3, steps=5, fitting_epochs=2, fitting_steps=6, joining_epochs=2)
 FROM_SCRATCH = Size(2.5, (64, 80, 64), training=4, test=2, rounds=7, steps=24, fitting_epochs=1, fitting_steps=12, joining_epochs=18)
 QUICK = Size(6.0, (32, 32, 32), training=2, test=1, rounds=1, steps=2, fitting_epochs=1, fitting_steps=2, joining_epochs=1)
 

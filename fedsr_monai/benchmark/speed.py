@@ -122,7 +122,7 @@ def timed(call: Callable[[], Any], runs: int, warm_up: int = 2) -> Sequence[floa
 
 
 def machine(device: str) -> str:
-    """The processor in words: a GPU's name, or the CPU's with the number of threads."""
+    """The processor in words: a GPU's name, or the CPU's with its widest instructions (they decide the speed) and the number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -131,4 +131,4 @@ def machine(device: str) -> str:
             name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
