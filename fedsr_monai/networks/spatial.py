@@ -44,10 +44,11 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
 
 
 def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+    # A diverged field (NaN) samples somewhere inside, as grid_sample does: it is for the losses to show it.
     number = torch.zeros((), dtype=torch.long, device=ddf.device)
     for axis, (n, size) in enumerate(zip(ddf.shape[2:], image.shape[2:])):
         line = torch.arange(n, device=ddf.device).view([-1 if a == axis else 1 for a in range(3)])
-        place = (ddf[:, axis] + line).mul_((size - 1) / max(n - 1, 1)).round_().clamp_(0, size - 1)
+        place = (ddf[:, axis] + line).mul_((size - 1) / max(n - 1, 1)).nan_to_num_().round_().clamp_(0, size - 1)
         number = number * size + place.long()
     return image.flatten(2).gather(2, number.flatten(1)[:, None].expand(-1, image.shape[1], -1)).view(*image.shape[:2], *ddf.shape[2:])
 

@@ -41,6 +41,13 @@ def test_nearest_at_zero_displacement_is_exact():
     assert torch.equal(warped, label) and warped.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nearest_of_a_diverged_field_stays_inside(value):
+    label = torch.randint(1, 14, (1, 1, 6, 5, 4), dtype=torch.uint8)
+    warped = warp(label, torch.full((1, 3, 6, 5, 4), value), mode="nearest")
+    assert warped.shape == label.shape and torch.isin(warped, label).all()
+
+
 def test_nearest_of_a_finer_grid_samples_the_same_places():
     coarse = torch.randint(0, 14, (2, 2, 8, 9, 10), dtype=torch.uint8)
     fine = coarse
