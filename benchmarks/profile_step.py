@@ -31,7 +31,7 @@ from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
 
 SHAPE, SPACING = (80, 96, 80), (2.0, 2.0, 2.0)
-# Operations that are a group of their own wherever they are called.
+# Operations that are a group of their own wherever they are called, but for the random atlas.
 OPERATIONS = {
     "convolution": "convolutions",
     "conv3d": "convolutions",
@@ -74,16 +74,24 @@ def label_parts(trainer: JointTrainer) -> None:
             scoped(module, "forward", "scie")
     for owner, name in ((decoder, "warp"), (decoder, "integrate"), (decoder, "compose"), (joint, "warp")):
         scoped(owner, name, "warps")
-    for name in ("registration_losses", "segmentation_losses", "label_shares", "predicted_shares"):
+    for name in ("registration_losses", "segmentation_losses", "label_shares", "predicted_shares", "mean_shares"):
         scoped(joint, name, "losses")
     scoped(joint.nn.utils, "clip_grad_norm_", "optimiser")
     for optimizer in trainer.optimizers.values():
         scoped(optimizer, "step", "optimiser")
 
 
+def within(event, part: str) -> bool:
+    while event is not None and event.name != part:
+        event = event.cpu_parent
+    return event is not None
+
+
 def group_of(event, forward: dict[int, object]) -> str:
     """The group of an operation: by its name, else by the innermost part around it; gradients by their forward operation."""
     name = event.name
+    if within(event, "random atlas"):
+        return "random atlas"  # no convolution of the network's
     for key, group in OPERATIONS.items():
         if key in name:
             return group + (" backward" if group == "convolutions" and "backward" in name else "")

@@ -13,6 +13,7 @@ from torch import nn
 from fedsr_monai.engines.objectives import (
     REGISTRATION_WEIGHTS,
     SEGMENTATION_WEIGHTS,
+    Labelled,
     Target,
     registration_losses,
     segmentation_losses,
@@ -22,7 +23,7 @@ from fedsr_monai.memory import keep_freed_memory
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
 from fedsr_monai.networks.sa import HEADS
-from fedsr_monai.networks.shares import label_shares, predicted_shares
+from fedsr_monai.networks.shares import label_shares, mean_shares, predicted_shares
 from fedsr_monai.networks.spatial import warp
 from fedsr_monai.transforms import RandomAtlas
 
@@ -148,10 +149,11 @@ class JointTrainer(Trainer):
         with self._autocast():
             fixed, moving = self._encode(torch.cat([scan, drawn]))
             logits, pooled = self.network.segment(fixed)
-        shares = predicted_shares(logits.detach()[items])
+        probability = logits.detach().softmax(dim=1)  # once, for the registration's target and for the segmentation's losses
+        shares = mean_shares(probability[items])
         found = self._align([f[items] for f in fixed], moving, shares)
         target = self._target(drawn, drawn_label, shares) if on_drawn else self._target(scan, label, shares)
-        labelled = self._labelled(logits, len(scan), label, drawn_label, None if on_drawn else found)
+        labelled = self._labelled(logits, probability, len(scan), label, drawn_label, None if on_drawn else found)
         report = {
             "registration": self._registration_losses(found, target),
             "segmentation": segmentation_losses(self.network, labelled, pooled, self.mutual_information),
@@ -182,7 +184,7 @@ class JointTrainer(Trainer):
                 scan = scan[:0]  # there are no labels for it
             with self._autocast():
                 logits, pooled = self.network.segment(self.network.encoder(torch.cat([scan, drawn])))
-            labelled = self._labelled(logits, len(scan), label, drawn_label, None if on_drawn else found)
+            labelled = self._labelled(logits, logits.detach().softmax(dim=1), len(scan), label, drawn_label, None if on_drawn else found)
             report["segmentation"] = segmentation_losses(self.network, labelled, pooled, self.mutual_information)
             self._descend({"segmentation": report["segmentation"]})
             self._update_sa(None, pooled)
@@ -227,17 +229,25 @@ class JointTrainer(Trainer):
         return Target(image, shares.detach(), predicted=True)
 
     def _labelled(
-        self, logits: torch.Tensor, scans: int, label: torch.Tensor | None, drawn_label: torch.Tensor, found: Registration | None
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Logits and label maps for the segmentation loss by kind, from the logits of the batch [scans, drawn]."""
+        self,
+        logits: torch.Tensor,
+        probability: torch.Tensor,
+        scans: int,
+        label: torch.Tensor | None,
+        drawn_label: torch.Tensor,
+        found: Registration | None,
+    ) -> dict[str, Labelled]:
+        """What the segmentation loss compares by kind, from the logits of the batch [scans, drawn] and their softmax."""
         if label is not None:
-            return {"exact": (logits, torch.cat([label, drawn_label]))}
-        of_scans, of_drawn = logits.split([scans, len(logits) - scans])
-        labelled = {"exact": (of_drawn, drawn_label)}
+            return {"exact": Labelled(logits, torch.cat([label, drawn_label]), probability)}
+        sizes = [scans, len(logits) - scans]
+        (of_scans, of_drawn), (scans_probability, drawn_probability) = logits.split(sizes), probability.split(sizes)
+        labelled = {"exact": Labelled(of_drawn, drawn_label, drawn_probability)}
         if found is not None and self.weights["segmentation"]["pseudo"]:
             # eq. 3, nearest: an argmax over 14 warped shares costs as much as the encoder and moves a border by under half a voxel.
             atlas_label = self._atlas_label.expand(scans, -1, -1, -1, -1)
-            labelled["pseudo"] = (of_scans, warp(atlas_label, found.full_ddf.detach(), mode="nearest"))
+            pseudo = warp(atlas_label, found.full_ddf.detach(), mode="nearest")
+            labelled["pseudo"] = Labelled(of_scans, pseudo, scans_probability)
         return labelled
 
     def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:

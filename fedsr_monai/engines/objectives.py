@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from monai.losses import DiceLoss
@@ -37,6 +38,20 @@ class Target:
     predicted: bool = False
 
 
+class Labelled(NamedTuple):
+    """Images with label maps, for the segmentation loss.
+
+    Attributes:
+        logits: [b, classes, D, H, W].
+        label: [b, 1, D, H, W].
+        probability: softmax of the logits, where it has been computed already.
+    """
+
+    logits: torch.Tensor
+    label: torch.Tensor
+    probability: torch.Tensor | None = None
+
+
 def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network: FedSRNet, head: str) -> torch.Tensor:
     """Phi of a head: the mean over its three scales of the MI of pooled f_d and the SA vector (eq. 6)."""
     vectors = getattr(network.sa, head)
@@ -63,15 +78,14 @@ def registration_losses(
 
 def segmentation_losses(
     network: FedSRNet,
-    labelled: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    labelled: Mapping[str, Labelled],
     pooled: list[torch.Tensor],
     estimator: nn.Module | None,
 ) -> dict[str, torch.Tensor]:
-    """Terms of eq. 12 before weighting: Dice + CE for each named kind of labels, and mutual information negated.
-
-    ``labelled`` gives for a kind ("exact", "pseudo") the logits [b, classes, D, H, W] and label maps [b, 1, D, H, W] of its images.
-    """
-    losses = {kind: dice_cross_entropy(logits, label) for kind, (logits, label) in labelled.items()}
+    """Terms of eq. 12 before weighting: Dice + CE for each named kind of labels ("exact", "pseudo"), and mutual information negated."""
+    losses = {
+        kind: dice_cross_entropy(images.logits, images.label, probability=images.probability) for kind, images in labelled.items()
+    }
     if estimator is not None:
         losses["mutual_information"] = -mutual_information(estimator, pooled, network, "segmentation")
     return losses

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch.nn import functional as F
+from collections.abc import Sequence
 
+import torch
+
+from fedsr_monai.networks.spatial import along_axes
 from fedsr_monai.transforms.random_deformation import smooth_noise
 
 
@@ -59,15 +61,11 @@ class RandomAppearance:
         """What a random scanner makes of a noiseless brain [1, 1, D, H, W] with zero background; in [0, 1], background 0."""
         brain = image > 0.005
         # Interpolation has blurred the image; real edges are sharper by an unknown amount.
-        soft = image
-        for axis in range(3):
-            soft = _blur(soft, 0.7, axis)
-        image = image + float(torch.empty(()).uniform_(0, 1.2)) * (image - soft)
+        image = image + float(torch.empty(()).uniform_(0, 1.2)) * (image - _blur(image, 3 * [0.7]))
         sigma = torch.empty(3).uniform_(*self.blur)
         if torch.rand(()) < 0.25:
             sigma[int(torch.randint(0, 3, ()))] = float(torch.empty(()).uniform_(0.8, 1.3))  # thick slices
-        for axis in range(3):
-            image = _blur(image, float(sigma[axis]), axis)
+        image = _blur(image, sigma.tolist())
         shape, device = image.shape[2:], image.device
         field = smooth_noise(shape, float(torch.empty(()).uniform_(40, 70)) / self.spacing, 1, device)
         image = image.clamp_min(0) ** float(torch.empty(()).uniform_(*self.gamma))
@@ -75,18 +73,25 @@ class RandomAppearance:
         level = float(torch.empty(()).uniform_(*self.noise))
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
         if torch.rand(()) < 0.5:  # an imperfect skull strip: the mask is moved in or out in patches
-            share = F.avg_pool3d(brain.float(), 3, 1, 1)
+            share = _filter(brain.float(), 3 * [torch.ones(3)])
             brain = share > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
         image = image * brain
         top = torch.quantile(image[brain][:: max(1, int(brain.sum()) // 20000)], 0.995) if brain.any() else image.max()
         return (image / (top + 1e-6)).clamp(0, 1)
 
 
-def _blur(image: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
-    # Five taps hold a Gaussian up to sigma 1.3 voxels.
-    if sigma < 0.1:
-        return image
-    taps = torch.exp(-0.5 * (torch.arange(-2, 3, device=image.device) / sigma) ** 2)
-    shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
-    shape[axis + 2], padding[axis] = 5, 2
-    return F.conv3d(image, (taps / taps.sum()).view(shape), padding=padding)
+def _blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    # Five taps hold a Gaussian up to sigma 1.3 voxels; at 0.05 the middle one alone is left.
+    return _filter(image, [torch.exp(-0.5 * (torch.arange(-2, 3) / max(sigma, 0.05)) ** 2) for sigma in sigmas])
+
+
+def _filter(image: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    # One odd set of weights an axis, normalised; zeros outside the volume. As matrices with the taps beside their diagonals.
+    matrices = []
+    for n, weights in zip(image.shape[2:], taps):
+        middle = len(weights) // 2
+        matrix = torch.zeros(n, n)
+        for shift, weight in zip(range(-middle, middle + 1), weights / weights.sum()):
+            matrix.diagonal(shift).fill_(weight)
+        matrices.append(matrix.to(image.device))
+    return along_axes(image, matrices)

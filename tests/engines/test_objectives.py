@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsr_monai.engines.objectives import Target, registration_losses, segmentation_losses, weighted
+from fedsr_monai.engines.objectives import Labelled, Target, registration_losses, segmentation_losses, weighted
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.shares import label_shares
@@ -36,7 +36,7 @@ def test_the_right_displacement_has_the_lowest_losses(network, phantom):
 def test_segmentation_losses_by_kind(network, phantom):
     torch.manual_seed(0)
     logits, label = torch.randn(2, 14, 8, 8, 8), torch.randint(0, 14, (1, 1, 8, 8, 8))
-    labelled = {"exact": (logits[1:], label), "pseudo": (logits[:1], label)}
+    labelled = {"exact": Labelled(logits[1:], label), "pseudo": Labelled(logits[:1], label, logits[:1].softmax(dim=1))}
     losses = segmentation_losses(network, labelled, [], None)
     assert losses["exact"].item() == dice_cross_entropy(logits[1:], label).item()
     assert losses["pseudo"].item() == dice_cross_entropy(logits[:1], label).item()

@@ -31,6 +31,27 @@ def test_right_answer_costs_nothing_and_wrong_ones_more():
     assert dice_cross_entropy(right.roll(1, dims=1), label).item() > 10
 
 
+def test_gradient_where_the_true_class_has_no_probability_left():
+    monai = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+    logits, label = example()
+    ours, theirs = (100 * logits).requires_grad_(True), (100 * logits).requires_grad_(True)
+    value = dice_cross_entropy(ours, label)
+    assert value.isfinite() and value > 50
+    value.backward()
+    monai(theirs, label).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-4)
+
+
+def test_probabilities_that_are_known_already():
+    logits, label = example()
+    ours, theirs = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
+    value, expected = dice_cross_entropy(ours, label, probability=logits.softmax(dim=1)), dice_cross_entropy(theirs, label)
+    assert value.item() == expected.item()
+    value.backward()
+    expected.backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_bfloat16_logits_are_summed_in_float32():
     logits, label = example()
     value = dice_cross_entropy(logits.bfloat16(), label)
