@@ -17,10 +17,6 @@ COMMAND = [sys.executable, "-m", "fedsr_monai", "demo", "--quick", "--from_scrat
 STAGES = ["simulate", "check", "federate", "personalise", "evaluate", "report"]
 
 
-# One worker runs them all: the fixture takes most of a minute.
-pytestmark = pytest.mark.xdist_group("demo")
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     out = tmp_path_factory.mktemp("demo") / "demo"

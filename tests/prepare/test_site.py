@@ -23,10 +23,6 @@ FLIPPED = (
 )
 
 
-# One worker runs them all: the fixture takes most of a minute.
-pytestmark = pytest.mark.xdist_group("prepared site")
-
-
 @pytest.fixture(scope="module")
 def made(scans, tmp_path_factory):
     """A site of three scans and one that was refused, made once."""
