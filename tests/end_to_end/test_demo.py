@@ -67,7 +67,14 @@ def test_again_changes_no_weight(demo):
 
 def test_interrupted_is_one_line_and_goes_on(tmp_path):
     process = subprocess.Popen(
-        [*COMMAND, str(tmp_path / "demo")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        [*COMMAND, str(tmp_path / "demo")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        # what a shell starts in the background, tests too, ignores SIGINT, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 120
