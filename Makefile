@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/fedsr demo $(DEMO_ARGS)
 
 # One thread a worker: threads that wait for each other cost more than they bring at the tests' sizes.
-# A file's tests stay in one worker: their fixture is made once, and the tour's commands follow each other.
+# A file's tests stay in one worker: fixtures that take most of a minute are made once.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

@@ -18,18 +18,22 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tour")
 
 
+SIMULATE = "simulate @sites --sites 1 --training 2 --validation 0 --test 1 --spacing 6 --shape 32 32 32 --unseen --processes 1"
+FEDERATE = "federate --sites @sites/adult* --out @run --rounds 1 --override epoch_length=1 learning_rate=0.0005"
+
+
 def fedsr(place: Path, line: str) -> int:
     return main([word.replace("@", f"{place}/") for word in line.split()])
 
 
 def test_the_tour(place, capsys):
-    assert fedsr(place, "simulate @sites --sites 1 --training 2 --validation 0 --test 1 --spacing 6 --shape 32 32 32 --unseen --processes 1") == 0
+    assert fedsr(place, SIMULATE) == 0
     assert capsys.readouterr().out.split() == [f"{place}/sites/adult-3t", f"{place}/sites/paediatric"]
 
     assert fedsr(place, "check @sites") == 0
     assert capsys.readouterr().out.splitlines() == [f"{place}/sites/{name}: fit for use" for name in ("adult-3t", "paediatric")]
 
-    assert fedsr(place, "federate --sites @sites/adult* --out @run --rounds 1 --override epoch_length=1 learning_rate=0.0005") == 0
+    assert fedsr(place, FEDERATE) == 0
     assert capsys.readouterr().out == f"{place}/run: done; next: fedsr evaluate {place}/run, then fedsr report {place}/run\n"
     record = json.loads((place / "run/run.json").read_text())
     assert record["overrides"] == {"seed": 0, "epoch_length": 1, "learning_rate": 0.0005}
@@ -73,8 +77,9 @@ def test_the_tour(place, capsys):
     ],
 )
 def test_mistakes_after_the_tour(place, capsys, line, message):
-    if not (place / "run").exists():
-        pytest.skip("the tour did not get this far")
+    if not (place / "run").exists():  # the tour was run by nobody, or by another worker
+        assert [fedsr(place, step) for step in (SIMULATE, FEDERATE)] == [0, 0]
+        capsys.readouterr()
     assert fedsr(place, line) == 2
     error = capsys.readouterr().err
     assert error.startswith("fedsr: " + message.replace("@", f"{place}/")), error

@@ -25,10 +25,19 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reference(place) -> Path:
-    """Three rounds of `fedsr federate`."""
+def federated(place):
+    """Rounds of `fedsr federate` over the sites of `place`, to compare with."""
     folders = [str(place / "data" / name) for name in SITES]
-    return federate(folders, place / "reference", 3, bundle=str(place / "bundle"))
+
+    def run(out: Path, rounds: int, **options) -> Path:
+        return federate(folders, out, rounds, bundle=str(place / "bundle"), **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference(place, federated) -> Path:
+    return federated(place / "reference", 3)
 
 
 @pytest.fixture

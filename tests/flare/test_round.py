@@ -94,7 +94,7 @@ def test_a_bad_start_is_refused_and_the_next_site_asked(tmp_path):
     assert run.aggregator.start("b", run.ask("b", "start", Shareable()), run.context()) and run.persistor.begun
 
 
-def test_a_site_that_raises_is_named_and_comes_back(stage, place, tmp_path, table):
+def test_a_site_that_raises_is_named_and_comes_back(stage, federated, tmp_path, table):
     run = stage(own={"overrides": FAIL})
     flag = run.root / "b/fedsr/run/sites/b/fail"
     flag.parent.mkdir(parents=True)
@@ -107,8 +107,7 @@ def test_a_site_that_raises_is_named_and_comes_back(stage, place, tmp_path, tabl
     twin = tmp_path / "twin"
     (twin / "sites" / "b").mkdir(parents=True)
     (twin / "sites" / "b" / "fail").write_text("raise 2")
-    folders = [str(place / "data" / name) for name in "abc"]
-    federate(folders, twin, 3, bundle=str(place / "bundle"), overrides=FAIL)
+    federated(twin, 3, overrides=FAIL)
     assert differing(run.out, twin) == []
 
 

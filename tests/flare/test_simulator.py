@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsr_monai.fl import federate
 from fedsr_monai.fl.storage import read_tensors
 from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.kit import prepare_kit
@@ -71,14 +70,13 @@ def test_three_sites_and_rounds_end_in_the_bits_of_fedsr_federate(simulate, refe
     }
 
 
-def test_fewer_threads_than_sites_end_in_the_same_bits(simulate, place, tmp_path):
+def test_fewer_threads_than_sites_end_in_the_same_bits(simulate, federated, tmp_path):
     """A thread takes one site after the other, each time in a new process: two rounds, as each takes a process a site."""
     run = simulate(2, threads=2, min_sites=3)
-    folders = [str(place / "data" / name) for name in "abc"]
-    assert differing(run, federate(folders, tmp_path / "twin", 2, bundle=str(place / "bundle")), 2) == []
+    assert differing(run, federated(tmp_path / "twin", 2), 2) == []
 
 
-def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simulate, place, tmp_path, table):
+def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simulate, federated, tmp_path, table):
     """b's process dies in the second round. The job ends without it; the next one finds its heads and states on the disk."""
     flags = [folder / "sites" / "b" / "fail" for folder in (tmp_path / "state" / "run", tmp_path / "twin")]
     for flag, what in zip(flags, ("die 2", "raise 2")):
@@ -93,6 +91,4 @@ def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simul
     run = simulate(3, threads=3, own={"overrides": FAIL}, min_sites=3)
     rows = table(run / "participation.csv")
     assert [row["status"] for row in rows] == ["ok"] * 4 + ["timeout"] + ["ok"] * 4
-    folders = [str(place / "data" / name) for name in "abc"]
-    twin = federate(folders, tmp_path / "twin", 3, bundle=str(place / "bundle"), overrides=FAIL)
-    assert differing(run, twin, 3) == []
+    assert differing(run, federated(tmp_path / "twin", 3, overrides=FAIL), 3) == []
