@@ -91,10 +91,9 @@ def measure(kind: str) -> tuple[float, float]:
         workspace = folder / "workspace"
         (workspace / "local").mkdir(parents=True)
         if kind == "fedsr":
-            from miniature import write_bundle, write_sites
-
             from fedsr_monai.flare.job import export_job
             from fedsr_monai.flare.kit import prepare_kit
+            from tests.helpers.miniature import write_bundle, write_sites
 
             bundle = write_bundle(folder / "bundle")
             (site,) = write_sites(folder / "data", {"a": 1})

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from fedsr_monai.atlas.build import build_atlas
 from fedsr_monai.benchmark.speed import machine
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.data.atlas import build_atlas
+from fedsr_monai.device import bfloat16_pays
 from fedsr_monai.engines import JointTrainer, head_optimizers, joint
-from fedsr_monai.engines.precision import bfloat16_pays
 from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet, decoder
 from fedsr_monai.networks.scie import SCIE
 from fedsr_monai.networks.weights import load_weights
-from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
+from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
 SHAPE, SPACING = (80, 96, 80), (2.0, 2.0, 2.0)
 # Operations that are a group of their own wherever they are called, but for the random atlas.
@@ -154,10 +154,10 @@ def main() -> None:
             total = sum(seconds.values())
             for group, value in seconds.items():
                 rows[group].append(value / total)
-    shares = {group: statistics.mean(values) * len(values) / (2 * arguments.repeats) for group, values in rows.items()}
-    core = sum(value for group, value in shares.items() if group.startswith(("convolutions", "normalisation")))
+    fractions = {group: statistics.mean(values) * len(values) / (2 * arguments.repeats) for group, values in rows.items()}
+    core = sum(value for group, value in fractions.items() if group.startswith(("convolutions", "normalisation")))
     wall = statistics.median(steps["wall"])
-    table = [{"group": group, "share": f"{share:.3f}", "seconds": f"{share * wall:.3f}"} for group, share in sorted(shares.items(), key=lambda g: -g[1])]
+    table = [{"group": group, "share": f"{share:.3f}", "seconds": f"{share * wall:.3f}"} for group, share in sorted(fractions.items(), key=lambda g: -g[1])]
     table += [
         {"group": "step", "share": "1.000", "seconds": f"{wall:.3f}"},
         {"group": "step, processor time of all threads", "share": "", "seconds": f"{statistics.median(steps['cpu']):.3f}"},

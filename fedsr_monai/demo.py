@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.data.check import check_site
-from fedsr_monai.data.profiles import UNSEEN
-from fedsr_monai.data.simulate import simulate_sites
 from fedsr_monai.errors import UserError
-from fedsr_monai.evaluation import PERSONALISED, evaluate_models, models_of_run, summary_lines
-from fedsr_monai.fl.runner import federate
-from fedsr_monai.personalise import personalise
+from fedsr_monai.evaluation.run import PERSONALISED, evaluate_models, models_of_run, summary_lines
+from fedsr_monai.federation.runner import federate
+from fedsr_monai.personalisation import personalise
 from fedsr_monai.report import write_report
+from fedsr_monai.simulation.profiles import UNSEEN
+from fedsr_monai.simulation.sites import simulate_sites
+from fedsr_monai.sites.check import check_site
 
 
 @dataclass(frozen=True)

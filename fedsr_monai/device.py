@@ -1,14 +1,20 @@
-"""Where a network runs."""
+"""Where a network runs: the device, the arithmetic it is good at, and its memory."""
 
 from __future__ import annotations
+
+import ctypes
+import platform
 
 import torch
 
 from fedsr_monai.errors import UserError
 
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of this name; without one, the first GPU, or the CPU where there is none.
+    """Return the device of this name; without one, the first GPU, or the CPU where there is none.
 
     Raises:
         UserError: there is no such device.
@@ -21,6 +27,37 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):  # an unknown name, no driver, no such number
         found = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
         raise UserError(
-            f"device: found {str(name)!r} and {found}, expected cpu, cuda or cuda:N; correct it or leave it out"
+            "device",
+            found=f"{str(name)!r} and {found}",
+            expected="cpu, cuda or cuda:N",
+            fix="correct it or leave it out",
         ) from None
     return device
+
+
+def bfloat16_pays(device: torch.device | str) -> bool:
+    """Return whether autocast to bfloat16 makes a network faster on this device.
+
+    GPUs have it from compute capability 8.0 on. CPUs with AVX512-BF16 or AMX multiply bfloat16 in hardware (a joint
+    step takes a third of its float32 time); all others emulate it, and take several times as long as in float32.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def keep_freed_memory() -> bool:
+    """Make the C library of this process keep what it frees for the next allocation, and return whether it can.
+
+    By default glibc asks the kernel for every large tensor and gives it back after use, and the kernel zeroes each page
+    again when it is first touched: 400 000 pages and 0.7 of 2.6 processor seconds in a joint step on 80 x 96 x 80
+    voxels. The peak of the memory stays what it was, to 5 %, but it is not given back before the process ends. Elsewhere
+    than on glibc nothing is changed.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

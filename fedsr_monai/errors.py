@@ -1,23 +1,68 @@
-"""The one exception that stands for a user's mistake."""
+"""The exception that stands for a user's mistake, and how it reaches the terminal."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file, site or key, what was found, what was expected and the cure.
+    """Report something that the user can fix, in one line: `where: found ..., expected ...; fix`.
 
-    The command line prints the message without a traceback and exits with 2.
+    The command line prints the line without a traceback and exits with status 2.
+
+    Args:
+        where: the file, folder, site, key or option that is wrong; the whole message if nothing else is given.
+        found: what was found there.
+        expected: what should be there.
+        fix: what to do about it, as an imperative; by default "correct it".
+
+    Example:
+        >>> print(UserError("--rounds", found="0", expected="a whole number of at least 1"))
+        --rounds: found 0, expected a whole number of at least 1; correct it
     """
+
+    def __init__(self, where: object, found: str = "", expected: str = "", fix: str = "correct it") -> None:
+        self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
+        super().__init__(f"{where}: found {found}, expected {expected}; {fix}" if found else str(where))
+
+    def __reduce__(self) -> tuple:
+        # Exceptions are pickled by their message alone; worker processes hand this one back with its fields.
+        return type(self), (self.where, self.found, self.expected, self.fix)
+
+
+class UserErrors(UserError):
+    """Several mistakes at once, one line each.
+
+    Args:
+        errors: the mistakes; anything that prints as one line.
+    """
+
+    def __init__(self, errors: Iterable[object]) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(map(str, self.errors)))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.errors,)
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind `error`, which MONAI's configuration parser and transforms wrap in errors of their own."""
+    """Return the user's mistake behind `error`, which MONAI's configuration parser and transforms wrap in errors of their own.
+
+    Returns None where no cause in the chain is a `UserError`.
+    """
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one line: a user's mistake as it is worded, the root cause of anything else with its type."""
+    while not isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def plain_errors() -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsr_monai.data.grid import standard_grid
-from fedsr_monai.data.site import write_site, write_volume
+from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.nifti import write_volume
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,7 @@ from fedsr_monai import commands
 from fedsr_monai.cli import main
 from fedsr_monai.commands.arguments import parameter_type
 from fedsr_monai.commands.help import arguments, sections
-from fedsr_monai.commands.places import expand_sites
-from fedsr_monai.commands.training import overrides
+from fedsr_monai.commands.site_folders import expand_sites
 from fedsr_monai.errors import UserError
 
 
@@ -236,7 +235,7 @@ def test_sites_are_named_one_by_one_by_folder_by_pattern_or_with_commas(tmp_path
 
 
 def test_overrides_are_json_or_text():
-    assert overrides(["epochs=3", "learning_rate=1e-4", "preset=full", "train#x={\"a\": [1]}", "scie=false"]) == {
+    assert parse_overrides(["epochs=3", "learning_rate=1e-4", "preset=full", "train#x={\"a\": [1]}", "scie=false"]) == {
         "epochs": 3,
         "learning_rate": 1e-4,
         "preset": "full",
@@ -244,7 +243,7 @@ def test_overrides_are_json_or_text():
         "scie": False,
     }
     with pytest.raises(UserError, match="--override: found 'epochs', expected ID=VALUE, for example learning_rate=0.0005: correct it"):
-        overrides(["epochs"])
+        parse_overrides(["epochs"])
 
 
 def test_check_names_every_fault_and_exits_2(tmp_path, capsys):

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 import fedsr_monai
 from fedsr_monai.bundle_path import bundle_path
@@ -26,10 +27,11 @@ def setup_cfg() -> configparser.ConfigParser:
     return config
 
 
-def test_every_folder_with_code_is_a_package_of_the_wheel(setup_cfg):
+def test_every_folder_with_code_is_a_package_of_the_wheel():
     folders = {path.parent for path in (ROOT / "fedsr_monai").rglob("*.py")}
-    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert set(setup_cfg["options"]["packages"].split()) == names | {"fedsr_monai.bundles"}
+    assert set(find_packages(str(ROOT), include=["fedsr_monai*"])) == {
+        ".".join(folder.relative_to(ROOT).parts) for folder in folders
+    }
 
 
 def test_what_is_installed_without_extras_is_pinned(setup_cfg):
@@ -52,7 +54,7 @@ def test_wheel_holds_the_bundles_and_the_command(tmp_path):
     keep_out = shutil.ignore_patterns("__pycache__", "eval", "models")
     for folder in ("fedsr_monai", "bundles"):
         shutil.copytree(ROOT / folder, source / folder, ignore=keep_out)
-    for file in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+    for file in ("setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / file, source)
     for bundle in BUNDLES:
         models = source / "bundles" / bundle.name / "models"

@@ -14,15 +14,17 @@ from monai.transforms import LoadImage
 from tqdm import tqdm
 
 from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
-from fedsr_monai.data.site import Site, load_atlas, load_site, volume_stem
 from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError
-from fedsr_monai.metrics.evaluate import case_rows, image_measures, run_case
-from fedsr_monai.metrics.registration import folded_percent
-from fedsr_monai.metrics.tables import read_csv, structure_rows, write_csv, write_json
+from fedsr_monai.evaluation.registration import folded_percent
+from fedsr_monai.evaluation.site import case_rows, image_measures, run_case
+from fedsr_monai.evaluation.tables import read_csv, structure_rows, write_csv
+from fedsr_monai.files import write_json
+from fedsr_monai.sites.site import Site, load_atlas, load_site
+from fedsr_monai.spatial.nifti import volume_stem
 
 COLUMNS = ("method", "site", "case", "structure", "dice", "hd95_mm", "asd_mm", "missed", "seconds", "folded_percent")
-NETWORK_METHODS = {"start": "atlas as it lies", "registration": "FedSR registration", "segmentation": "FedSR segmentation"}
+NETWORK_METHODS = {"unregistered": "unregistered atlas", "registration": "FedSR registration", "segmentation": "FedSR segmentation"}
 
 
 def run_accuracy(
@@ -120,7 +122,7 @@ def _test_items(site: Site) -> list[dict[str, str]]:
 def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], device: str) -> list[dict[str, Any]]:
     volumes, seconds = run_case(network, item, device)
     folded = image_measures(volumes)["folded_percent"]
-    extra = {"start": (0.0, 0.0), "registration": (seconds, folded), "segmentation": (seconds, 0.0)}
+    extra = {"unregistered": (0.0, 0.0), "registration": (seconds, folded), "segmentation": (seconds, 0.0)}
     return [
         row | {"method": NETWORK_METHODS[row["task"]], "seconds": extra[row["task"]][0], "folded_percent": extra[row["task"]][1]}
         for row in case_rows(volumes, site)

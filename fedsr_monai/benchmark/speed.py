@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.device import bfloat16_pays
 from fedsr_monai.engines import JointTrainer, head_optimizers
-from fedsr_monai.engines.precision import bfloat16_pays
+from fedsr_monai.evaluation.tables import write_csv
 from fedsr_monai.losses import ParzenMI
-from fedsr_monai.metrics.tables import write_csv
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
+from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
 COLUMNS = ("what", "shape", "precision", "median_seconds", "min_seconds", "max_seconds", "runs", "machine")
 

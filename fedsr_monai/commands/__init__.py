@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsr_monai.commands.data import check, simulate
-from fedsr_monai.commands.demonstration import demo, version
-from fedsr_monai.commands.hospitals import export_job, flare_site
-from fedsr_monai.commands.labelling import label
-from fedsr_monai.commands.measuring import benchmark, pretrain
-from fedsr_monai.commands.preparing import prepare
-from fedsr_monai.commands.results import evaluate, report, segment
-from fedsr_monai.commands.training import federate, personalise
+from fedsr_monai.commands.benchmark import benchmark
+from fedsr_monai.commands.check import check
+from fedsr_monai.commands.demo import demo
+from fedsr_monai.commands.evaluate import evaluate
+from fedsr_monai.commands.export_job import export_job
+from fedsr_monai.commands.federate import federate
+from fedsr_monai.commands.flare_site import flare_site
+from fedsr_monai.commands.label import label
+from fedsr_monai.commands.personalise import personalise
+from fedsr_monai.commands.prepare import prepare
+from fedsr_monai.commands.pretrain import pretrain
+from fedsr_monai.commands.report import report
+from fedsr_monai.commands.segment import segment
+from fedsr_monai.commands.simulate import simulate
+from fedsr_monai.commands.version import version
 
 COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__.replace("_", "-"): function

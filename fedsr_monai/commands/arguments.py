@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -147,3 +148,21 @@ def _unknown(command: str, word: str, names: list[str]) -> str:
     near = difflib.get_close_matches(word.lstrip("-").replace("-", "_"), names, n=1)
     hint = f"did you mean {option(near[0])}?" if near else f"expected one of {', '.join(map(option, names)) or 'none'}:"
     return f"{command} has no option {word}, {hint} see `fedsr {command} --help`"
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """`ID=VALUE` texts as a mapping; a value is read as JSON, or else as the text that it is.
+
+    Raises:
+        UserError: a text has no equals sign.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--override: found {text!r}, expected ID=VALUE, for example learning_rate=0.0005: correct it")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values

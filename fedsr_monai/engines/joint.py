@@ -10,6 +10,7 @@ from ignite.engine import Events
 from monai.engines import Trainer
 from torch import nn
 
+from fedsr_monai.device import keep_freed_memory
 from fedsr_monai.engines.objectives import (
     REGISTRATION_WEIGHTS,
     SEGMENTATION_WEIGHTS,
@@ -19,13 +20,12 @@ from fedsr_monai.engines.objectives import (
     segmentation_losses,
     weighted,
 )
-from fedsr_monai.memory import keep_freed_memory
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
+from fedsr_monai.networks.label_fractions import label_fractions, mean_fractions, predicted_fractions
 from fedsr_monai.networks.sa import HEADS
-from fedsr_monai.networks.shares import label_shares, mean_shares, predicted_shares
-from fedsr_monai.networks.spatial import warp
-from fedsr_monai.transforms import RandomAtlas
+from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis import RandomAtlas
 
 
 def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
@@ -150,9 +150,9 @@ class JointTrainer(Trainer):
             fixed, moving = self._encode(torch.cat([scan, drawn]))
             logits, pooled = self.network.segment(fixed)
         probability = logits.detach().softmax(dim=1)  # once, for the registration's target and for the segmentation's losses
-        shares = mean_shares(probability[items])
-        found = self._align([f[items] for f in fixed], moving, shares)
-        target = self._target(drawn, drawn_label, shares) if on_drawn else self._target(scan, label, shares)
+        fractions = mean_fractions(probability[items])
+        found = self._align([f[items] for f in fixed], moving, fractions)
+        target = self._target(drawn, drawn_label, fractions) if on_drawn else self._target(scan, label, fractions)
         labelled = self._labelled(logits, probability, len(scan), label, drawn_label, None if on_drawn else found)
         report = {
             "registration": self._registration_losses(found, target),
@@ -173,9 +173,9 @@ class JointTrainer(Trainer):
                 features, moving = self._encode(fixed)
                 with torch.no_grad():
                     logits, _ = self.network.segment(features)
-            shares = predicted_shares(logits)
-            found = self._align(features, moving, shares)
-            target = self._target(fixed, fixed_label, shares)
+            fractions = predicted_fractions(logits)
+            found = self._align(features, moving, fractions)
+            target = self._target(fixed, fixed_label, fractions)
             report["registration"] = self._registration_losses(found, target)
             self._descend({"registration": report["registration"]})
             self._update_sa(found, None)
@@ -204,7 +204,7 @@ class JointTrainer(Trainer):
     def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""
         self._atlas, self._atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
-        self._shares = self.network.atlas_shares()
+        self._fractions = self.network.atlas_fractions()
         if self.random_atlas is None:
             return self._atlas, self._atlas_label
         return self.random_atlas(self._atlas, self._atlas_label, self._last_ddf)
@@ -218,15 +218,15 @@ class JointTrainer(Trainer):
         pairs = [f.split([len(images), 1]) for f in self.network.encoder(torch.cat([images, self._atlas]))]
         return [fixed for fixed, _ in pairs], [moving for _, moving in pairs]
 
-    def _align(self, fixed: list[torch.Tensor], moving: list[torch.Tensor], shares: torch.Tensor) -> Registration:
+    def _align(self, fixed: list[torch.Tensor], moving: list[torch.Tensor], fractions: torch.Tensor) -> Registration:
         with self._autocast():
-            return self.network.align(fixed, moving, shares, self._shares)
+            return self.network.align(fixed, moving, fractions, self._fractions)
 
-    def _target(self, image: torch.Tensor, label: torch.Tensor | None, shares: torch.Tensor) -> Target:
+    def _target(self, image: torch.Tensor, label: torch.Tensor | None, fractions: torch.Tensor) -> Target:
         """The registration's target: exact labels where there are any, else the predicted shares, which it does not move (eq. 10)."""
         if label is not None:
-            return Target(image, label_shares(label, self.network.num_classes))
-        return Target(image, shares.detach(), predicted=True)
+            return Target(image, label_fractions(label, self.network.num_classes))
+        return Target(image, fractions.detach(), predicted=True)
 
     def _labelled(
         self,
@@ -251,7 +251,7 @@ class JointTrainer(Trainer):
         return labelled
 
     def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
-        return registration_losses(self.network, found, target, self._shares, self.mutual_information)
+        return registration_losses(self.network, found, target, self._fractions, self.mutual_information)
 
     def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """One step of each head in ``report`` down the weighted sum of its losses."""

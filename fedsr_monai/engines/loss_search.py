@@ -28,8 +28,8 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
-from fedsr_monai.networks.shares import label_shares, predicted_shares
-from fedsr_monai.networks.spatial import warp
+from fedsr_monai.networks.label_fractions import label_fractions, predicted_fractions
+from fedsr_monai.spatial.warping import warp
 
 Item = TypeVar("Item")
 
@@ -64,8 +64,8 @@ class Lambdas(nn.Module):
         self.logs = nn.ParameterDict({name: nn.Parameter(torch.tensor(log)) for name, log in start.items()})
 
     def forward(self) -> dict[str, torch.Tensor]:
-        shares = torch.stack(list(self.logs.values())).softmax(dim=0)
-        return {name: self.total * share for name, share in zip(self.logs, shares)}
+        fractions = torch.stack(list(self.logs.values())).softmax(dim=0)
+        return {name: self.total * share for name, share in zip(self.logs, fractions)}
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -195,12 +195,12 @@ class LossSearchTrainer(JointTrainer):
     def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
         if not (self.coupled and target.predicted):
             return super()._registration_losses(found, target)
-        target = replace(target, shares=target.shares.requires_grad_())
+        target = replace(target, fractions=target.fractions.requires_grad_())
         losses = super()._registration_losses(found, target)
         # eq. 12 where registration and segmentation meet: label shares at half resolution, the warped ones differentiable too.
-        warped = warp(self._shares.expand_as(target.shares), found.ddf)
-        lower = soft_dice(target.shares, warped) - (warped * (target.shares + 1e-6).log()).sum(dim=1).mean()
-        share = coupling(weighted(losses, self.weights["registration"]), lower, target.shares)
+        warped = warp(self._fractions.expand_as(target.fractions), found.ddf)
+        lower = soft_dice(target.fractions, warped) - (warped * (target.fractions + 1e-6).log()).sum(dim=1).mean()
+        share = coupling(weighted(losses, self.weights["registration"]), lower, target.fractions)
         return losses | {"coupling": -share.detach() * lower}
 
     # -- the upper level ------------------------------------------------------------------------------------------------------
@@ -234,19 +234,19 @@ class LossSearchTrainer(JointTrainer):
         with self._autocast():
             fixed, moving = self._encode(torch.cat([scan, drawn]))
             logits, _ = network.segment(fixed)
-        shares = predicted_shares(logits)
-        segmented, label, of_scan = logits[1:], drawn_label, shares[:1]
+        fractions = predicted_fractions(logits)
+        segmented, label, of_scan = logits[1:], drawn_label, fractions[:1]
         if "label" in item:
             scan_label = pad_to_stride(item["label"][None].to(scan.device).as_subclass(torch.Tensor))
             segmented, label = logits, torch.cat([scan_label.to(label.dtype), label])
-            of_scan = label_shares(scan_label, network.num_classes)
+            of_scan = label_fractions(scan_label, network.num_classes)
         total = self.reference["segmentation"]["exact"] * dice_cross_entropy(segmented, label)
         if "registration" in self.heads:
-            targets = [Target(scan, of_scan), Target(drawn, label_shares(drawn_label, network.num_classes))]
+            targets = [Target(scan, of_scan), Target(drawn, label_fractions(drawn_label, network.num_classes))]
             for place, target in enumerate(targets):
                 item = slice(place, place + 1)
-                found = self._align([f[item] for f in fixed], moving, shares[item])
-                total = total + weighted(registration_losses(network, found, target, self._shares, None), self.reference["registration"])
+                found = self._align([f[item] for f in fixed], moving, fractions[item])
+                total = total + weighted(registration_losses(network, found, target, self._fractions, None), self.reference["registration"])
         return total
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
-from fedsr_monai.networks.spatial import warp
+from fedsr_monai.spatial.warping import warp
 
 # The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another scale; these
 # belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field in half-resolution voxels).
@@ -34,7 +34,7 @@ class Target:
     """
 
     image: torch.Tensor
-    shares: torch.Tensor
+    fractions: torch.Tensor
     predicted: bool = False
 
 
@@ -59,7 +59,7 @@ def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network
 
 
 def registration_losses(
-    network: FedSRNet, found: Registration, target: Target, atlas_shares: torch.Tensor, estimator: nn.Module | None
+    network: FedSRNet, found: Registration, target: Target, atlas_fractions: torch.Tensor, estimator: nn.Module | None
 ) -> dict[str, torch.Tensor]:
     """Terms of eq. 11 before weighting. Labels are compared at half resolution, where the field lives (an eighth of the cost).
 
@@ -69,7 +69,7 @@ def registration_losses(
     losses = {
         "similarity": local_cross_correlation(warped, target.image),
         "smoothness": smoothness(found.ddf),
-        "dice": soft_dice(warp(atlas_shares.expand_as(target.shares), found.ddf), target.shares),
+        "dice": soft_dice(warp(atlas_fractions.expand_as(target.fractions), found.ddf), target.fractions),
     }
     if estimator is not None:
         losses["mutual_information"] = -mutual_information(estimator, found.pooled, network, "registration")

@@ -7,8 +7,8 @@ import torch
 from fedsr_monai.engines.objectives import REGISTRATION_WEIGHTS, Target, registration_losses, weighted
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
-from fedsr_monai.networks.shares import predicted_shares
-from fedsr_monai.networks.spatial import compose, integrate, resize_ddf
+from fedsr_monai.networks.label_fractions import predicted_fractions
+from fedsr_monai.spatial.warping import compose, integrate, resize_ddf
 
 
 def refine_registration(
@@ -32,9 +32,9 @@ def refine_registration(
     with torch.no_grad():
         fixed = network.encoder(scan)
         logits, _ = network.segment(fixed)
-        shares = network.atlas_shares()
-        predicted = predicted_shares(logits)
-        first = network.align(fixed, network.encoder(pad_to_stride(network.atlas_image)), predicted, shares)
+        fractions = network.atlas_fractions()
+        predicted = predicted_fractions(logits)
+        first = network.align(fixed, network.encoder(pad_to_stride(network.atlas_image)), predicted, fractions)
         target = Target(scan, predicted)
     ddf = first.ddf.float()
     velocity = torch.zeros_like(ddf, requires_grad=True)
@@ -46,7 +46,7 @@ def refine_registration(
 
     with torch.enable_grad():
         for _ in range(steps):
-            loss = weighted(registration_losses(network, moved(), target, shares, None), weights)
+            loss = weighted(registration_losses(network, moved(), target, fractions, None), weights)
             (velocity.grad,) = torch.autograd.grad(loss, velocity)
             optimizer.step()
     with torch.no_grad():

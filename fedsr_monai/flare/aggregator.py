@@ -12,11 +12,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
-from fedsr_monai.fl.exchange import size_in_bytes
-from fedsr_monai.fl.round import close_round
-from fedsr_monai.fl.server import Server
-from fedsr_monai.fl.sites import Answer
-from fedsr_monai.fl.validation import check_tensors, screen_norms
+from fedsr_monai.federation.exchange import size_in_bytes
+from fedsr_monai.federation.executors import ClientResult
+from fedsr_monai.federation.round import close_round
+from fedsr_monai.federation.server import Server
+from fedsr_monai.federation.validation import check_tensors, screen_norms
 from fedsr_monai.flare.exchange import global_dxo, read_update, size_of
 
 SITE = "fedsr_site"  # in the server's own context: the authenticated sender, set by the controller
@@ -32,7 +32,7 @@ class FedSRAggregator(Aggregator):
     def __init__(self, persistor_id: str = "persistor") -> None:
         super().__init__()
         self.persistor_id = persistor_id
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, ClientResult] = {}
         self.asked: list[str] = []
         self.absent: dict[str, str] = {}
         self.started = time.perf_counter()
@@ -89,7 +89,7 @@ class FedSRAggregator(Aggregator):
                 ]
                 if site not in self.server(fl_ctx).answers:
                     self.server(fl_ctx).rejected[site] = reasons
-                    self.answers.setdefault(site, Answer(site, "rejected"))
+                    self.answers.setdefault(site, ClientResult(site, "rejected"))
             self.seconds += time.perf_counter() - clock
         for reason in reasons:
             self.log_warning(fl_ctx, f"left out: {reason}")
@@ -103,7 +103,7 @@ class FedSRAggregator(Aggregator):
         counted = not reasons
         if counted or site not in server.answers:
             seconds = time.perf_counter() - self.started
-            self.answers[site] = Answer(
+            self.answers[site] = ClientResult(
                 site, "ok", statistics=statistics if counted else {}, seconds=seconds, bytes_up=size_of(shareable)
             )
         return reasons
@@ -112,7 +112,7 @@ class FedSRAggregator(Aggregator):
         """Note that `site` answered with an error."""
         with self.lock:
             if site not in self.server(fl_ctx).answers:
-                self.answers[site] = Answer(site, "failed", reason, seconds=time.perf_counter() - self.started)
+                self.answers[site] = ClientResult(site, "failed", reason, seconds=time.perf_counter() - self.started)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """The next global tensors; the checkpoint and the tables are on the disk when they are returned.
@@ -125,10 +125,10 @@ class FedSRAggregator(Aggregator):
             seconds = time.perf_counter() - self.started
             for site in self.asked:
                 self.answers.setdefault(
-                    site, Answer(site, "timeout", "no answer before the round was closed", seconds=seconds)
+                    site, ClientResult(site, "timeout", "no answer before the round was closed", seconds=seconds)
                 )
             for site, reason in self.absent.items():
-                self.answers.setdefault(site, Answer(site, "absent", reason))
+                self.answers.setdefault(site, ClientResult(site, "absent", reason))
             out = fl_ctx.get_engine().get_component(self.persistor_id).out
             close_round(server, self.answers, list(self.answers), out, self.bytes_down, self.started, self.seconds)
             return global_dxo(server.send()).to_shareable()

@@ -21,12 +21,12 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from fedsr_monai.errors import UserError
-from fedsr_monai.fl.algo import ROUND, FedSRAlgo
-from fedsr_monai.fl.sites import SiteJob, one_line
+from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.federation.algo import ROUND, FedSRAlgo
+from fedsr_monai.federation.executors import SiteJob
 from fedsr_monai.flare.exchange import global_tensors, start_dxo, update_dxo
-from fedsr_monai.flare.place import FILE, Place, read_place
 from fedsr_monai.flare.settings import Settings, settings_from_job
+from fedsr_monai.flare.site_config import FILE, SiteConfig, read_site_config
 
 START, TRAIN, SAVE = "start", "train", "save"
 ERROR = "fedsr_error"  # header of an answer that is an error: the error's type
@@ -78,7 +78,7 @@ class FedSRExecutor(Executor):
     def make_algo(self, fl_ctx: FLContext) -> FedSRAlgo:
         settings = settings_from_job(self.content)
         name = fl_ctx.get_identity_name()
-        place = read_place(fl_ctx.get_workspace().get_root_dir(), name)
+        place = read_site_config(fl_ctx.get_workspace().get_root_dir(), name)
         return site_job(settings, place, name).make_algo()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -87,7 +87,7 @@ class FedSRExecutor(Executor):
             self.algo = None
 
 
-def site_job(settings: Settings, place: Place, name: str) -> SiteJob:
+def site_job(settings: Settings, place: SiteConfig, name: str) -> SiteJob:
     """What `FedSRAlgo` needs, from the job's settings and the site's own.
 
     Raises:

@@ -11,8 +11,8 @@ from typing import Any
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.records import digest
-from fedsr_monai.fl.storage import write_json
+from fedsr_monai.federation.records import digest
+from fedsr_monai.files import write_json
 from fedsr_monai.flare.settings import Settings
 
 APP = "fedsr"

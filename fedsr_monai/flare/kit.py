@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsr_monai.data.site import load_site
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.storage import write_json
-from fedsr_monai.flare.place import FILE, NAME, read_place
+from fedsr_monai.files import write_json
+from fedsr_monai.flare.site_config import FILE, NAME, read_site_config
+from fedsr_monai.sites.site import load_site
 
 PACKAGE = "fedsr_monai.flare."
 ALLOWED = "class_allow_list"
@@ -43,7 +43,7 @@ def prepare_kit(kit: str | Path, site: str | Path | None = None, state: str | Pa
         key: str(Path(value).absolute()) for key, value in (("site", site), ("state", state)) if value is not None
     }
     write_json(local / FILE, content)
-    read_place(kit, "site")
+    read_site_config(kit, "site")
     written = [local / FILE]
     resources = _read(local / "resources.json") or _read(local / "resources.json.default")
     allowed = resources.get(ALLOWED, default_classes())

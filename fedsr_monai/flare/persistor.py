@@ -13,12 +13,12 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
 from nvflare.app_common.abstract.model import ModelLearnable, make_model_learnable
 
-from fedsr_monai.fl.records import begin, write_tables
-from fedsr_monai.fl.server import Server
-from fedsr_monai.fl.start import estimator, initial_tensors
+from fedsr_monai.federation.initial_weights import estimator, initial_tensors
+from fedsr_monai.federation.records import begin, write_tables
+from fedsr_monai.federation.server import Server
 from fedsr_monai.flare.exchange import global_dxo
-from fedsr_monai.flare.place import Place, read_place
 from fedsr_monai.flare.settings import Settings, settings_from_job
+from fedsr_monai.flare.site_config import SiteConfig, read_site_config
 
 RESULT = "fedsr"  # folder in the job's result
 
@@ -58,7 +58,7 @@ class FedSRPersistor(LearnablePersistor):
             UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this line.
         """
         settings = settings_from_job(self.content)
-        place = read_place(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
+        place = read_site_config(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
         self.out = place.state / settings.run
         self.server = self.make_server(settings, place)
         self.begun = self.server.resume()
@@ -81,7 +81,7 @@ class FedSRPersistor(LearnablePersistor):
     def learnable(self) -> ModelLearnable:
         return make_model_learnable(global_dxo(self.server.send()).data, {})
 
-    def make_server(self, settings: Settings, place: Place) -> Server:
+    def make_server(self, settings: Settings, place: SiteConfig) -> Server:
         root = place.bundle(settings.bundle)
         settings.check_bundle(root)
         begin(

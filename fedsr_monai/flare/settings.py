@@ -13,8 +13,8 @@ from monai.bundle import ConfigParser
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import check_overrides
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.exchange import allowed_prefixes
-from fedsr_monai.fl.records import digest
+from fedsr_monai.federation.exchange import allowed_prefixes
+from fedsr_monai.federation.records import digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Where things lie and what they run on is a site's own business.
@@ -41,7 +41,7 @@ class Settings:
         version: of this package; one of another version may train differently, so it refuses.
         bundle: name of the bundle that the sites have installed.
         bundle_sha256: of its train.json; a site with another one refuses.
-        policy: what is exchanged, a key of `fedsr_monai.fl.exchange.POLICIES`.
+        policy: what is exchanged, a key of `fedsr_monai.federation.exchange.POLICIES`.
         local_epochs: a site trains each round.
         seed: of everything random.
         overrides: numbers and words for ids of the bundle's train.json.

@@ -17,8 +17,8 @@ import torch
 from ignite.engine import Engine, Events
 from safetensors.torch import save_file
 
-from fedsr_monai.atomic import atomic_path
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import atomic_path
 
 
 def state_of(item: Any) -> Any:

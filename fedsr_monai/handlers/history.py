@@ -10,7 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from fedsr_monai.atomic import atomic_path
+from fedsr_monai.files import atomic_path
 from fedsr_monai.handlers.progress import scalar_losses
 
 KEYS = ["round", "site", "epoch", "iteration"]

@@ -11,10 +11,10 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.data.site import load_atlas, load_site
 from fedsr_monai.errors import UserError
 from fedsr_monai.handlers.checkpoint import save_checkpoint
 from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.sites.site import load_atlas, load_site
 
 BUNDLE = "fedsr_site"
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedsr_monai.networks.encoder import conv_block
 from fedsr_monai.networks.sa import SAVectors
 from fedsr_monai.networks.scie import SCIE
-from fedsr_monai.networks.spatial import compose, integrate, resize_ddf, warp
+from fedsr_monai.spatial.warping import compose, integrate, resize_ddf, warp
 
 
 def double(features: torch.Tensor) -> torch.Tensor:

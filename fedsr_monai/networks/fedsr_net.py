@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.networks.decoder import RegistrationHead, SegmentationHead
 from fedsr_monai.networks.encoder import Encoder
+from fedsr_monai.networks.label_fractions import label_fractions, predicted_fractions
 from fedsr_monai.networks.sa import HEADS, SARepresentation
-from fedsr_monai.networks.shares import label_shares, predicted_shares
-from fedsr_monai.networks.spatial import resize_ddf, warp
+from fedsr_monai.spatial.warping import resize_ddf, warp
 
 # widths: encoder stages at strides 1..16; channels: both heads at 1/2, 1/4, 1/8, 1/16.
 PRESETS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -101,9 +101,9 @@ class FedSRNet(nn.Module):
     def has_atlas(self) -> bool:
         return bool((self.atlas_label > 0).any())
 
-    def atlas_shares(self) -> torch.Tensor:
+    def atlas_fractions(self) -> torch.Tensor:
         """Label shares of the atlas at half resolution, [1, classes, D/2, H/2, W/2]."""
-        return label_shares(pad_to_stride(self.atlas_label), self.num_classes)
+        return label_fractions(pad_to_stride(self.atlas_label), self.num_classes)
 
     def one_hot(self, label: torch.Tensor) -> torch.Tensor:
         """One-hot map [B, classes, D, H, W], float32, of label ids [B, 1, D, H, W]."""
@@ -118,8 +118,8 @@ class FedSRNet(nn.Module):
         self,
         fixed: Sequence[torch.Tensor],
         moving: Sequence[torch.Tensor],
-        fixed_shares: torch.Tensor,
-        moving_shares: torch.Tensor | None = None,
+        fixed_fractions: torch.Tensor,
+        moving_fractions: torch.Tensor | None = None,
     ) -> Registration:
         """Registration of the atlas (moving) to scans (fixed), from encoder features and the scans' predicted label shares.
 
@@ -127,10 +127,10 @@ class FedSRNet(nn.Module):
         :func:`predicted_shares`, and take no gradient: the registration does not move the segmentation.
         """
         batch = fixed[0].shape[0]
-        shares = self.atlas_shares() if moving_shares is None else moving_shares
-        fixed_shares = fixed_shares.detach()
+        fractions = self.atlas_fractions() if moving_fractions is None else moving_fractions
+        fixed_fractions = fixed_fractions.detach()
         moving = [f.expand(batch, *f.shape[1:]) for f in moving]
-        ddf, pooled = self.registration(fixed, moving, self.sa.registration, fixed_shares, shares.expand_as(fixed_shares))
+        ddf, pooled = self.registration(fixed, moving, self.sa.registration, fixed_fractions, fractions.expand_as(fixed_fractions))
         return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -148,13 +148,13 @@ class FedSRNet(nn.Module):
                              "resample the image to the atlas' grid")  # fmt: skip
         fixed = self.encoder(pad_to_stride(image))
         moving = self.encoder(pad_to_stride(self.atlas_image))
-        ddf = crop_to(self.align(fixed, moving, predicted_shares(self.segment(fixed)[0])).full_ddf, shape)
+        ddf = crop_to(self.align(fixed, moving, predicted_fractions(self.segment(fixed)[0])).full_ddf, shape)
         return ddf, warp(self.atlas_image.expand_as(image), ddf)
 
     def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
         """Atlas labels under a displacement [B, 3, D, H, W]: the one-hot map is warped and the largest share wins; [B, 1, D, H, W]."""
-        shares = warp(self.one_hot(self.atlas_label).expand(ddf.shape[0], -1, -1, -1, -1), ddf)
-        return shares.argmax(dim=1, keepdim=True).to(torch.uint8)
+        fractions = warp(self.one_hot(self.atlas_label).expand(ddf.shape[0], -1, -1, -1, -1), ddf)
+        return fractions.argmax(dim=1, keepdim=True).to(torch.uint8)
 
     @torch.no_grad()
     def initialise_sa(self) -> None:
@@ -162,7 +162,7 @@ class FedSRNet(nn.Module):
         features = self.encoder(pad_to_stride(self.atlas_image))
         logits, pooled = self.segment(features)
         self.sa.update("segmentation", pooled, alpha=1.0)
-        self.sa.update("registration", self.align(features, features, predicted_shares(logits)).pooled, alpha=1.0)
+        self.sa.update("registration", self.align(features, features, predicted_fractions(logits)).pooled, alpha=1.0)
 
 
 def pad_to_stride(image: torch.Tensor, stride: int = STRIDE) -> torch.Tensor:

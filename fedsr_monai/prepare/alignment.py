@@ -11,9 +11,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from fedsr_monai.data.grid import Grid
 from fedsr_monai.prepare.bias import coarsen
 from fedsr_monai.prepare.itk_image import from_itk_affine, to_itk, to_itk_affine
+from fedsr_monai.spatial.grid import Grid
 
 PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads nod more than they roll
 RIM = 10.0  # mm around the atlas' brain where the metric looks too

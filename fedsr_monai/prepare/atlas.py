@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from fedsr_monai.data.atlas import build_atlas
-from fedsr_monai.data.grid import Grid
-from fedsr_monai.data.site import write_atomically, write_volume
+from fedsr_monai.atlas.build import build_atlas
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import write_json
 from fedsr_monai.labels import LABELS
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
-from fedsr_monai.transforms.resampling import is_identity, resample_labels, voxel_map
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.resampling import is_identity, resample_labels, voxel_map
 
 CLOSING = 6.0  # mm: from labels to a brain mask, over the fluid between the gyri
 
@@ -59,7 +60,7 @@ def make_atlas(
         image, label = _own(files, image, label, grid, root / records / "atlas.png")
     write_volume(root / "atlas" / "image.nii.gz", image, affine)
     write_volume(root / "atlas" / "label.nii.gz", label, affine)
-    write_atomically(record, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(record, content)
     return image, label, grid
 
 

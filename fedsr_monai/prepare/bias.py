@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from fedsr_monai.prepare.itk_image import from_itk, to_itk
-from fedsr_monai.transforms.resampling import resample_image, voxel_map
+from fedsr_monai.spatial.resampling import resample_image, voxel_map
 
 WORK = 5.0  # mm: the field is smooth; at 4 mm and (50, 50, 30) it differs by 1 % and takes four times as long
 SPLINE = 200.0  # mm between control points at the first level, as is usual for heads

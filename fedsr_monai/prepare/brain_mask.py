@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from fedsr_monai.data.grid import Grid
 from fedsr_monai.prepare.bias import coarsen
 from fedsr_monai.prepare.itk_image import from_itk, to_itk
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import resample_image, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
-from fedsr_monai.transforms.resampling import resample_image, voxel_map
 
 WORK = 2.0  # mm
 MARGIN = 5.0  # mm, by which a brain may stick out of the atlas' brain, which is larger than most

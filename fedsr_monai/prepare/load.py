@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from fedsr_monai.data.check import Breach, read_nifti
 from fedsr_monai.errors import UserError
-from fedsr_monai.transforms.resampling import is_identity, resample_image, voxel_map
+from fedsr_monai.spatial.nifti import read_nifti
+from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 
@@ -37,10 +37,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
         raise UserError(f"{path}: no such file, expected a scan; check the path")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: is no {', '.join(SUFFIXES)}, expected a volume; convert it, for example with dcm2niix")
-    try:
-        image, voxels = _read_mgz(path) if path.name.endswith((".mgz", ".mgh")) else read_nifti(path)
-    except Breach as breach:
-        raise UserError(f"{path}: {breach}") from None
+    image, voxels = _read_mgz(path) if path.name.endswith((".mgz", ".mgh")) else read_nifti(path)
     if voxels.ndim > 3 and all(n == 1 for n in voxels.shape[3:]):
         voxels = voxels.reshape(voxels.shape[:3])
     if voxels.ndim != 3 or min(voxels.shape) < 2:
@@ -100,5 +97,6 @@ def _read_mgz(path: Path) -> tuple[nib.MGHImage, np.ndarray]:
         image = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel and gzip raise a dozen types for damaged files
-        raise Breach(f"damaged ({' '.join(str(error).split())}), expected a complete .mgz: copy it again") from None
+        found = f"a damaged file ({' '.join(str(error).split())})"
+        raise UserError(path, found, "a complete .mgz", "copy it again") from None
     return image, voxels

@@ -10,11 +10,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedsr_monai.atomic import atomic_path
-from fedsr_monai.data.grid import Grid
+from fedsr_monai.files import atomic_path
 from fedsr_monai.labels import COLOURS
 from fedsr_monai.prepare.pipeline import Prepared
-from fedsr_monai.transforms.resampling import sample, voxel_map
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import sample, voxel_map
 
 DRAWN = (3, 2, 4, 13, 10)  # contours that show an alignment without hiding the scan
 STEP = 0.75  # mm between pixels of the slices

@@ -11,12 +11,12 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, MapTransform
 
-from fedsr_monai.data.grid import Grid
-from fedsr_monai.data.site import volume_stem
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import prepare_scan
 from fedsr_monai.prepare.qc import write_qc
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import volume_stem
 
 OWN_AFFINE = "raw_affine"  # meta data: the affine of the scan's file
 

@@ -20,11 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fedsr_monai.data.atlas import default_shape
-from fedsr_monai.data.contract import SECTIONS
-from fedsr_monai.data.grid import Grid
-from fedsr_monai.data.site import claim_folder, write_atomically, write_site, write_volume
+from fedsr_monai.atlas.build import default_shape
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import claim_folder, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
@@ -33,7 +31,11 @@ from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.prepare.sources import Source, find_sources
 from fedsr_monai.prepare.split import LEFT_OUT, split
 from fedsr_monai.prepare.table import write_table
-from fedsr_monai.transforms.resampling import resample_labels, voxel_map
+from fedsr_monai.sites.contract import SECTIONS
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
 VERSION = 1  # raise it when a prepared scan would come out differently: finished scans of another version are made again
 RECORDS = "prepare"  # in the site folder: settings, a record and a picture a scan, the table
@@ -137,11 +139,7 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds something else or cannot be written.
     """
-    held = (
-        "was prepared from another source or on another grid (settings.json), expected the same or a new folder; choose "
-        "another folder or remove this one"
-    )
-    claim_folder(root, f"{RECORDS}/settings.json", settings, held, "; choose another one for --out")
+    claim_folder(root, f"{RECORDS}/settings.json", settings, "choose another folder for --out, or remove this one", "a site")
 
 
 def is_done(job: Job) -> bool:
@@ -206,7 +204,7 @@ def prepare_job(job: Job) -> str | None:
             "seconds": round(time.perf_counter() - started, 1),
             "fingerprint": job.fingerprint,
         }
-        write_atomically(job.record, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(job.record, record)
     except UserError as error:
         job.record.unlink(missing_ok=True)
         return str(error)

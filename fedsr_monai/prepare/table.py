@@ -6,10 +6,9 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from fedsr_monai.data.site import write_atomically
+from fedsr_monai.files import write_bytes
 
 COLUMNS = (
     "name", "person", "status", "section", "reason", "mask", "overlap", "correlation", "scale_min", "scale_max", "turn_degrees",
@@ -40,4 +39,4 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
             line |= {"turn_degrees": f"{found['turn']:.1f}"}
             line |= {f"m{i}{j}": f"{row['matrix'][i][j]:.9g}" for i in range(3) for j in range(4)}
         writer.writerow(line)
-    write_atomically(Path(path), text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())

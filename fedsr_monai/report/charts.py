@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-TASK_NAMES = {"start": "Atlas as it lies", "registration": "Registration", "segmentation": "Segmentation"}
+TASK_NAMES = {"unregistered": "Unregistered atlas", "registration": "Registration", "segmentation": "Segmentation"}
 SERIES = 8  # colours of the style sheet; further series repeat them dashed
 
 Points = Sequence[tuple[float, float]]

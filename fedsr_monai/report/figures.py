@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
+from fedsr_monai.evaluation.registration import jacobian_determinant
 from fedsr_monai.labels import COLOURS
-from fedsr_monai.metrics.registration import jacobian_determinant
 
 FILM = "#0b0e12"  # behind every slice, in the light and the dark page
 INK = "#d7dde4"
@@ -36,8 +36,8 @@ def richest_slice(label: np.ndarray, axis: int) -> int:
     if not label.any():
         return label.shape[axis] // 2
     areas = np.stack([(label == k).sum(axis=others) for k in np.unique(label[label > 0])], axis=-1)
-    shares = areas / areas.sum(axis=0)
-    return int(np.argmax((areas > 0).sum(axis=-1) + 0.99 * shares.mean(axis=-1) / shares.mean(axis=-1).max()))
+    fractions = areas / areas.sum(axis=0)
+    return int(np.argmax((areas > 0).sum(axis=-1) + 0.99 * fractions.mean(axis=-1) / fractions.mean(axis=-1).max()))
 
 
 def slice_of(volume: np.ndarray, axis: int, index: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fedsr_monai import __version__
-from fedsr_monai.atomic import atomic_path
+from fedsr_monai.files import atomic_path
 from fedsr_monai.report.results import headline, results, simulated_note, site_section
 from fedsr_monai.report.sources import Sources, read_sources
 from fedsr_monai.report.style import CSS, SCRIPT

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsr_monai.evaluation.tables import DEFINITIONS
 from fedsr_monai.labels import LABELS
-from fedsr_monai.metrics.tables import DEFINITIONS
 from fedsr_monai.report.charts import dice_chart, task_legend
 from fedsr_monai.report.figures import deformation_figure, error_figure, overlay_figure
 from fedsr_monai.report.sources import Sources
@@ -56,7 +56,7 @@ def headline(sources: Sources) -> str:
     dice = {task: of_task["mean"]["dice"] for task, of_task in tasks.items()}
     scans = max(of_task["cases"] for of_task in tasks.values())
     words = {
-        "start": "{} with the atlas as it lies",
+        "unregistered": "{} with the unregistered atlas",
         "registration": "{} after registration",
         "segmentation": "{} by segmentation",
     }
@@ -72,22 +72,22 @@ def headline(sources: Sources) -> str:
         if task in dice:
             mean, sd = dice[task]["mean"], dice[task]["sd"]
             more = [f"± {sd:.3f}"] if math.isfinite(sd) else []
-            more += [f"from {number(dice['start']['mean'], 3)}"] if "start" in dice else []
+            more += [f"from {number(dice['unregistered']['mean'], 3)}"] if "unregistered" in dice else []
             tiles.append(tile(name, number(mean, 3), ", ".join(more), task))
     if "segmentation" in tasks:
         distance = tasks["segmentation"]["mean"]["hd95_mm"]
-        more = f"from {number(tasks['start']['mean']['hd95_mm']['mean'], 2)} mm" if "start" in tasks else ""
+        more = f"from {number(tasks['unregistered']['mean']['hd95_mm']['mean'], 2)} mm" if "unregistered" in tasks else ""
         tiles.append(tile("Segmentation HD95", f"{number(distance['mean'], 2)} <small>mm</small>", more))
     if whole["cases"]:
         ncc = whole["cases"]
-        more = f"from {number(ncc['ncc_start']['mean'], 3)}"
+        more = f"from {number(ncc['ncc_unregistered']['mean'], 3)}"
         tiles.append(tile("Registration NCC", number(ncc["ncc_registration"]["mean"], 3), more))
         tiles.append(
             tile("Folded voxels", f"{number(ncc['folded_percent']['mean'], 3)} <small>%</small>", "of the brain")
         )
     missed = {task: of_task["missed"] for task, of_task in tasks.items()}
-    total = sum(count for task, count in missed.items() if task != "start")
-    more = ", ".join(f"{count} {task}" for task, count in missed.items() if task != "start")
+    total = sum(count for task, count in missed.items() if task != "unregistered")
+    more = ", ".join(f"{count} {task}" for task, count in missed.items() if task != "unregistered")
     tiles.append(tile("Missed structures", str(total), more, "warn" if total else ""))
     return lead + f'<div class="tiles">{"".join(tiles)}</div>'
 

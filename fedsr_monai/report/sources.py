@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsr_monai.data.simulate import RECORD
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_csv, summarise
 from fedsr_monai.handlers.history import read_history
-from fedsr_monai.metrics.tables import CASE_COLUMNS, METRIC_COLUMNS, read_csv, summarise
+from fedsr_monai.simulation.sites import RECORD
 
 
 @dataclass

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.labels import ABBREVIATIONS, COLOURS
-from fedsr_monai.metrics.tables import TASKS
 
 # measure: heading, digits, whether more is better
 MEASURE_STYLE = {
@@ -19,7 +19,7 @@ MEASURE_STYLE = {
     "avd_ml": ("AVD (mL)", 2, False),
     "avd_percent": ("AVD (%)", 1, False),
 }
-SHORT_TASKS = {"start": "start", "registration": "reg.", "segmentation": "seg."}
+SHORT_TASKS = {"unregistered": "unreg.", "registration": "reg.", "segmentation": "seg."}
 
 
 def number(value: float, digits: int) -> str:
@@ -88,7 +88,7 @@ def site_table(summary: Mapping[str, Any]) -> str:
     has_cases = bool(summary["all"]["cases"])
     groups: dict[str, list[str]] = {"Scans": ["n"], "Dice": columns, "HD95 (mm)": columns}
     if has_cases:
-        groups |= {"NCC": ["start", "reg."], "Folded": ["%"]}
+        groups |= {"NCC": ["unregistered", "reg."], "Folded": ["%"]}
     groups["Missed"] = columns
     rows = []
     for name, part in parts:
@@ -102,7 +102,7 @@ def site_table(summary: Mapping[str, Any]) -> str:
             cases = part["cases"] or {
                 key: {"mean": math.nan, "sd": math.nan, "n": 0} for key in summary["all"]["cases"]
             }
-            start, after = cases["ncc_start"], cases["ncc_registration"]
+            start, after = cases["ncc_unregistered"], cases["ncc_registration"]
             cells += mean_cell(start, 3, first=True) + mean_cell(after, 3, best=after["mean"] > start["mean"])
             cells += mean_cell(cases["folded_percent"], 3, first=True)
         cells += count_cells([of_task["missed"] for of_task in by_task.values()])

@@ -10,9 +10,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from fedsr_monai.data.grid import Grid
 from fedsr_monai.errors import UserError
-from fedsr_monai.transforms.resampling import voxel_map
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import voxel_map
 
 BRAIN_LITRES = (0.4, 2.6)  # with room for children, ventricles, generous masks and fields of view that cut
 INSIDE = 0.8  # least share of the brain that must lie in the atlas' box

@@ -12,12 +12,12 @@ from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.transforms.resampling import is_identity, sample, voxel_map
+from fedsr_monai.spatial.resampling import is_identity, sample, voxel_map
 
 KEPT = ("filename_or_obj", "qform_code", "sform_code")  # of the scan's meta data
 
 
-def labels_on_grid(shares: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
     """The most likely label [1, *shape] uint8 at `matrix` times the indices of a grid, from shares [K, D, H, W] that
     sum to one.
 
@@ -29,15 +29,15 @@ def labels_on_grid(shares: torch.Tensor, matrix: np.ndarray, shape: tuple[int, .
         matrix: from `voxel_map`, grid to volume.
         shape: of the grid.
     """
-    result = torch.zeros(1, *shape, dtype=torch.uint8, device=shares.device)
-    if is_identity(matrix, shares.shape[1:], shape):
-        return shares.argmax(dim=0, keepdim=True).to(torch.uint8)
-    start, stop = _box(shares.argmax(dim=0) > 0, matrix, shape)
+    result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
+    if is_identity(matrix, fractions.shape[1:], shape):
+        return fractions.argmax(dim=0, keepdim=True).to(torch.uint8)
+    start, stop = _box(fractions.argmax(dim=0) > 0, matrix, shape)
     if (stop > start).all():
         shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
         # Outside the volume all shares are interpolated to 0, and the argmax is the background.
         labels = sample(
-            shares, shifted, tuple(stop - start), lambda values: values.argmax(0, keepdim=True).to(torch.uint8)
+            fractions, shifted, tuple(stop - start), lambda values: values.argmax(0, keepdim=True).to(torch.uint8)
         )
         result[:, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]] = labels
     return result

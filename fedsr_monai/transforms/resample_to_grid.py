@@ -10,8 +10,8 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, ensure_tuple_rep
 
-from fedsr_monai.data.grid import Grid
-from fedsr_monai.transforms.resampling import resample_image, resample_labels, voxel_map
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import resample_image, resample_labels, voxel_map
 
 RESAMPLE = {"image": resample_image, "label": resample_labels}
 

@@ -10,8 +10,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from fedsr_monai.data.label_map import write_label_map
-from fedsr_monai.data.site import volume_stem
+from fedsr_monai.labels.label_map import write_label_map
+from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.transforms.labels_on_scan import header_codes
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from fedsr_monai.benchmark import accuracy
 from fedsr_monai.benchmark.accuracy import run_accuracy, summary
-from fedsr_monai.data.simulate import simulate_sites
 from fedsr_monai.errors import UserError
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.simulation.sites import simulate_sites
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def test_a_row_a_structure_case_and_method_and_nothing_is_measured_twice(site, t
     with open(tmp_path / "accuracy.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 3 * 13
     assert {name: found["cases"] for name, found in result.items()} == {
-        "atlas as it lies": 1, "FedSR registration": 1, "FedSR segmentation": 1
+        "unregistered atlas": 1, "FedSR registration": 1, "FedSR segmentation": 1
     }  # fmt: skip
-    assert 0 < result["atlas as it lies"]["dice"]["mean"] < 1
+    assert 0 < result["unregistered atlas"]["dice"]["mean"] < 1
     assert json.loads((tmp_path / "accuracy.json").read_text()) == result
 
     monkeypatch.setattr(accuracy, "_network_rows", lambda *arguments: pytest.fail("measured again"))

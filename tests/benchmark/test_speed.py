@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from fedsr_monai.benchmark.speed import run_speed, timed, whole_inference
-from fedsr_monai.data.simulate import simulate_sites
-from fedsr_monai.data.site import load_site
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.simulation.sites import simulate_sites
+from fedsr_monai.sites.site import load_site
 
 
 def test_every_part_is_timed_and_the_network_stays_as_it_is(tmp_path, phantom):

@@ -145,7 +145,7 @@ def test_monai_finds_all_that_it_looks_for(bundle, site_folder, tmp_path):
     for kind, file in (("train", "train.json"), ("infer", "inference.json")):
         workflow = ConfigWorkflow(config_file=str(bundle / "configs" / file), workflow_type=kind, **common)
         parser = workflow.parser
-        parser["imports"].append("$from fedsr_monai.data.site import load_atlas")
+        parser["imports"].append("$from fedsr_monai.sites.site import load_atlas")
         parser["network"] = "$@network_def.set_atlas(*load_atlas(@dataset_dir))"  # without weights
         workflow.initialize()
         assert workflow.check_properties() == []

@@ -17,11 +17,11 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from safetensors.torch import save_file
 
+from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.data.grid import standard_grid
-from fedsr_monai.data.site import write_volume
 from fedsr_monai.errors import UserError, plain_errors, user_error
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.spatial.nifti import write_volume
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_evaluating_writes_the_tables(workflow, site_folder, model, tmp_path, bu
     made.run()
     with open(tmp_path / "out" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["task"] for row in rows} == {"start", "registration", "segmentation"} and len(rows) == 3 * 13
+    assert {row["task"] for row in rows} == {"unregistered", "registration", "segmentation"} and len(rows) == 3 * 13
     assert {row["case"] for row in rows} == {"test3"}
     dice = [float(row["dice"]) for row in rows if row["task"] == "segmentation"]
     assert made.evaluator.state.metrics["val_mean_dice"] == pytest.approx(np.mean(dice), abs=1e-4)

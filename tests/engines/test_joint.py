@@ -7,11 +7,11 @@ import torch
 from ignite.engine import Events
 
 from fedsr_monai.engines import JointTrainer, freeze, head_optimizers
-from fedsr_monai.fl.site_state import collect_state, seed_everything
+from fedsr_monai.federation.site_state import collect_state, seed_everything
 from fedsr_monai.losses import InfoNCE, ParzenMI
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.spatial import warp
-from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
+from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
 
 @pytest.fixture

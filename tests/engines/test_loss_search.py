@@ -10,11 +10,11 @@ from ignite.engine import Events
 from fedsr_monai.engines import LossSearch, LossSearchTrainer, freeze, halves, head_optimizers
 from fedsr_monai.engines.loss_search import Lambdas, coupling, step_sizes
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.site_state import seed_everything
+from fedsr_monai.federation.site_state import seed_everything
 from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.spatial import warp
-from fedsr_monai.transforms import RandomAppearance, RandomAtlas, RandomDeformation
+from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from fedsr_monai.engines.objectives import Labelled, Target, registration_losses, segmentation_losses, weighted
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import FedSRNet, Registration
-from fedsr_monai.networks.shares import label_shares
-from fedsr_monai.networks.spatial import resize_ddf
+from fedsr_monai.networks.label_fractions import label_fractions
+from fedsr_monai.spatial.warping import resize_ddf
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def shifted(voxels: float) -> Registration:
 
 def test_the_right_displacement_has_the_lowest_losses(network, phantom):
     moved = [x[None].roll(-2, dims=3) for x in phantom]
-    target, shares = Target(moved[0], label_shares(moved[1], 14)), network.atlas_shares()
-    losses = {shift: registration_losses(network, shifted(shift), target, shares, None) for shift in (-2.0, 0.0, 2.0, 4.0)}
+    target, fractions = Target(moved[0], label_fractions(moved[1], 14)), network.atlas_fractions()
+    losses = {shift: registration_losses(network, shifted(shift), target, fractions, None) for shift in (-2.0, 0.0, 2.0, 4.0)}
     for name in ("similarity", "dice"):
         assert min(losses, key=lambda shift: losses[shift][name].item()) == 2.0
     assert losses[2.0]["smoothness"].item() == 0

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from miniature import write_bundle, write_sites
-from stage import Stage
 
-from fedsr_monai.fl import federate
+from fedsr_monai.federation import federate
+from tests.helpers.miniature import write_bundle, write_sites
+from tests.helpers.stage import Stage
 
 ROOT = Path(__file__).parents[2]
 SITES = {"a": 3, "b": 2, "c": 1}

@@ -12,7 +12,7 @@ from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
 from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.kit import prepare_kit
-from fedsr_monai.flare.place import read_place
+from fedsr_monai.flare.site_config import read_site_config
 
 
 def validate(job: Path) -> dict:
@@ -96,7 +96,7 @@ def test_the_commands_write_a_job_and_prepare_a_kit(tmp_path, place, capsys):
         "format_version": 2,
         "class_allow_list": ["nvflare.x.", "fedsr_monai.flare."],
     }
-    found = read_place(kit, "a")
+    found = read_site_config(kit, "a")
     assert (found.site, found.state, found.policies) == (str(place / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))
 
 
@@ -107,7 +107,7 @@ def test_preparing_a_kit_again_keeps_what_is_there(tmp_path, place):
     content = json.loads((kit / "local/fedsr.json").read_text())
     (kit / "local/fedsr.json").write_text(json.dumps({**content, "policies": ["fedrep"]}))
     assert prepare_kit(kit, place / "data" / "b") == [kit / "local" / "fedsr.json"]
-    found = read_place(kit, "b")
+    found = read_site_config(kit, "b")
     assert (found.site, found.state, found.policies) == (str(place / "data" / "b"), tmp_path / "state", ("fedrep",))
     if (kit / "local/resources.json").exists():  # FLARE from 2.8 on
         allowed = json.loads((kit / "local/resources.json").read_text())["class_allow_list"]
@@ -130,7 +130,7 @@ def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "fedsr.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        read_place(tmp_path, "a")
+        read_site_config(tmp_path, "a")
 
 
 def test_a_kit_that_is_not_there_or_a_site_that_is_none_is_named(tmp_path):
@@ -145,4 +145,4 @@ def test_a_kit_that_is_not_there_or_a_site_that_is_none_is_named(tmp_path):
 def test_the_site_name_stands_in_for_shared_folders(tmp_path):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "fedsr.json").write_text('{"site": "/data/{SITE_NAME}/scans"}')
-    assert read_place(tmp_path, "clinic").site == "/data/clinic/scans"
+    assert read_site_config(tmp_path, "clinic").site == "/data/clinic/scans"

@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from miniature import write_sites
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
-from stage import Stage
 
 from fedsr_monai.flare.filters import SAPrivacy
+from tests.helpers.miniature import write_sites
+from tests.helpers.stage import Stage
 
 
 def pieces(array: np.ndarray) -> list[bytes]:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import write_sites
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.shareablegenerators.full_model_shareable_generator import FullModelShareableGenerator
-from stage import Stage
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl import federate
-from fedsr_monai.fl.storage import read_tensors
+from fedsr_monai.federation import federate
+from fedsr_monai.federation.storage import read_tensors
+from tests.helpers.miniature import write_sites
+from tests.helpers.stage import Stage
 
 FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 

@@ -7,7 +7,7 @@ import pytest
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
-from fedsr_monai.fl.records import digest
+from fedsr_monai.federation.records import digest
 from fedsr_monai.flare.settings import Settings, settings_from_job
 
 BUNDLE = bundle_path("fedsr_encoder")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsr_monai.fl.storage import read_tensors
+from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.kit import prepare_kit
 

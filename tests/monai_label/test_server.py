@@ -17,9 +17,10 @@ import torch
 from monai.bundle import run
 from scipy.spatial.transform import Rotation
 
-from fedsr_monai.data.grid import Grid, standard_grid
+from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.labels import LABELS
-from fedsr_monai.transforms.resampling import resample_image, voxel_map
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import resample_image, voxel_map
 
 pytest.importorskip("monailabel", reason="needs the environment of `make label-env`")
 requests = pytest.importorskip("requests")

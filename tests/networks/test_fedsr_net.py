@@ -5,7 +5,7 @@ import torch
 
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
-from fedsr_monai.networks.shares import predicted_shares
+from fedsr_monai.networks.label_fractions import predicted_fractions
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_every_parameter_gets_a_gradient(network, phantom):
     image = phantom[0][None].roll(1, dims=2)
     features = network.encoder(torch.cat([image, network.atlas_image]))
     logits, pooled = network.segment([f[:1] for f in features])
-    found = network.align([f[:1] for f in features], [f[1:] for f in features], predicted_shares(logits))
+    found = network.align([f[:1] for f in features], [f[1:] for f in features], predicted_fractions(logits))
     (logits.square().mean() + found.full_ddf.square().mean()).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -62,7 +62,7 @@ def test_registration_does_not_move_the_segmentation_head(network, phantom):
     stir(network)
     features = network.encoder(phantom[0][None])
     logits, _ = network.segment(features)
-    network.align(features, features, predicted_shares(logits)).full_ddf.square().mean().backward()
+    network.align(features, features, predicted_fractions(logits)).full_ddf.square().mean().backward()
     assert all(p.grad is None for p in network.segmentation.parameters())
     assert all(p.grad is not None for p in network.encoder.parameters())
 
@@ -138,13 +138,13 @@ def test_label_guidance_tells_the_registration_what_the_segmentation_sees(networ
     with torch.no_grad():
         features = network.encoder(phantom[0][None])
         logits, _ = network.segment(features)
-        shares = predicted_shares(logits)
-        one, other = (network.align(features, features, guide).full_ddf for guide in (shares, shares.roll(3, dims=1)))
+        fractions = predicted_fractions(logits)
+        one, other = (network.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1)))
         assert not torch.equal(one, other)
         blind = stir(FedSRNet("small", label_guidance=False))
         blind.set_atlas(*phantom)
         features = blind.encoder(phantom[0][None])
-        one, other = (blind.align(features, features, guide).full_ddf for guide in (shares, shares.roll(3, dims=1)))
+        one, other = (blind.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1)))
         assert torch.equal(one, other)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import itk
 import pytest
-from raw_scans import atlas, raw_scan, save
+
+from tests.helpers.raw_scans import atlas, raw_scan, save
 
 itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
 

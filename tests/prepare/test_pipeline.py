@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from raw_scans import atlas, raw_scan
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.load import Volume
 from fedsr_monai.prepare.pipeline import prepare_scan
 from fedsr_monai.prepare.quality import correlation_ratio
+from tests.helpers.raw_scans import atlas, raw_scan
 
 IMAGE, _, GRID = atlas()
 

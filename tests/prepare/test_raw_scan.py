@@ -5,16 +5,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from raw_scans import SHAPE, atlas, raw_scan, save
 from scipy import ndimage
 
-from fedsr_monai.data.displacement import field_on_scan, write_displacement
-from fedsr_monai.data.grid import Grid
-from fedsr_monai.data.site import write_site, write_volume
 from fedsr_monai.errors import UserError
-from fedsr_monai.inference import segment
+from fedsr_monai.inference.segment import segment
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.transforms.resampling import sample, voxel_map
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.displacement import field_on_scan, write_displacement
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.resampling import sample, voxel_map
+from tests.helpers.raw_scans import SHAPE, atlas, raw_scan, save
 
 
 @pytest.fixture

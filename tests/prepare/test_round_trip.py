@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from raw_scans import atlas, pose, random_grid
 
-from fedsr_monai.data.grid import standard_grid
-from fedsr_monai.transforms.resampling import resample_labels, voxel_map
+from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.spatial.resampling import resample_labels, voxel_map
+from tests.helpers.raw_scans import atlas, pose, random_grid
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
-from fedsr_monai.data.check import check_site
-from fedsr_monai.data.site import load_site
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare import site as module
 from fedsr_monai.prepare.atlas import AtlasFiles
 from fedsr_monai.prepare.site import prepare_site
+from fedsr_monai.sites.check import check_site
+from fedsr_monai.sites.site import load_site
+from tests.helpers.raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
 GRID = {"spacing": SPACING, "shape": SHAPE}
 FLIPPED = (

@@ -8,11 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, TASKS, summarise, write_csv
+from fedsr_monai.files import write_json
 from fedsr_monai.labels import LABELS
-from fedsr_monai.metrics.tables import CASE_COLUMNS, METRIC_COLUMNS, TASKS, summarise, write_csv, write_json
 
 SHAPE = (24, 28, 20)
-DICE = {"start": 0.5, "registration": 0.75, "segmentation": 0.875}
+DICE = {"unregistered": 0.5, "registration": 0.75, "segmentation": 0.875}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def evaluation(tmp_path):
             "site": site,
             "case": case,
             "seconds": 0.5,
-            "ncc_start": 0.5,
+            "ncc_unregistered": 0.5,
             "ncc_registration": 0.8125,
             "folded_percent": 0.0625,
         }

@@ -32,13 +32,13 @@ def test_a_line_a_series_without_the_gaps():
 
 def test_dice_is_where_the_axis_says():
     spread = {"mean": 0.5, "sd": 0.1, "n": 3}
-    drawn = dice_chart({"x": {"start": spread, "segmentation": spread | {"mean": 0.8, "sd": math.nan}}}, "Dice")
+    drawn = dice_chart({"x": {"unregistered": spread, "segmentation": spread | {"mean": 0.8, "sd": math.nan}}}, "Dice")
     ticks = {float(text): float(x) for x, text in re.findall(r'class="tick" x="([\d.]+)"[^>]*>([\d.]+)<', drawn)}
     marks = {task: float(x) for task, x in re.findall(r'class="mark (\w+)" cx="([\d.]+)"', drawn)}
-    assert marks["start"] == pytest.approx((ticks[0.4] + ticks[0.6]) / 2, abs=0.2)
+    assert marks["unregistered"] == pytest.approx((ticks[0.4] + ticks[0.6]) / 2, abs=0.2)
     assert marks["segmentation"] == pytest.approx(ticks[0.8], abs=0.2)
     assert drawn.count('class="sd') == 1
-    assert "x, atlas as it lies: 0.500 ± 0.100 (n = 3)" in drawn and "nan" not in drawn
+    assert "x, unregistered atlas: 0.500 ± 0.100 (n = 3)" in drawn and "nan" not in drawn
 
 
 def test_participation_names_the_reason():

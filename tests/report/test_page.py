@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedsr_monai.data.simulate import RECORD
 from fedsr_monai.errors import UserError
 from fedsr_monai.report import write_report
 from fedsr_monai.report.training import epoch_places
+from fedsr_monai.simulation.sites import RECORD
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
 
@@ -61,7 +61,7 @@ def test_the_whole_report(run, pictured, tmp_path):
     assert page.links == [f"#{name}" for name in page.ids]
     assert "A <run> & more" in page.text
     # (12 x 0.875 + 0) / 13 at one site of two, 0.875 at the other
-    assert "0.500 with the atlas as it lies, 0.750 after registration and 0.841 by segmentation" in page.text
+    assert "0.500 with the unregistered atlas, 0.750 after registration and 0.841 by segmentation" in page.text
     assert "policy fedsr · 2 of 4 rounds" in page.text
     assert len(page.sources) == 3 and "Pictures and structures" in page.text
 
@@ -132,7 +132,7 @@ def test_an_evaluation_without_cases_or_figures(evaluation, tmp_path):
     (evaluation / "metrics.json").unlink()
     _, page = written(None, evaluation, tmp_path / "report.html")
     assert page.sources == [] and "NCC" not in page.row("Site")[-2][1]
-    assert "0.500 with the atlas as it lies" in page.text
+    assert "0.500 with the unregistered atlas" in page.text
 
 
 def test_nothing_to_report(tmp_path):

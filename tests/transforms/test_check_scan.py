@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from fedsr_monai.data.grid import standard_grid
+from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.errors import UserError
 from fedsr_monai.transforms import CheckScand
 from fedsr_monai.transforms.check_scan import check_scan

@@ -6,11 +6,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 
-from fedsr_monai.data.grid import standard_grid
+from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.transforms import LabelsOnScand, ResampleToGridd
 from fedsr_monai.transforms.labels_on_scan import labels_on_grid, own_grid
-from fedsr_monai.transforms.resampling import sample, voxel_map
 
 GRID = standard_grid(6.0, (32, 32, 32))
 AFFINE = np.array([[0.0, -3.9, 0.5, 60.0], [0.3, 0.4, 4.9, -130.0], [-4.2, 0.2, 0.4, 95.0], [0.0, 0.0, 0.0, 1.0]])
@@ -23,10 +23,10 @@ def one_hot(label: torch.Tensor) -> torch.Tensor:
 
 def test_the_box_of_the_foreground_gives_what_the_whole_grid_gives(phantom):
     matrix = voxel_map(GRID.affine, AFFINE)
-    shares = (4 * one_hot(phantom[1]) + torch.rand(14, 32, 32, 32)).softmax(dim=0)
-    shares[0] += 1 - shares.sum(dim=0)
-    everywhere = sample(shares, matrix, SHAPE).argmax(dim=0, keepdim=True).to(torch.uint8)
-    assert torch.equal(labels_on_grid(shares, matrix, SHAPE), everywhere)
+    fractions = (4 * one_hot(phantom[1]) + torch.rand(14, 32, 32, 32)).softmax(dim=0)
+    fractions[0] += 1 - fractions.sum(dim=0)
+    everywhere = sample(fractions, matrix, SHAPE).argmax(dim=0, keepdim=True).to(torch.uint8)
+    assert torch.equal(labels_on_grid(fractions, matrix, SHAPE), everywhere)
     assert len(torch.unique(everywhere)) == 14
 
 

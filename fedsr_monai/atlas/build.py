@@ -1,0 +1,126 @@
+"""The labelled atlas on any grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from fedsr_monai.atlas.templates import Templates, high_resolution_templates
+from fedsr_monai.errors import UserError
+from fedsr_monai.labels import LABELS, NUM_CLASSES
+
+# Measured on the 2009a template: middle and size of the bounding box of all labelled voxels, in millimetres of its
+# space.
+BRAIN_CENTRE = (0.0, -16.5, 6.0)
+BRAIN_SIZE = (143.0, 180.0, 153.0)
+GRIDS = {2.0: (80, 96, 80), 1.5: (128, 128, 128), 2.5: (64, 80, 64)}
+LOW_PASS = 0.425  # standard deviation of the filter before down-sampling, in voxels of the coarser grid
+
+
+def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Voxel to millimetre matrix [4, 4], RAS+, of the grid that is centred on the brain's bounding box.
+
+    Raises:
+        UserError: spacing or shape is not positive, or the grid is too small to hold the brain.
+    """
+    spacing = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
+    shape = tuple(int(size) for size in shape)
+    if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(spacing).all() and spacing.min() > 0):
+        raise UserError(
+            f"grid {shape} at {_text(spacing)} mm, expected three positive sizes and spacings: correct them"
+        )
+    extent = spacing * shape
+    if (extent < BRAIN_SIZE).any():
+        needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, spacing))
+        raise UserError(
+            f"grid {shape} at {_text(spacing)} mm cuts the brain, expected at least {needed} voxels: "
+            "take more or larger voxels"
+        )
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.asarray(BRAIN_CENTRE) - spacing * (np.asarray(shape) - 1) / 2
+    return affine
+
+
+def default_shape(spacing: float) -> tuple[int, int, int]:
+    """The project's grid at this spacing.
+
+    Raises:
+        UserError: there is none.
+    """
+    if spacing not in GRIDS:
+        raise UserError(
+            f"spacing {spacing} mm has no grid of its own, expected one of {sorted(GRIDS)}: give the shape too"
+        )
+    return GRIDS[spacing]
+
+
+def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4] of the atlas.
+
+    Image and one-hot label maps of the 1 mm templates are low-passed and sampled on the grid of `grid_affine`; the
+    label is the argmax.
+
+    Raises:
+        UserError: the grid cuts the brain, a structure has no voxel on it, or the template packages are not installed.
+    """
+    affine = grid_affine(spacing, shape)
+    templates = high_resolution_templates()
+    points = voxel_points(affine, shape, templates)
+    sigma = tuple(LOW_PASS * np.diag(affine)[:3])
+    probability = np.stack([sample(channel, points) for channel in soft_labels(sigma)[0]])
+    label = label_of(probability)
+    empty = [LABELS[k] for k in range(NUM_CLASSES) if not (label == k).any()]
+    if empty:
+        raise UserError(
+            f"grid {tuple(shape)} has no voxel of {', '.join(empty)}, expected all structures: take smaller voxels"
+        )
+    smooth = ndimage.gaussian_filter(templates.t1, sigma)
+    image = sample(smooth, points) * (probability.sum(0) >= 127.5)
+    image = np.clip(image / np.percentile(image[image > 0], 99.9), 0, 1)
+    return image.astype(np.float32), label, affine
+
+
+@lru_cache(maxsize=2)
+def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
+
+    Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second
+    result is where any of them is not 0, bool [D, H, W].
+    """
+    templates = high_resolution_templates()
+    result = np.empty((NUM_CLASSES, *templates.label.shape), np.uint8)
+    for k in range(NUM_CLASSES):
+        one_hot = ((templates.label == k) & templates.mask).astype(np.float32)
+        result[k] = np.rint(255 * ndimage.gaussian_filter(one_hot, sigma, truncate=3))
+    return result, result.any(0)
+
+
+def label_of(probability: np.ndarray) -> np.ndarray:
+    """Argmax of [14, ...] (sum at most 255) where everything outside the mask counts as background; uint8."""
+    with_outside = probability.copy()
+    with_outside[0] = 255 - probability[1:].sum(0)
+    return with_outside.argmax(0).astype(np.uint8)
+
+
+def voxel_points(affine: np.ndarray, shape: Sequence[int], templates: Templates) -> np.ndarray:
+    """Positions [3, D, H, W] of a grid's voxels in voxels of the templates."""
+    matrix = np.linalg.inv(templates.affine) @ affine
+    return transform(matrix, np.indices(tuple(shape), dtype=np.float32))
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Affine map [4, 4] of `points` [3, ...]; written out because a BLAS product's last bits depend on its threads."""
+    m = matrix.astype(np.float32)
+    return np.stack([m[i, 0] * points[0] + m[i, 1] * points[1] + m[i, 2] * points[2] + m[i, 3] for i in range(3)])
+
+
+def sample(volume: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Linear interpolation at `points` [3, ...]; float32, 0 outside."""
+    return ndimage.map_coordinates(volume, points, order=1, output=np.float32)
+
+
+def _text(spacing: np.ndarray) -> str:
+    return " x ".join(f"{value:g}" for value in spacing)

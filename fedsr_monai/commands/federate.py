@@ -1,0 +1,68 @@
+"""`fedsr federate`: the federated phase."""
+
+from __future__ import annotations
+
+from fedsr_monai.commands.arguments import parse_overrides
+from fedsr_monai.commands.site_folders import expand_sites
+
+
+def federate(
+    sites: list[str],
+    out: str,
+    rounds: int = 20,
+    local_epochs: int = 1,
+    policy: str = "fedsr",
+    weighting: str = "images",
+    participation: float = 1.0,
+    min_sites: int | None = None,
+    processes: bool = False,
+    timeout: float | None = None,
+    from_weights: str | None = None,
+    bundle: str = "fedsr_encoder",
+    override: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Train one encoder over several sites, each beside its own scans; only encoder and site-aggregated features travel.
+
+    Every site keeps its two heads, its optimisers and its data. After each round the run folder holds a complete state; the same
+    command on the same folder goes on from it, and ends in the numbers of a run that was never stopped.
+
+    Args:
+        sites: site folders, or a folder that holds them
+        out: run folder
+        rounds: communication rounds in all; give more to a finished run to continue it
+        local_epochs: epochs a site trains each round
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas),
+            local (nothing), pooled (one training on all images)
+        weighting: of the sites in the average: images (by their number) or uniform
+        participation: share of the sites asked each round, above 0 and up to 1
+        min_sites: fewest good answers that make a round; by default half of those asked
+        processes: run a process a site, all at once, instead of one site after the other
+        timeout: seconds that a site has for a round; needs --processes
+        from_weights: checkpoint that all sites start from, instead of random weights
+        bundle: folder or name of the bundle that the sites train
+        override: values for ids of the bundle's train.json, as ID=VALUE
+        seed: of everything random
+
+    Example:
+        fedsr federate sites --out runs/first --rounds 20 --override learning_rate=0.0005
+    """
+    from fedsr_monai.federation.runner import federate as run
+
+    run(
+        expand_sites(sites),
+        out,
+        rounds,
+        bundle=bundle,
+        policy=policy,
+        local_epochs=local_epochs,
+        weighting=weighting,
+        min_sites=min_sites,
+        timeout=timeout,
+        processes=processes,
+        participation=participation,
+        seed=seed,
+        overrides=parse_overrides(override or []),
+        from_weights=from_weights,
+    )
+    print(f"{out}: done; next: fedsr evaluate {out}, then fedsr report {out}")

@@ -1,0 +1,52 @@
+"""`fedsr personalise`: the personalised phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsr_monai.commands.arguments import parse_overrides
+from fedsr_monai.commands.site_folders import expand_sites
+from fedsr_monai.errors import UserError
+
+
+def personalise(
+    sites: list[str],
+    weights: str | None = None,
+    out: str | None = None,
+    epochs: int = 20,
+    epoch_length: int | None = None,
+    search: bool = False,
+    bundle: str = "fedsr_site",
+    override: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
+
+    A site of the run goes on from its own heads, a new one from those that the run began with. With --search the weights of the loss
+    terms are found while the heads learn (bilevel optimisation); their history is in the training's log.
+
+    Args:
+        sites: site folders, or a folder that holds several
+        weights: folder of a run, or a file of weights; by default the weights that come with the bundle
+        out: folder for the results, one folder a site in it; by default personalised/ in the run's folder, where evaluate looks
+        epochs: in all; the learning rate falls to 0 over them
+        epoch_length: steps an epoch; by default one a scan
+        search: search for the weights of the loss terms; needs two training scans or more
+        bundle: folder or name of the bundle
+        override: values for ids of the bundle's train.json, as ID=VALUE
+        seed: of everything random
+
+    Example:
+        fedsr personalise sites/paediatric --weights runs/first --search
+    """
+    from fedsr_monai.evaluation.run import PERSONALISED
+    from fedsr_monai.personalisation import personalise as run
+    from fedsr_monai.sites.site import load_site
+
+    if out is None:
+        if weights is None or not Path(weights, "run.json").is_file():
+            raise UserError("personalise needs --out where --weights is no folder of a run: name a folder for the results")
+        out = str(Path(weights) / PERSONALISED)
+    for folder in expand_sites(sites):
+        target = Path(out) / load_site(folder).name
+        print(run(folder, weights, target, epochs, search, parse_overrides(override or []), seed, epoch_length, bundle))

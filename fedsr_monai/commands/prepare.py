@@ -1,0 +1,66 @@
+"""`fedsr prepare`: make a site folder of raw scans."""
+
+from __future__ import annotations
+
+from fedsr_monai.errors import UserError
+
+
+def prepare(
+    source: str,
+    out: str,
+    atlas_image: str | None = None,
+    atlas_label: str | None = None,
+    atlas_mask: str | None = None,
+    name: str | None = None,
+    spacing: float = 2.0,
+    shape: list[int] | None = None,
+    layout: str | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    processes: int = 2,
+) -> None:
+    """Make a site folder of raw scans: brain mask, bias field, affine map to the atlas, grid, intensities.
+
+    Takes a BIDS tree (sub-*/anat/*_T1w.nii.gz, masks and labels in derivatives), FreeSurfer subjects (orig, brainmask,
+    aparc+aseg), or a folder of NIfTI files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz). Labels are 0 to 13 or
+    FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay together.
+    OUT/prepare receives a picture a scan, to be looked at, and scans.csv with what was done. A scan that cannot be laid on the
+    atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all sites are laid on.
+
+    Args:
+        source: folder of the scans
+        out: site folder to make
+        atlas_image: the site's own labelled scan; without it the atlas is the one that the program builds, whose labels are
+            CC BY-NC
+        atlas_label: its labels
+        atlas_mask: its brain mask; by default all that is labelled
+        name: of the site; by default the name of the folder
+        spacing: size of a voxel in mm; 1.5, 2 (that of the weights that come with the bundles) and 2.5 have a grid of their own
+        shape: voxels of the grid, three numbers, for another spacing
+        layout: bids, freesurfer or flat; by default what the folder looks like
+        validation: people to validate on
+        test: people to test on
+        seed: of the split
+        processes: worker processes, about 2 GB of memory each
+
+    Example:
+        fedsr prepare /data/bids --out mysite --atlas_image atlas.nii.gz --atlas_label atlas_dseg.nii.gz
+        fedsr prepare /data/freesurfer --out mysite --test 4 --validation 2
+    """
+    from fedsr_monai.prepare import require_itk
+
+    require_itk()
+    if (atlas_image is None) != (atlas_label is None) or (atlas_mask is not None and atlas_image is None):
+        raise UserError("--atlas_image and --atlas_label: found one without the other, expected both or none; give both")
+    from fedsr_monai.prepare.atlas import AtlasFiles
+    from fedsr_monai.prepare.site import prepare_site
+    from fedsr_monai.sites.site import load_site
+
+    if atlas_image is None:
+        print("no --atlas_image: the atlas is the project's (labels under CC BY-NC, see the README)", flush=True)
+    atlas = AtlasFiles(atlas_image, atlas_label, atlas_mask) if atlas_image else None
+    root = prepare_site(source, out, atlas, name, spacing, shape, layout, validation, test, seed, processes)
+    site = load_site(root)
+    print(f"{root}: {len(site.training)} scans to train on, {len(site.validation)} to validate, {len(site.test)} to test")
+    print(f"{root}/prepare: look at the pictures; next: fedsr check {out}")

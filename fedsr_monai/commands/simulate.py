@@ -1,0 +1,48 @@
+"""`fedsr simulate`: make simulated sites."""
+
+from __future__ import annotations
+
+
+def simulate(
+    out: str,
+    sites: int = 4,
+    training: int = 8,
+    validation: int = 2,
+    test: int = 4,
+    spacing: float = 2.0,
+    shape: list[int] | None = None,
+    seed: int = 0,
+    unseen: bool = False,
+    profiles: list[str] | None = None,
+    processes: int = 2,
+) -> None:
+    """Make simulated hospitals from a labelled brain: for trying things out, with true labels to measure against.
+
+    Each hospital has its own patients (adults, elderly people, children) and its own scanner (noise, bias field, contrast,
+    slice thickness). The same arguments give the same files. Needs the extra "demo".
+
+    Args:
+        out: folder for the site folders
+        sites: number of hospitals
+        training: scans a site to learn from, without labels
+        validation: labelled scans a site to choose by
+        test: labelled scans a site to measure on
+        spacing: size of a voxel in mm; 1.5, 2 and 2.5 have a grid of their own
+        shape: voxels of the grid, three numbers, for another spacing
+        seed: of everything random
+        unseen: add a children's hospital with 7 training scans, to join when the others have trained
+        profiles: hospitals by name instead of the first ones: adult-3t elderly-3t thick-slice adult-1t5 other-vendor
+            paediatric
+        processes: worker processes, about 1 GB of memory each
+
+    Example:
+        fedsr simulate sites --sites 4 --spacing 2 --unseen
+    """
+    from fedsr_monai.simulation.sites import simulate_sites
+
+    names = [name for value in profiles for name in value.split(",") if name] if profiles else None
+    folders = simulate_sites(
+        out, sites, training, validation, test, spacing, shape, seed, unseen=unseen, profiles=names, processes=processes
+    )
+    for folder in folders:
+        print(folder)

@@ -1,0 +1,16 @@
+"""Measures of segmentation and registration, their tables, and the evaluation of a site's network."""
+
+from fedsr_monai.evaluation.registration import folded_percent, jacobian_determinant, ncc
+from fedsr_monai.evaluation.site import evaluate_network
+from fedsr_monai.evaluation.structures import structure_metrics
+from fedsr_monai.evaluation.tables import structure_rows, summarise
+
+__all__ = [
+    "evaluate_network",
+    "folded_percent",
+    "jacobian_determinant",
+    "ncc",
+    "structure_metrics",
+    "structure_rows",
+    "summarise",
+]

@@ -1,0 +1,136 @@
+"""Evaluation of a whole run, or of one set of weights on several sites."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.device import find_device
+from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.site import evaluate_network
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.sites.contract import SECTIONS
+from fedsr_monai.sites.site import Site, load_atlas, load_site, site_folders
+
+PERSONALISED = "personalised"  # folder in a run for the networks that were fitted to a site after the rounds
+
+
+@dataclass(frozen=True)
+class SiteModel:
+    """Weights that are to be measured on a site's scans, and the bundle that they are of."""
+
+    site: Site
+    weights: Path
+    bundle: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
+    """The final network of each site of a run: the personalised one where there is one, else that of the last round.
+
+    Sites that joined after the rounds come after the others. The pooled policy's one network is measured on every site.
+
+    Raises:
+        UserError: the run has no network yet, or a site folder is not where it was.
+    """
+    run = Path(run)
+    record = _read(run / "run.json")
+    bundle, overrides = Path(record["bundle"]["path"]), record.get("overrides", {})
+    models = {}
+    for site in record["sites"]:
+        for folder in site_folders(site["path"]):
+            loaded = load_site(folder)
+            weights = run / "sites" / site["name"] / "model.pt"
+            if not weights.is_file():
+                raise UserError(f"{weights}: not found, expected the network of the last round: finish the run with the command that began it")
+            models[loaded.name] = SiteModel(loaded, weights, bundle, overrides)
+    for file in sorted((run / PERSONALISED).glob("*/personalised.json")):
+        record = _read(file)
+        loaded = load_site(record["site"])
+        models[loaded.name] = SiteModel(loaded, file.parent / "model.pt", Path(record["bundle"]), record.get("overrides", {}))
+    return list(models.values())
+
+
+def models_of_sites(folders: Sequence[str | os.PathLike], weights: str | os.PathLike | None = None) -> list[SiteModel]:
+    """One set of weights for several sites, each with its own atlas; by default the weights that ship with `fedsr_site`.
+
+    Raises:
+        UserError: a folder is not a site, or the weights are not there.
+    """
+    bundle = bundle_path("fedsr_site")
+    weights = Path(weights) if weights is not None else bundle / "models" / "model.pt"
+    if not weights.is_file():
+        raise UserError(f"{weights}: not found, expected weights to measure: give the path of a model.pt with --weights")
+    return [SiteModel(load_site(folder), weights, bundle) for folder in folders]
+
+
+def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRNet:
+    """The bundle's network with the given weights and the site's own atlas.
+
+    Raises:
+        UserError: the weights are of another network.
+    """
+    parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
+    parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
+    network = load_weights(parser.get_parsed_content("network_def"), model.weights)
+    network.set_atlas(*load_atlas(model.site.root))
+    return network.to(device)
+
+
+def evaluate_models(
+    models: Sequence[SiteModel],
+    out: str | os.PathLike,
+    section: str = "test",
+    device: str | torch.device | None = None,
+    figures: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure every model on its site's labelled scans; the tables go to `out`, their summary is returned.
+
+    Args:
+        models: what to measure.
+        out: evaluation folder.
+        section: training, validation or test.
+        device: by default the first GPU, or the CPU where there is none.
+        figures: scans a site whose volumes are kept for the report's figures.
+        progress: show a bar (never when standard error is not a terminal).
+
+    Raises:
+        UserError: a section without labelled scans, or weights that do not fit.
+    """
+    if section not in SECTIONS:
+        raise UserError(f"section: found {section!r}, expected one of {', '.join(SECTIONS)}: correct it")
+    device = find_device(device)
+    out = Path(out)
+    for model in models:
+        evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress)
+    return _read(out / "metrics.json")
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """A line a site: mean Dice of the atlas as it lies, of the registration and of the segmentation."""
+    width = max(len(name) for name in summary["sites"])
+    lines = []
+    for name, site in summary["sites"].items():
+        tasks = ", ".join(f"{task} {of_task['mean']['dice']['mean']:.3f}" for task, of_task in site["tasks"].items())
+        count = next(iter(site["tasks"].values()))["cases"]
+        lines.append(f"{name:<{width}}  mean Dice of {count} scan{'s' * (count > 1)}: {tasks}")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected the record of a run: give the folder that `fedsr federate --out` wrote") from None
+    except ValueError as error:
+        raise UserError(f"{path}: unreadable ({error}), expected JSON: restore it from a copy or run again") from None

@@ -1,0 +1,176 @@
+"""Evaluation of one site's network on the labelled scans of that site."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+from tqdm import tqdm
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.registration import folded_percent, ncc
+from fedsr_monai.evaluation.tables import (
+    CASE_COLUMNS,
+    METRIC_COLUMNS,
+    TASKS,
+    read_csv,
+    structure_rows,
+    summarise,
+    write_csv,
+)
+from fedsr_monai.files import atomic_path, write_json
+from fedsr_monai.simulation.sites import RECORD
+from fedsr_monai.sites.site import Site
+from fedsr_monai.spatial.nifti import volume_stem
+
+
+def evaluate_network(
+    network: torch.nn.Module,
+    site: Site,
+    section: str = "test",
+    device: str | torch.device = "cpu",
+    out_dir: str | os.PathLike | None = None,
+    keep_figures: int = 1,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Measure registration and segmentation on every labelled scan of a site against the unregistered atlas.
+
+    Three tasks a case: ``start`` (the atlas labels unmoved), ``registration`` (the warped atlas labels) and
+    ``segmentation`` (the most likely label a voxel). The network is evaluated with the atlas that it carries, on
+    ``device``; its mode is put back afterwards.
+
+    Args:
+        network: with ``forward``, ``register``, ``warp_labels`` and the buffers ``atlas_image``, ``atlas_label``.
+        site: the site whose scans are read, all on the grid of the atlas.
+        section: ``training``, ``validation`` or ``test``; scans without a label are left out.
+        device: where the network runs.
+        out_dir: evaluation folder. The site's rows replace those it had there, other sites' stay.
+        keep_figures: number of cases whose volumes are kept for the report's figures.
+        progress: whether to show a bar (never when standard error is not a terminal).
+
+    Returns:
+        The rows of ``metrics.csv`` for this site.
+
+    Raises:
+        UserError: no scan of the section has a label, or a scan is not on the grid of the atlas.
+    """
+    items = [item for item in getattr(site, section) if "label" in item]
+    if not items:
+        raise UserError(
+            f"{site.root}: no labelled scan in '{section}', expected at least one to evaluate; "
+            "add 'label' entries to that section of site.json or choose another"
+        )
+    was_training = network.training
+    network.eval().to(device)
+    rows: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
+    try:
+        bar = tqdm(items, desc=f"evaluate {site.name}", unit="scan", disable=None if progress else True)
+        for number, item in enumerate(bar):
+            case = volume_stem(item["image"])
+            volumes, seconds = run_case(network, item, device)
+            of_case = case_rows(volumes, site)
+            rows += [{"site": site.name, "case": case} | row for row in of_case]
+            cases.append({"site": site.name, "case": case, "seconds": seconds} | image_measures(volumes))
+            bar.set_postfix_str(", ".join(f"{task} {mean_dice(of_case, task):.3f}" for task in TASKS), refresh=False)
+            if out_dir is not None and number < keep_figures:
+                write_volumes(Path(out_dir) / "cases" / site.name / f"{case}.npz", volumes, site.spacing)
+    finally:
+        network.train(was_training)
+    if out_dir is not None:
+        merge_evaluation(Path(out_dir), site, section, rows, cases)
+    return rows
+
+
+def run_case(
+    network: torch.nn.Module, item: Mapping[str, str], device: str | torch.device
+) -> tuple[dict[str, np.ndarray], float]:
+    """Read a scan and run the network: all volumes [D, H, W] (``ddf``: [3, D, H, W]) and the network's seconds."""
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    image = load(item["image"]).as_tensor().float()
+    label = load(item["label"]).as_tensor()
+    expected = tuple(network.atlas_image.shape[-3:])
+    for volume, path in ((image, item["image"]), (label, item["label"])):
+        if tuple(volume.shape[-3:]) != expected:
+            raise UserError(
+                f"{path}: grid {tuple(volume.shape[-3:])}, expected the atlas' {expected}; "
+                "resample the scan to the atlas or load the network of this site"
+            )
+    scan = image[None].to(device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        segmentation = network(scan).argmax(dim=1)
+        ddf, warped_image = network.register(scan)
+        warped_label = network.warp_labels(ddf)
+    volumes = {
+        "image": image,
+        "label": label.to(torch.uint8),
+        "segmentation": segmentation.to(torch.uint8),
+        "atlas_image": network.atlas_image,
+        "atlas_label": network.atlas_label,
+        "warped_image": warped_image,
+        "warped_label": warped_label,
+    }
+    arrays = {name: volume.reshape(expected).cpu().numpy() for name, volume in volumes.items()}
+    arrays["ddf"] = ddf.reshape(3, *expected).float().cpu().numpy()
+    return arrays, time.perf_counter() - start
+
+
+def case_rows(volumes: Mapping[str, np.ndarray], site: Site) -> list[dict[str, Any]]:
+    predictions = zip(TASKS, (volumes["atlas_label"], volumes["warped_label"], volumes["segmentation"]), strict=True)
+    return [
+        {"task": task} | row
+        for task, prediction in predictions
+        for row in structure_rows(prediction, volumes["label"], site.spacing, site.labels)
+    ]
+
+
+def image_measures(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    brain = volumes["image"] > 0
+    return {
+        "ncc_unregistered": ncc(volumes["atlas_image"], volumes["image"], brain),
+        "ncc_registration": ncc(volumes["warped_image"], volumes["image"], brain),
+        "folded_percent": folded_percent(torch.from_numpy(volumes["ddf"]), torch.from_numpy(brain)),
+    }
+
+
+def mean_dice(rows: Sequence[Mapping[str, Any]], task: str) -> float:
+    return float(np.nanmean([row["dice"] for row in rows if row["task"] == task]))
+
+
+def write_volumes(path: Path, volumes: Mapping[str, np.ndarray], spacing: Sequence[float]) -> None:
+    """Keep what the figures need; half precision is far finer than an image or a field is drawn."""
+    small = {name: v.astype(np.float16) if v.dtype == np.float32 else v for name, v in volumes.items()}
+    small.pop("atlas_label")
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **small, spacing=np.asarray(spacing, dtype=np.float32))
+
+
+def merge_evaluation(
+    out_dir: Path, site: Site, section: str, rows: list[dict[str, Any]], cases: list[dict[str, Any]]
+) -> None:
+    """Put one site's rows into an evaluation folder, in place of those that the site had there."""
+    tables = {"metrics.csv": (rows, METRIC_COLUMNS), "cases.csv": (cases, CASE_COLUMNS)}
+    merged = {}
+    for name, (new, columns) in tables.items():
+        path = out_dir / name
+        others = [row for row in read_csv(path, columns) if row["site"] != site.name] if path.exists() else []
+        merged[name] = others + new
+        write_csv(path, merged[name], columns)
+    summary_path = out_dir / "metrics.json"
+    data = json.loads(summary_path.read_text())["data"] if summary_path.exists() else {}
+    data[site.name] = {
+        "path": str(site.root),
+        "section": section,
+        "spacing": site.spacing,
+        "shape": site.shape,
+        "simulated": (site.root / RECORD).exists(),
+    }
+    write_json(summary_path, summarise(merged["metrics.csv"], merged["cases.csv"]) | {"data": data})

@@ -1,0 +1,169 @@
+"""Measures as tables: a row a structure, case and task; their means and deviations; CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.structures import structure_metrics
+from fedsr_monai.files import atomic_path
+from fedsr_monai.labels import LABELS
+
+TASKS = ("unregistered", "registration", "segmentation")
+MEASURES = ("dice", "jaccard", "avd_ml", "avd_percent", "hd95_mm", "asd_mm")
+CASE_MEASURES = ("seconds", "ncc_unregistered", "ncc_registration", "folded_percent")
+METRIC_COLUMNS = ("site", "case", "task", "structure", "label", *MEASURES, "volume_ml", "reference_ml", "missed")
+CASE_COLUMNS = ("site", "case", *CASE_MEASURES)
+TEXT_COLUMNS = {"method", "site", "case", "task", "structure"}
+WHOLE_COLUMNS = {"label", "missed"}
+
+DEFINITIONS = {
+    "mean": "structures are averaged within each case, then cases; sd is over cases (n - 1)",
+    "all": "every case counts the same, whichever its site",
+    "missed": "in the reference but not predicted: Dice 0, distances the image diagonal; counted in every mean",
+    "spurious": "predicted but not in the reference: Dice 0, distances the image diagonal; counted in every mean",
+    "absent": "neither predicted nor in the reference: in no mean",
+    "avd_ml": "absolute difference of the volumes in mL; avd_percent: in % of the reference",
+    "hd95_mm": "greater of the two directed 95th percentiles of the surface distances, in mm",
+    "asd_mm": "average symmetric surface distance, in mm",
+    "ncc": "correlation of the intensities of scan and (warped) atlas inside the scan's brain",
+    "folded_percent": "voxels of the scan's brain whose Jacobian determinant is <= 0",
+}
+
+
+def structure_rows(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], labels: Mapping[int, str] = LABELS
+) -> list[dict[str, Any]]:
+    """The measures of every structure of one case, background left out.
+
+    Args:
+        prediction: label map [D, H, W].
+        reference: label map [D, H, W].
+        spacing: size of a voxel in mm along each axis.
+        labels: names by label.
+
+    Returns:
+        One row a label with the keys of `structure_metrics`, ``structure`` and ``label``.
+    """
+    return [
+        {"structure": name, "label": label} | structure_metrics(prediction == label, reference == label, spacing)
+        for label, name in labels.items()
+        if label != 0
+    ]
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1) and number of the values that are not nan; nan where too few are left."""
+    kept = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
+    return {
+        "mean": float(kept.mean()) if kept.size else math.nan,
+        "sd": float(kept.std(ddof=1)) if kept.size > 1 else math.nan,
+        "n": int(kept.size),
+    }
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How often a structure was missed, spurious, or absent (`fedsr_monai.evaluation.structures`)."""
+    return {
+        "missed": sum(row["missed"] for row in rows),
+        "spurious": sum(row["reference_ml"] == 0 and row["volume_ml"] > 0 for row in rows),
+        "absent": sum(row["reference_ml"] == 0 and row["volume_ml"] == 0 for row in rows),
+    }
+
+
+def summarise_task(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of one task: over the structures of each case first, then over the cases; and structure by structure."""
+    cases: dict[tuple[str, str], list] = {}
+    structures: dict[str, list] = {}
+    for row in rows:
+        cases.setdefault((row["site"], row["case"]), []).append(row)
+        structures.setdefault(row["structure"], []).append(row)
+
+    def mean_of_structures(measure: str) -> list[float]:
+        return [spread(row[measure] for row in case)["mean"] for case in cases.values()]
+
+    return {
+        "cases": len(cases),
+        **counts(rows),
+        "mean": {measure: spread(mean_of_structures(measure)) for measure in MEASURES},
+        "structures": {
+            name: {
+                "label": of_structure[0]["label"],
+                **counts(of_structure),
+                **{measure: spread(row[measure] for row in of_structure) for measure in MEASURES},
+            }
+            for name, of_structure in structures.items()
+        },
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Means, deviations and counts by site, task and structure, as ``metrics.json`` holds them.
+
+    Args:
+        rows: the rows of ``metrics.csv``.
+        cases: the rows of ``cases.csv``.
+
+    Returns:
+        ``{"definitions", "sites": {site: {"tasks": {task: summary}, "cases": {measure: spread}}}, "all": the same}``.
+    """
+
+    def part(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        by_task = {task: [row for row in rows if row["task"] == task] for task in TASKS}
+        return {
+            "tasks": {task: summarise_task(of_task) for task, of_task in by_task.items() if of_task},
+            "cases": {measure: spread(case[measure] for case in cases) for measure in CASE_MEASURES} if cases else {},
+        }
+
+    names = dict.fromkeys(row["site"] for row in rows)
+    sites = {
+        name: part([r for r in rows if r["site"] == name], [c for c in cases if c["site"] == name]) for name in names
+    }
+    return {"definitions": DEFINITIONS, "sites": sites, "all": part(rows, cases)}
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write the rows in one step; numbers with six digits, nan as ``nan``."""
+
+    def text(value: Any) -> Any:
+        return f"{value:.6g}" if isinstance(value, float) else value
+
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({key: text(row[key]) for key in columns} for row in rows)
+
+
+def read_csv(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read rows that `write_csv` wrote, numbers as numbers.
+
+    Raises:
+        UserError: a column is missing or a cell is not a number.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise UserError(f"{path}: column {lacking[0]!r} is missing, expected {','.join(columns)}; evaluate again")
+        rows = []
+        for row in reader:
+            try:
+                rows.append({column: _value(column, row[column]) for column in columns})
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{path}: line {reader.line_num} holds a cell that is not a number, found {list(row.values())}; "
+                    "evaluate again"
+                ) from None
+    return rows
+
+
+def _value(column: str, text: str) -> Any:
+    if column in TEXT_COLUMNS:
+        return text
+    return int(text) if column in WHOLE_COLUMNS else float(text)

@@ -1,0 +1,281 @@
+"""The site's side of the federation: MONAI's `ClientAlgo` with an allow-list between the site and the world.
+
+It runs under `fedsr federate`; whatever can drive a `ClientAlgo` can drive it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.engines import Trainer
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, FlPhase, FlStatistics, WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedsr_monai.errors import UserError, user_error
+from fedsr_monai.federation.exchange import allowed_prefixes, shared_tensors
+from fedsr_monai.federation.site_state import (
+    load_state,
+    restore_state,
+    save_state,
+    seed_everything,
+    stable_seed,
+    stateful,
+)
+from fedsr_monai.federation.validation import check_tensors
+from fedsr_monai.handlers import HistoryWriter, save_checkpoint
+from fedsr_monai.networks.weights import load_weights
+
+ROUND = "round"  # key of `extra`; MONAI's ExtraItems has none for the round
+# Handlers of the bundle whose part the federation plays: a loaded checkpoint would undo each round's weights, a saved one replace the
+# bundle's own, and a bar or a history a site and round would run into one another.
+REPLACED_HANDLERS = ("Checkpoint", "HistoryWriter", "TrainingProgress")
+
+
+class EpochLosses(HistoryWriter):
+    """Ignite handler that keeps the rows of `HistoryWriter` (epoch, iteration, mean losses) in memory: they travel."""
+
+    def __init__(self) -> None:
+        super().__init__(path="", site="")
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append({key: float(value) for key, value in row.items() if key not in ("round", "site")})
+
+
+class FedSRAlgo(MonaiAlgo):
+    """Trains a bundle at one site and lets out only what the exchange policy names.
+
+    `MonaiAlgo` returns every local key, decoders included, and evaluates another network than it trains. Here one bundle workflow
+    serves both, what arrives must have exactly the keys that were shared, and what leaves is the allow-list. All that a
+    round needs from the rounds before is read from `folder` when it begins, so a restart of the site, or a new
+    process each round, changes nothing; random numbers are seeded anew by (seed, site, round).
+
+    Args:
+        bundle_root: folder of the bundle.
+        folder: private to this site; its states are kept here. Never sent.
+        policy: a key of `fedsr_monai.federation.exchange.POLICIES`.
+        local_epochs: epochs of the bundle's trainer each round.
+        seed: of the run, the same at all sites: they start from the same network.
+        overrides: values for ids of the bundle's configuration, at least `dataset_dir`.
+        weights: checkpoint to start from, `{"model": state_dict}` or safetensors; its atlas is left out.
+        config_train_filename: configuration file(s) relative to `bundle_root`.
+        config_filters_filename: MONAI's exchange filters, applied after the allow-list.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        folder: str | Path,
+        policy: str = "fedsr",
+        local_epochs: int = 1,
+        seed: int = 0,
+        overrides: Mapping[str, Any] | None = None,
+        weights: str | Path | None = None,
+        config_train_filename: str | list[str] = "configs/train.json",
+        config_filters_filename: str | list[str] | None = None,
+    ) -> None:
+        # No files for the base class: it would build two workflows, and refuse any trainer that is not a SupervisedTrainer.
+        super().__init__(
+            bundle_root=bundle_root,
+            local_epochs=local_epochs,
+            send_weight_diff=False,
+            config_train_filename=None,
+            config_evaluate_filename=None,
+            config_filters_filename=config_filters_filename,
+        )
+        allowed_prefixes(policy)
+        self.policy = policy
+        self.folder = Path(folder)
+        self.seed = seed
+        self.overrides = dict(overrides or {})
+        self.weights = weights
+        self.config_files = config_train_filename
+        self.round = 0
+        self.statistics: dict[str, Any] = {}
+        self.stale = False
+
+    def initialize(self, extra: dict | None = None) -> None:
+        """Build the bundle's workflow and take up the site's last state.
+
+        Args:
+            extra: `ExtraItems.CLIENT_NAME` is the site's name; `ExtraItems.APP_ROOT` may hold the bundle.
+
+        Raises:
+            UserError: the bundle, the starting weights or the site's state do not fit.
+        """
+        extra = dict(extra or {})
+        stats_sender = extra.pop(
+            ExtraItems.STATS_SENDER, None
+        )  # the base class would attach it to engines not built yet
+        with warnings.catch_warnings():
+            # The bundle comes from this machine, not from the server.
+            warnings.filterwarnings("ignore", message=".*bundle.*", category=UserWarning)
+            super().initialize(extra)
+        self.build()
+        if stats_sender is not None:
+            stats_sender.attach(self.trainer)
+        if load_state(self.folder) is None:
+            if self.weights is not None:
+                load_weights(self.trainer.network, self.weights)
+            save_state(self.folder, 0, self.trainer, self.handlers)
+        self.restore()
+
+    def build(self) -> None:
+        """Make workflow, trainer and network anew; the same seed gives the same network at every site."""
+        seed_everything(stable_seed(self.seed, "network"))
+        self.train_workflow = ConfigWorkflow(
+            config_file=self._add_config_files(self.config_files),
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=self.bundle_root,
+            **self.overrides,
+        )
+        parser = self.train_workflow.parser
+        for key in ("train#handlers", "validate#handlers"):
+            for handler in parser.get(key, None) or []:
+                if any(name in handler.get("_target_", "") for name in REPLACED_HANDLERS):
+                    handler["_disabled_"] = True
+        try:
+            self.train_workflow.initialize()
+            self.trainer = self.train_workflow.trainer
+            self.handlers = stateful(parser.get_parsed_content("train#handlers") if "train#handlers" in parser else [])
+        except Exception as error:
+            raise user_error(error) or error
+        if not isinstance(self.trainer, Trainer):
+            raise UserError(
+                f"{self.bundle_root}: train#trainer: found {type(self.trainer).__name__}, expected a monai.engines.Trainer; "
+                "correct the bundle's train configuration"
+            )
+        self.evaluator = None
+        self.losses = EpochLosses()
+        self.losses.attach(self.trainer)
+        self.stale = False
+
+    def restore(self, round: int | None = None) -> None:
+        """Go back to the state in which `round` can begin; by default the newest."""
+        if self.stale:
+            self.build()
+        file, state = load_state(self.folder, round, self.trainer.state.device)
+        restore_state(self.trainer, self.handlers, state, file)
+        self.round = state["round"] if round is None else round
+
+    def load_shared(self, tensors: Mapping[str, Any]) -> None:
+        """Take over global tensors.
+
+        Raises:
+            UserError: a key is missing, foreign, mis-shaped, of another type, or not finite. Nothing is loaded then.
+        """
+        network = self.trainer.network
+        reasons = check_tensors(
+            tensors, shared_tensors(network.state_dict(), self.policy), f"server to site {self.client_name!r}"
+        )
+        if reasons:
+            more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            raise UserError(f"{reasons[0]}{more}; give server and site the same bundle and policy")
+        with torch.no_grad():
+            own = network.state_dict()
+            for key, value in tensors.items():
+                own[key].copy_(torch.as_tensor(value))
+
+    def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
+        """One round: load the global tensors, train `local_epochs` epochs, write the site's state.
+
+        Args:
+            data: the global tensors.
+            extra: `{"round": number}`; by default the round after the last one trained.
+
+        Raises:
+            UserError: the tensors do not fit this network and policy.
+            RuntimeError: the training ended early (aborted) or in NaN. The site's state is still that of the round's beginning.
+        """
+        extra = extra or {}
+        started = time.perf_counter()
+        self._set_cuda_device()
+        for filter_ in self.pre_filters or ():
+            data = filter_(data, extra)
+        self.phase = FlPhase.TRAIN
+        self.restore(extra.get(ROUND, self.round))
+        self.load_shared(data.weights or {})
+
+        trainer, state = self.trainer, self.trainer.state
+        dataset = self.train_workflow.train_dataset
+        seed_everything(stable_seed(self.seed, self.client_name, self.round), dataset)
+        self.losses.rows = []
+        begin = state.iteration
+        state.max_epochs = state.epoch + self.local_epochs  # without it Ignite would count from zero again
+        self.stale = True  # until the round is complete: an exception leaves the engine in the middle of an epoch
+        trainer.run()
+        if state.iteration < state.max_epochs * state.epoch_length:
+            raise RuntimeError(
+                f"round {self.round + 1}: training ended at iteration {state.iteration - begin}, before the epoch's end"
+            )
+        bad = [key for key, value in trainer.network.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise RuntimeError(
+                f"round {self.round + 1}: training gave NaN or Inf in {bad[0]} ({len(bad)} tensors); the site goes back to its last state"
+            )
+        self.stale = False
+
+        rows = self.losses.rows
+        self.statistics = {
+            "round": self.round,
+            "images": len(dataset),
+            "iterations": state.iteration - begin,
+            FlStatistics.NUM_EXECUTED_ITERATIONS.value: state.iteration - begin,
+            "losses": {key: value for key, value in rows[-1].items() if key not in ("epoch", "iteration")},
+            "epochs": rows,
+            "seconds": time.perf_counter() - started,
+        }
+        self.round += 1
+        save_state(self.folder, self.round, trainer, self.handlers)
+
+    def get_weights(self, extra: dict | None = None) -> ExchangeObject:
+        """The allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
+
+        A request for a checkpoint (`ExtraItems.MODEL_TYPE`), which `MonaiAlgo` answers with the whole file, gets the same.
+        """
+        self.phase = FlPhase.GET_WEIGHTS
+        result = ExchangeObject(
+            weights=shared_tensors(self.trainer.network.state_dict(), self.policy),
+            weight_type=WeightType.WEIGHTS,
+            statistics=dict(self.statistics),
+        )
+        for filter_ in self.post_weight_filters or ():
+            result = filter_(result, extra or {})
+        return result
+
+    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """Metrics of the global tensors with the site's own heads, on the site's validation scans; single numbers only."""
+        extra = extra or {}
+        self._set_cuda_device()
+        for filter_ in self.pre_filters or ():
+            data = filter_(data, extra)
+        self.phase = FlPhase.EVALUATE
+        self.restore()  # may build the workflow anew
+        self.load_shared(data.weights or {})
+        if self.evaluator is None:
+            self.evaluator = self.train_workflow.evaluator
+        if self.evaluator is None:
+            raise UserError(
+                f"{self.bundle_root}: validate#evaluator: found nothing, expected an evaluator; add one to the bundle"
+            )
+        self.evaluator.run(self.trainer.state.epoch + 1)
+        metrics = self.evaluator.state.metrics
+        scalars = {key: float(value) for key, value in metrics.items() if torch.as_tensor(value).numel() == 1}
+        result = ExchangeObject(metrics=scalars)
+        for filter_ in self.post_evaluate_filters or ():
+            result = filter_(result, extra)
+        return result
+
+    def save_model(self, tensors: Mapping[str, Any], path: str | Path) -> None:
+        """Write the site's full network for its own use: the global tensors, its heads, its atlas, as `{"model": state_dict}`."""
+        self.restore()
+        self.load_shared(tensors)
+        save_checkpoint({"model": self.trainer.network}, path)

@@ -1,0 +1,184 @@
+"""A process a site: the same sites as `InTurn`, side by side, where one that dies or hangs does not stop the others.
+
+Orders and replies are JSON over a pipe and tensors are safetensors files: nothing is unpickled from a site.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.federation.algo import ROUND
+from fedsr_monai.federation.executors import ClientResult, SiteJob, Tensors
+from fedsr_monai.federation.storage import read_tensors, write_tensors
+
+
+class ProcessExecutor:
+    """Runs the sites at the same time, each in a process of its own, started when first asked and after a failure.
+
+    The CPU threads are shared out among the sites. The same number of threads gives the same bits as `InTurn`.
+
+    Args:
+        jobs: the sites.
+        timeout: seconds that a site has for a round, its start included; None waits for ever.
+    """
+
+    def __init__(self, jobs: Sequence[SiteJob], timeout: float | None = None) -> None:
+        self.jobs = {job.name: job for job in jobs}
+        self.timeout = timeout
+        self.running: dict[str, tuple[multiprocessing.Process, Connection]] = {}
+
+    def initial(self) -> Tensors:
+        """The tensors to begin with: those of the first site's network."""
+        site = min(self.jobs)
+        path = self.file(site, "initial")
+        (answer,) = self.ask({site: {"order": "initial", "to": str(path)}})
+        if answer.status != "ok":
+            raise UserError(f"site {site!r}: cannot start: {answer.reason}")
+        return take(path)
+
+    def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
+        """One round at all of `sites`; answers come as they are ready."""
+        orders = {}
+        for site in sites:
+            write_tensors(self.file(site, "down"), tensors)
+            files = {"from": str(self.file(site, "down")), "to": str(self.file(site, "up"))}
+            orders[site] = {"order": "train", "round": round, **files}
+        for answer in self.ask(orders):
+            self.file(answer.site, "down").unlink(missing_ok=True)
+            if answer.status == "ok":
+                answer.tensors = take(self.file(answer.site, "up"))
+            yield answer
+
+    def save_models(self, tensors: Tensors) -> None:
+        """Write every site's full network to its `model.pt`."""
+        orders = {}
+        for site, job in self.jobs.items():
+            write_tensors(self.file(site, "down"), tensors)
+            files = {"from": str(self.file(site, "down")), "to": str(Path(job.folder) / "model.pt")}
+            orders[site] = {"order": "save", **files}
+        bad = [f"site {answer.site!r}: {answer.reason}" for answer in self.ask(orders) if answer.status != "ok"]
+        for site in self.jobs:
+            self.file(site, "down").unlink(missing_ok=True)
+        if bad:
+            raise UserError(
+                f"{'; '.join(sorted(bad))}; the rounds are complete, run the same command again for model.pt"
+            )
+
+    def close(self) -> None:
+        for site in list(self.running):
+            self.stop(site, grace=5.0)
+
+    def file(self, site: str, name: str) -> Path:
+        return Path(self.jobs[site].folder) / f"{name}.safetensors"
+
+    def start(self, site: str) -> Connection:
+        if site not in self.running:
+            # Fresh interpreters without what this process holds, yet torch and MONAI are imported once, not once a site.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            ours, theirs = context.Pipe()
+            threads = max(1, torch.get_num_threads() // len(self.jobs))
+            # Not a daemon: a daemon may not start the workers of a data loader.
+            process = context.Process(
+                target=serve, args=(json.dumps(asdict(self.jobs[site])), threads, theirs), name=site
+            )
+            process.start()
+            theirs.close()
+            self.running[site] = process, ours
+        return self.running[site][1]
+
+    def stop(self, site: str, grace: float = 0.0) -> int | None:
+        process, connection = self.running.pop(site)
+        connection.close()  # a site that waits for orders ends by itself
+        process.join(grace)
+        process.kill()
+        process.join()
+        return process.exitcode
+
+    def ask(self, orders: dict[str, dict[str, Any]]) -> Iterator[ClientResult]:
+        """Give each site its order, then yield the answers; a site that dies or is too slow is stopped and named."""
+        started = time.perf_counter()
+        waiting: dict[Any, str] = {}
+        for site, order in orders.items():
+            self.file(site, "up").unlink(missing_ok=True)
+            connection = self.start(site)
+            try:
+                connection.send_bytes(json.dumps(order).encode())
+            except OSError:  # it died since its last answer: start it anew, once
+                self.stop(site)
+                connection = self.start(site)
+                connection.send_bytes(json.dumps(order).encode())
+            waiting[connection] = site
+        while waiting:
+            left = None if self.timeout is None else max(0.0, started + self.timeout - time.perf_counter())
+            ready = wait(list(waiting), left)
+            if not ready:
+                for site in waiting.values():
+                    self.stop(site)
+                    yield ClientResult(
+                        site, "timeout", f"no answer within {self.timeout:g} s", seconds=time.perf_counter() - started
+                    )
+                return
+            for connection in ready:
+                site = waiting.pop(connection)
+                try:
+                    reply = json.loads(connection.recv_bytes())
+                except (EOFError, OSError):
+                    reply = {
+                        "status": "failed",
+                        "reason": f"its process ended with exit code {self.stop(site, grace=5.0)}",
+                    }
+                yield ClientResult(site, seconds=time.perf_counter() - started, **reply)
+
+
+def take(path: Path) -> Tensors:
+    """Read and remove the tensors that a site left."""
+    tensors = read_tensors(path)
+    path.unlink()
+    return tensors
+
+
+def serve(job: str, threads: int, connection: Connection) -> None:
+    """The site's process: carry out orders until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees the interrupt and ends this process
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(threads)
+    algo = None
+    while True:
+        try:
+            order = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        try:
+            algo = algo or SiteJob(**json.loads(job)).make_algo()
+            reply = {"status": "ok", **carry_out(algo, order)}
+        except Exception as error:
+            reply = {"status": "failed", "reason": one_line(error)}
+        connection.send_bytes(json.dumps(reply).encode())
+
+
+def carry_out(algo, order: dict[str, Any]) -> dict[str, Any]:
+    """One order: `initial`, `train` or `save`; tensors go through the files that it names."""
+    if order["order"] == "save":
+        algo.save_model(read_tensors(order["from"]), order["to"])
+        return {}
+    if order["order"] == "train":
+        algo.train(ExchangeObject(weights=read_tensors(order["from"])), {ROUND: order["round"]})
+    result = algo.get_weights()
+    write_tensors(order["to"], result.weights)
+    return {"statistics": result.statistics}

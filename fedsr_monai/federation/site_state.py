@@ -1,0 +1,126 @@
+"""What a site remembers between rounds: its whole network, optimisers, mutual information queue and counters, on its own disk.
+
+`state_NNNN.pt` is the state in which round NNNN can begin. The last two are kept, so a server that was killed and asks for the
+last round again gets the same answer to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data.utils import set_rnd
+from monai.engines import Trainer
+from monai.utils import set_determinism
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.files import remove_all_but
+from fedsr_monai.handlers import save_checkpoint
+
+KEPT_STATES = 2
+ATLAS = "atlas_"  # the site's atlas is read from the site folder, so it is not in the state
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed in [0, 2^31) from any printable parts, the same in every process and Python version (unlike `hash`)."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
+
+
+def seed_everything(seed: int, dataset: Any = None) -> None:
+    """Seed Python, numpy, torch and MONAI, and every random transform of `dataset`, which has a generator of its own."""
+    set_determinism(seed)
+    if dataset is not None:
+        set_rnd(dataset, seed)
+
+
+def optimizers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:
+    """The trainer's optimisers by name; a plain MONAI trainer has one."""
+    return getattr(trainer, "optimizers", None) or {"optimizer": trainer.optimizer}
+
+
+def stateful(handlers: Iterable[Any]) -> list[Any]:
+    """What has a state among a trainer's handlers; MONAI's `LrScheduleHandler` keeps it in its `lr_scheduler`."""
+    parts = [getattr(handler, "lr_scheduler", handler) for handler in handlers]
+    return [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
+
+
+def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
+    """The state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
+    state = {
+        "network": {key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS)},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(trainer).items()},
+        "handlers": [handler.state_dict() for handler in handlers],
+        "epoch": trainer.state.epoch,
+    }
+    if getattr(trainer, "mutual_information", None) is not None:
+        state["mutual_information"] = trainer.mutual_information.state_dict()
+    return state
+
+
+def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], source: Path) -> None:
+    """Put `state` back into `trainer` and its handlers.
+
+    Raises:
+        UserError: the state is of another network or trainer than the bundle's.
+    """
+    own = {key: value.shape for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS)}
+    saved = {key: value.shape for key, value in state["network"].items()}
+    for key in sorted(set(own) | set(saved)):
+        if own.get(key) != saved.get(key):
+            raise UserError(
+                f"{source}: {key}: found {_shape(saved.get(key))}, expected {_shape(own.get(key))}; "
+                "continue with the bundle that the run began with, or give another --out"
+            )
+    trainer.network.load_state_dict(state["network"], strict=False)
+    for name, optimizer in optimizers(trainer).items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    for handler, saved in zip(handlers, state["handlers"]):
+        handler.load_state_dict(saved)
+    if "mutual_information" in state:
+        trainer.mutual_information.load_state_dict(state["mutual_information"])
+    trainer.state.epoch = state["epoch"]
+    trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
+
+
+def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[Any]) -> None:
+    """Write the state in which `round` can begin, in one step, and delete all but the last two."""
+    save_checkpoint({"round": round, **collect_state(trainer, handlers)}, folder / f"state_{round:04d}.pt")
+    remove_all_but(state_files(folder), KEPT_STATES)
+
+
+def load_state(
+    folder: Path, round: int | None = None, device: torch.device | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state in which `round` can begin (a site may have missed rounds), or None for an empty folder.
+
+    Raises:
+        UserError: the site is ahead of the server, or the file is damaged.
+    """
+    files = state_files(folder)
+    if not files:
+        return None
+    usable = [file for file in files if round is None or int(file.stem.split("_")[1]) <= round]
+    if not usable:
+        raise UserError(
+            f"{files[0]}: found a state that is ahead, expected one for round {round} or before; "
+            "restore the server's folder of the same run, or give another --out"
+        )
+    try:
+        return usable[-1], torch.load(usable[-1], map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is not whole
+        raise UserError(
+            f"{usable[-1]}: found a damaged file ({type(error).__name__}), expected a site state; restore it from a copy"
+        ) from error
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The site's states, oldest first."""
+    return sorted(folder.glob("state_*.pt"))
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "nothing" if shape is None else str(list(shape))

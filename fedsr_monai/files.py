@@ -1,0 +1,251 @@
+"""Files written in one step, JSON and CSV in one format each, and folders that belong to the settings they were begun with."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsr_monai.errors import UserError
+
+FIXES = {
+    errno.ENOSPC: "free some space on this disk",
+    errno.EDQUOT: "free some of your quota on this disk",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EEXIST: "choose a path whose parents are folders",
+}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; what was written there replaces `path` when the block ends.
+
+    The data reach the disk (fsync) before the name changes, so a kill or a power cut at any moment leaves either the
+    old file or the new one, whole. If the block raises, the old file stays and the temporary one is removed. The
+    temporary name keeps the suffix (writers choose the format by it) and is the same each time, so a killed run leaves
+    at most one stray file behind, which the next write reuses: a file has one writer at a time. Missing folders are
+    made.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+
+    Example::
+
+        with atomic_path("models/model.pt") as temporary:
+            torch.save(state, temporary)
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        # Opened for writing, because some file systems refuse to sync a descriptor that is only readable.
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FIXES:
+            raise UserError(
+                path,
+                found=f"that it cannot be written ({error.strerror})",
+                expected="a disk with room and a writable folder",
+                fix=f"{FIXES[error.errno]} and run the same command again",
+            ) from error
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write `content` in one step.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text in one step, unless the file holds it already.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    if not (path.is_file() and path.read_bytes() == text.encode()):
+        write_bytes(path, text.encode())
+
+
+def json_text(content: Any) -> str:
+    """Return `content` as strict JSON: NaN and infinity, which JSON does not have, become null."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): strict(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strict(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(strict(content), indent=1, allow_nan=False) + "\n"
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write strict, indented JSON in one step; see `json_text`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    write_bytes(path, json_text(content).encode())
+
+
+def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any]:
+    """Read a JSON object, in UTF-8 with or without a byte order mark.
+
+    Args:
+        path: the file.
+        expected: what the file is, for the message ("the settings of a run").
+        fix: what to do if it is missing or damaged, for the message.
+
+    Raises:
+        UserError: the file is missing or unreadable, is not JSON, holds a key twice, or holds something else than an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+    except FileNotFoundError:
+        raise UserError(path, found="no such file", expected=expected, fix=fix) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(path, found=f"damaged JSON ({' '.join(str(error).split())})", expected=expected, fix=fix) from None
+    if not isinstance(content, dict):
+        raise UserError(path, found=f"JSON of type {type(content).__name__}", expected=f"an object: {expected}", fix=fix)
+    return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table in one step: floats with six digits, NaN as `nan`, missing cells empty, lines that end in a line feed.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+        ValueError: a row has a key that is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{cell:.6g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_csv(
+    path: str | os.PathLike, columns: Sequence[str], convert: Callable[[str, str], Any] = lambda column, text: text, fix: str = ""
+) -> list[dict[str, Any]]:
+    """Read the named columns of a table.
+
+    Args:
+        path: the file.
+        columns: those that are wanted; the table may have others.
+        convert: from the name of a column and the text of a cell to its value.
+        fix: what to do if the table is damaged, for the message.
+
+    Raises:
+        UserError: a column is missing or a cell cannot be converted.
+    """
+    fix = fix or "move the file away"
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.DictReader(file)
+        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+        if lacking:
+            found = ", ".join(reader.fieldnames or ["none"])
+            raise UserError(path, found=f"the columns {found}", expected=f"also {', '.join(lacking)}", fix=fix)
+        rows = []
+        for row in reader:
+            try:
+                rows.append({column: convert(column, row[column]) for column in columns})
+            except (TypeError, ValueError):
+                found = f"a cell of another kind in line {reader.line_num} ({list(row.values())})"
+                raise UserError(path, found=found, expected="numbers in the columns of numbers", fix=fix) from None
+    return rows
+
+
+def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str, what: str = "results") -> None:
+    """Keep results of different settings apart: a folder belongs to the settings that it was begun with, kept in `root/record`.
+
+    Args:
+        root: the folder; made if missing.
+        record: path of the settings' file below it.
+        settings: what the results in it depend on (JSON).
+        fix: what to do if the folder is taken, for the message.
+        what: what the folder holds, for the message.
+
+    Raises:
+        UserError: the folder holds results of other settings, or something else, or cannot be written.
+    """
+    path, content = root / record, json_text(settings)
+    if path.is_file() and path.read_bytes() != content.encode():
+        raise UserError(root, found=f"{what} of other settings ({record})", expected="none, or the same settings", fix=fix)
+    if not path.is_file() and root.is_dir() and any(root.iterdir()):
+        raise UserError(root, found="files of something else", expected="a new or empty folder", fix=fix)
+    write_text(path, content)
+
+
+def check_settings(path: Path, settings: Mapping[str, Any], what: str, may_change: Iterable[str] = ()) -> dict[str, Any]:
+    """Compare the settings in a file with those given now, and return the file's; an empty dict where there is no file.
+
+    Paths may differ (entries called `path` inside objects): data and weights may have moved.
+
+    Args:
+        path: of the JSON file.
+        settings: those given now.
+        what: what was begun with them, for the message ("run").
+        may_change: settings that may differ, because they change nothing that was computed so far.
+
+    Raises:
+        UserError: a setting differs, or the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    begun = read_json(path, f"the settings of a {what}", "restore it from a copy, or choose another folder")
+    settings = json.loads(json_text(settings))
+    for key in settings:
+        if key not in may_change and _without_paths(begun.get(key)) != _without_paths(settings[key]):
+            raise UserError(
+                f"{path}: {key}",
+                found=json.dumps(begun.get(key)),
+                expected=json.dumps(settings[key]),
+                fix=f"give the settings that the {what} began with to resume it, or another folder to begin a new one",
+            )
+    return begun
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return {key: item for key, item in value.items() if key != "path"} if isinstance(value, dict) else value
+
+
+def remove_all_but(paths: Sequence[Path], keep: int) -> None:
+    """Delete all but the last `keep` of `paths`, whose names sort by age."""
+    for path in sorted(paths)[: max(0, len(paths) - keep)]:
+        path.unlink(missing_ok=True)

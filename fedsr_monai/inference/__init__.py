@@ -1,0 +1,1 @@
+"""`fedsr segment`: the inference workflow of a bundle over scans, and what it writes."""

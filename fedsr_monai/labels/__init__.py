@@ -1,0 +1,5 @@
+"""The labels of the paper: their names and colours, label map files, and volumes."""
+
+from fedsr_monai.labels.structures import ABBREVIATIONS, COLOURS, LABELS, NUM_CLASSES
+
+__all__ = ["ABBREVIATIONS", "COLOURS", "LABELS", "NUM_CLASSES"]

@@ -1,0 +1,71 @@
+"""Label maps as other software reads them: NIfTI in `uint8`, tables of the labels beside it, volumes in millilitres."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fedsr_monai.files import write_text
+from fedsr_monai.labels import ABBREVIATIONS, COLOURS, LABELS
+from fedsr_monai.labels.volumes import record_volumes
+from fedsr_monai.spatial.nifti import make_image, volume_stem, write_nifti
+
+SLICER_TABLE, FREESURFER_TABLE = "labels.ctbl", "labels_lut.txt"
+
+
+def write_label_map(
+    path: str | os.PathLike, labels: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)
+) -> None:
+    """Write labels [D, H, W] to `path` (.nii.gz), and what goes with them: a BIDS table of the same name (.tsv), the
+    tables of 3D Slicer and FreeSurfer once a folder, and the volumes as a row of the folder's `volumes.csv`.
+
+    Each file is written in one step, the row last.
+
+    Args:
+        path: the file, in BIDS `<scan>_dseg.nii.gz`.
+        labels: ids.
+        affine: voxel to millimetre.
+        codes: qform and sform code of the header: those of the scan, so that both are shown in the same space.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written, or its `volumes.csv` is another program's.
+    """
+    path = Path(path)
+    image = make_image(labels.astype(np.uint8), affine, codes)
+    image.header["cal_max"] = max(LABELS)
+    write_text(path.with_name(volume_stem(path) + ".tsv"), bids_table())
+    write_text(path.with_name(SLICER_TABLE), slicer_table())
+    write_text(path.with_name(FREESURFER_TABLE), freesurfer_table())
+    write_nifti(path, image)
+    record_volumes(path, labels, affine)
+
+
+def bids_table() -> str:
+    """The labels as BIDS has them: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
+    rows = ["index\tname\tabbreviation\tcolor"]
+    rows += [f"{i}\t{name}\t{ABBREVIATIONS[i]}\t#{bytes(COLOURS[i]).hex().upper()}" for i, name in LABELS.items()]
+    return "\n".join(rows) + "\n"
+
+
+def slicer_table() -> str:
+    """The labels as a colour table of 3D Slicer (.ctbl): id, name without spaces, red, green, blue, opacity, each of
+    the last four from 0 to 255; the background is transparent.
+    """
+    rows = ["# Color table file labels.ctbl", f"# {len(LABELS)} values"]
+    rows += [f"{_row(i)} {0 if i == 0 else 255}" for i in LABELS]
+    return "\n".join(rows) + "\n"
+
+
+def freesurfer_table() -> str:
+    """The labels as a look-up table of FreeSurfer: as for 3D Slicer, but the last number is the transparency, 0
+    everywhere in FreeSurfer's own table.
+    """
+    rows = ["#No. Label Name: R G B A"]
+    rows += [f"{_row(i)} 0" for i in LABELS]
+    return "\n".join(rows) + "\n"
+
+
+def _row(label: int) -> str:
+    return " ".join([str(label), LABELS[label].replace(" ", "_"), *map(str, COLOURS[label])])

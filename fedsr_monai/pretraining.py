@@ -1,0 +1,88 @@
+"""The recipe of the weights that ship with the bundles: one resumable command from nothing to `model.pt`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.evaluation.run import evaluate_models, models_of_sites, summary_lines
+from fedsr_monai.federation.runner import federate
+from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.networks.weights import ATLAS, read_weights
+from fedsr_monai.simulation.profiles import PROFILES
+from fedsr_monai.simulation.sites import simulate_labelled, simulate_sites
+
+# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: the registration is led by predicted
+# labels (eq. 10), so every step of it that is taken before they are good is a step to be taken back. Then registration on the same
+# images and on the sites' scans, on features and labels that stand still.
+STAGES: dict[str, dict[str, Any]] = {
+    "segmentation": {"heads": ["segmentation"], "learning_rate": 0.0015},
+    "registration": {"heads": ["registration"], "frozen": ["encoder", "segmentation"], "learning_rate": 0.001},
+}
+STEPS_AN_EPOCH = 150
+
+
+def pretrain(
+    out: str | os.PathLike,
+    epochs: Mapping[str, int] | None = None,
+    preset: str = "small",
+    spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
+    training: int = 24,
+    test: int = 6,
+    labelled: int = 2000,
+    seed: int = 7,
+    steps: int = STEPS_AN_EPOCH,
+) -> Path:
+    """Train the weights that ship: simulate sites and labelled subjects, train the stages, measure on test subjects, write `out/model.pt`.
+
+    Exactly labelled images are simulated subjects of hospitals drawn at random (`simulate_labelled`) and, for the rest, random atlases. The
+    sites are there for their unlabelled scans and for the measurement. The file holds no atlas: every site brings its own. The same
+    call on the same folder goes on where it was stopped.
+
+    Args:
+        out: folder for sites/, labelled/, one run a stage, evaluation/ and model.pt.
+        epochs: epochs by stage, by default 60 of segmentation and 20 of registration.
+        preset: "small" or "full".
+        spacing, shape: voxel size in millimetres and grid, by default the standard grid of that size.
+        training, test: simulated subjects a site.
+        labelled: simulated subjects with labels.
+        seed: of everything random.
+        steps: iterations an epoch.
+
+    Returns:
+        `out/model.pt`, `{"model": state_dict}` without an atlas.
+    """
+    out = Path(out)
+    epochs = {"segmentation": 60, "registration": 20} | dict(epochs or {})
+    sites = simulate_sites(out / "sites", training=training, validation=2, test=test, spacing=spacing, shape=shape, seed=seed, profiles=list(PROFILES))
+    pool = simulate_labelled(out / "labelled", labelled, spacing, shape, seed)
+    config = ConfigParser.load_config_file(str(bundle_path("fedsr_encoder") / "configs" / "train.json"))
+    drawn = {
+        "_target_": "fedsr_monai.synthesis.LabelledScans",
+        "items": f"$site_datalist({str(pool)!r}, 'training')",
+        "otherwise": config["random_atlas"],
+    }
+    weights: Path | None = None
+    for stage, settings in STAGES.items():
+        overrides = settings | {"preset": preset, "epochs": epochs[stage], "epoch_length": steps, "cosine": True, "val_interval": 10**6}
+        overrides["random_atlas"] = drawn
+        run = federate(sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights)
+        (weights,) = (run / "sites").glob("*/model.pt")
+    shipped = export_weights(weights, out / "model.pt")
+    print("\n".join(summary_lines(evaluate_models(models_of_sites(sites, shipped), out / "evaluation"))))
+    return shipped
+
+
+def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
+    """Copy a site's network for others: everything but its atlas, which is replaced by an empty one."""
+    state = read_weights(checkpoint)
+    empty = {"atlas_image": torch.zeros(1, 1, 16, 16, 16), "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
+    save_checkpoint({"model": {key: empty[key] if key in ATLAS else value for key, value in state.items()}}, Path(out))
+    return Path(out)

@@ -1,0 +1,1 @@
+"""Simulated hospitals: anatomy, shape, scanner, subjects, and their site folders."""

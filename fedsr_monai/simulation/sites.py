@@ -1,0 +1,188 @@
+"""Simulated sites on disk: several hospitals with their own patients and scanners, and one public atlas."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fedsr_monai.atlas.build import build_atlas, default_shape
+from fedsr_monai.errors import UserError
+from fedsr_monai.files import claim_folder
+from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
+from fedsr_monai.simulation.subject import simulate_subject
+from fedsr_monai.sites.contract import SECTIONS
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.nifti import write_volume
+
+RECORD = "simulation.json"  # in each site folder: what its scans were made from
+
+
+def simulate_sites(
+    out: str | os.PathLike,
+    sites: int = 4,
+    training: int = 8,
+    validation: int = 2,
+    test: int = 4,
+    spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    unseen: bool = False,
+    profiles: Sequence[str] | None = None,
+    processes: int = 2,
+) -> list[Path]:
+    """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
+
+    Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that
+    both have unchanged. A run that was interrupted goes on where it was; a finished subject is not made again.
+
+    Args:
+        out: folder for the site folders, one a profile.
+        sites: number of hospitals; beyond the built-in profiles they are drawn at random.
+        training, validation, test: scans per site; training scans get no labels.
+        spacing: voxel size in mm.
+        shape: voxels of the grid; by default the project's grid for this spacing.
+        seed: of everything random.
+        unseen: add the paediatric site with 7 training scans, which is to join after the federated phase.
+        profiles: names of built-in profiles to simulate instead of the first `sites`.
+        processes: worker processes.
+
+    Raises:
+        UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the
+            template packages are not installed, or the disk is full.
+    """
+    counts = dict(zip(SECTIONS, (training, validation, test)))
+    limits = {"sites": (sites, 1), "seed": (seed, 0), "processes": (processes, 1)}
+    limits.update({section: (count, int(section == "training")) for section, count in counts.items()})
+    for key, (value, least) in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key} is {value!r}, expected a whole number of at least {least}: correct the argument")
+    shape = default_shape(spacing) if shape is None else tuple(shape)
+    hospitals = [(member, counts) for member in _hospitals(sites, profiles, seed, unseen)]
+    if unseen:
+        hospitals.append((profile(UNSEEN), {**counts, "training": UNSEEN_TRAINING}))
+
+    image, label, affine = build_atlas(spacing, shape)
+    out = Path(out).absolute()
+    for member, _ in hospitals:
+        _claim(out / member.name, {"profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
+    jobs = [
+        (out / member.name, member, _entry(section, index), (SECTIONS.index(section), index), seed, spacing, shape, affine)
+        for member, wanted in hospitals
+        for section in SECTIONS
+        for index in range(wanted[section])
+    ]
+    _make(jobs, processes)
+    return [
+        write_site(
+            out / member.name, member.name, image, label, affine,
+            **{section: [_entry(section, index) for index in range(wanted[section])] for section in SECTIONS},
+        )
+        for member, wanted in hospitals
+    ]  # fmt: skip
+
+
+def simulate_labelled(
+    out: str | os.PathLike,
+    subjects: int,
+    spacing: float = 2.0,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    processes: int = 2,
+) -> Path:
+    """Write one folder of *labelled* training scans, each of a hospital of its own (`random_profile`), and return it.
+
+    For training that is to ship: sites have no such labels. Deterministic and resumable as `simulate_sites` is.
+
+    Raises:
+        UserError: as `simulate_sites`.
+    """
+    for key, value in (("subjects", subjects), ("processes", processes)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key} is {value!r}, expected a whole number of at least 1: correct the argument")
+    shape = default_shape(spacing) if shape is None else tuple(shape)
+    image, label, affine = build_atlas(spacing, shape)
+    out = Path(out).absolute()
+    _claim(out, {"labelled": True, "spacing": spacing, "shape": list(shape), "seed": seed})
+    entries = [_entry("training", index, labelled=True) for index in range(subjects)]
+    jobs = [
+        (out, random_profile(np.random.default_rng([seed, index]), f"random-{index + 1}"), entry, (0, index), seed, spacing, shape, affine)
+        for index, entry in enumerate(entries)
+    ]
+    _make(jobs, processes)
+    return write_site(out, out.name, image, label, affine, training=entries)
+
+
+def _make(jobs: Sequence[tuple], processes: int) -> None:
+    """Simulate the subjects whose files are not there yet."""
+    missing = [job for job in jobs if not all((job[0] / file).is_file() for file in job[2].values())]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject", disable=None) as bar:
+        for _ in _run(missing, processes):
+            bar.update()
+
+
+def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool) -> list[Profile]:
+    if names is not None:
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",")]
+        doubled = sorted({name for name in names if list(names).count(name) > 1})
+        if doubled or not names or (unseen and UNSEEN in names):
+            raise UserError(f"profiles is {','.join(names)!r}, expected each name once: correct the list")
+        return [profile(name) for name in names]
+    seen = [member for name, member in PROFILES.items() if name != UNSEEN]
+    drawn = [
+        random_profile(np.random.default_rng([seed, number]), name=f"hospital-{number + 1}")
+        for number in range(len(seen), sites)
+    ]
+    return (seen + drawn)[:sites]
+
+
+def _claim(folder: Path, record: dict) -> None:
+    """Keep scans of different arguments apart: a folder belongs to the arguments that it was begun with."""
+    claim_folder(folder, RECORD, record, "choose another folder, or remove this one", "a simulation")
+
+
+def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
+    if processes == 1 or len(jobs) < 2:
+        yield from (_write_subject(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        futures = [pool.submit(_write_subject, *job) for job in jobs]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BrokenProcessPool:
+            raise UserError(
+                f"{jobs[0][0].parent}: a worker process was killed, expected it to finish (about 1 GB of memory each): "
+                "run the command again with processes=1, finished subjects are kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_subject(
+    folder: Path,
+    member: Profile,
+    entry: Mapping[str, str],
+    number: tuple[int, int],
+    seed: int,
+    spacing: float,
+    shape: Sequence[int],
+    affine: np.ndarray,
+) -> None:
+    image, label = simulate_subject(member, [seed, zlib.crc32(member.name.encode()), *number], spacing, shape)
+    if "label" in entry:
+        write_volume(folder / entry["label"], label, affine)
+    write_volume(folder / entry["image"], image, affine)
+
+
+def _entry(section: str, index: int, labelled: bool = False) -> dict[str, str]:
+    file = f"{section}-{index + 1:03d}.nii.gz"
+    kinds = {"image": "images"} if section == "training" and not labelled else {"image": "images", "label": "labels"}
+    return {kind: f"{folder}/{file}" for kind, folder in kinds.items()}

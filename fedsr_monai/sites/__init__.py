@@ -1,0 +1,1 @@
+"""Site folders: the contract of `site.json`, checking, reading and writing."""

@@ -1,0 +1,167 @@
+"""Every violation of the site folder's contract, found by opening every file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.sites.contract import read_spec, section_entries, site_faults
+from fedsr_monai.spatial.nifti import numbers, read_nifti
+
+AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
+RANGE_TOLERANCE = 1e-4
+
+
+def check_site(path: str | os.PathLike) -> list[UserError]:
+    """Return all violations of the contract below `path`, each naming file, what was found, what was expected, and the fix.
+
+    `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing
+    is raised for a broken site, however broken.
+    """
+    root = Path(path).absolute()
+    try:
+        spec = read_spec(root)
+    except UserError as error:
+        return [error]
+    by_key = site_faults(root, spec)
+    faults = list(by_key.values())
+
+    # What is declared wrongly cannot be compared with: its fault has been noted, the rest is still checked.
+    labels = {int(key): name for key, name in spec["labels"].items()} if "labels" not in by_key else None
+    spacing = spec["spacing"] if "spacing" not in by_key else None
+    shape = tuple(spec["shape"]) if "shape" not in by_key else None
+    affine, hashes, seen = None, {}, set()
+
+    for place, kind, relative in _files(root, spec):
+        if (kind, relative) in seen:
+            continue
+        seen.add((kind, relative))
+        file = root / relative
+        try:
+            image, volume = read_nifti(file)
+            if len(image.shape) != 3:
+                raise UserError(
+                    file,
+                    found=f"{len(image.shape)} dimensions {image.shape}",
+                    expected="a 3-D volume",
+                    fix="keep one volume of the series",
+                )
+        except UserError as fault:
+            faults.append(fault)
+            continue
+        faults += _grid_faults(file, image, shape, spacing, affine)
+        if affine is None and place == "atlas":
+            affine = image.affine
+        if kind == "label":
+            faults += _label_faults(file, volume, labels, needs_all=place == "atlas")
+        else:
+            faults += _image_faults(file, volume)
+            digest = hashlib.sha256(np.ascontiguousarray(volume, dtype=np.float32).tobytes()).digest()
+            section, other = hashes.setdefault(digest, (place, relative))
+            if other != relative:
+                faults.append(
+                    UserError(
+                        file,
+                        found=f"the same voxels as in {root / other} ({section})",
+                        expected="no scan in two sections" if section != place else "each scan once",
+                        fix="remove one of the two",
+                    )
+                )
+    return faults
+
+
+def _files(root: Path, spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield section, kind and normalised relative path of each volume that is there."""
+    for place, row in section_entries(spec):
+        for kind in ("image", "label"):
+            value = row.get(kind) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value or os.path.isabs(value):
+                continue
+            if not os.path.normpath(value).startswith("..") and os.path.isfile(root / value):
+                yield place.split("[")[0], kind, os.path.normpath(value)
+
+
+def _grid_faults(file: Path, image: nib.Nifti1Image, shape, spacing, affine) -> list[UserError]:
+    faults = []
+
+    def fault(found: str, expected: str, fix: str) -> None:
+        faults.append(UserError(file, found, expected, fix))
+
+    to_grid = "resample it to the site's grid"
+    if shape is not None and image.shape != shape:
+        fault(f"shape {image.shape}", f"{shape} (site.json)", to_grid)
+    sizes = nib.affines.voxel_sizes(image.affine)
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        fault(f"a singular affine with voxel sizes {numbers(sizes)} mm", "sizes above 0", "fix the header")
+        return faults
+    if not np.allclose(sizes, image.header.get_zooms(), rtol=0, atol=AFFINE_TOLERANCE):
+        zooms = numbers(image.header.get_zooms())
+        fault(f"pixdim {zooms} mm", f"the affine's {numbers(sizes)} mm", "write the file again with nibabel")
+    if (codes := "".join(nib.aff2axcodes(image.affine))) != "RAS":
+        fault(f"orientation {codes}", "RAS", "reorient it, for example with nibabel.as_closest_canonical")
+    elif spacing is not None and not np.allclose(sizes, spacing, rtol=0, atol=AFFINE_TOLERANCE):
+        fault(f"spacing {numbers(sizes)} mm", f"{numbers(spacing)} (site.json)", to_grid)
+    elif affine is not None and not np.allclose(image.affine, affine, rtol=0, atol=AFFINE_TOLERANCE):
+        row = np.abs(image.affine - affine).max(axis=1).argmax()
+        fault(
+            f"affine row {row + 1} {numbers(image.affine[row])}",
+            f"{numbers(affine[row])} (the atlas image)",
+            "resample it to the atlas' grid",
+        )
+    return faults
+
+
+def _image_faults(file: Path, volume: np.ndarray) -> list[UserError]:
+    broken = int((~np.isfinite(volume)).sum())
+    if broken:
+        fix = "fix the preprocessing of this scan"
+        return [UserError(file, f"{broken} voxels that are NaN or infinite", "numbers in [0, 1]", fix)]
+    low, high = float(volume.min()), float(volume.max())
+    if low == high:
+        return [UserError(file, f"a constant image (all {low:g})", "a scan", "export it again or remove the entry")]
+    faults = []
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        faults.append(UserError(file, f"intensities from {low:g} to {high:g}", "[0, 1]", "rescale them"))
+    faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
+    zero = float((faces == 0).mean())
+    if zero < 0.5:
+        found = f"a background that is not zero ({100 * zero:.0f} % of the outer voxels are 0)"
+        faults.append(UserError(file, found, "exactly 0", "strip the skull and mask"))
+    return faults
+
+
+def _label_faults(file: Path, volume: np.ndarray, labels: Mapping[int, str] | None, needs_all: bool) -> list[UserError]:
+    if not np.isfinite(volume).all():
+        return [UserError(file, "NaN or infinite labels", "whole numbers", "export the label map again")]
+    ids = np.unique(volume)
+    fractions = ids[ids != np.round(ids)]
+    if len(fractions):
+        fix = "resample label maps with nearest neighbour"
+        return [UserError(file, f"the label {fractions[0]:g}", "whole numbers", fix)]
+    ids = {int(value) for value in ids}
+    faults = []
+    if labels is not None:
+        unknown = sorted(ids - set(labels))
+        if unknown:
+            expected = f"0 to {len(labels) - 1} (site.json)"
+            faults.append(UserError(file, f"unknown label ids {_list(unknown)}", expected, "map or remove them"))
+        absent = sorted(set(labels) - ids)
+        if needs_all and absent and not unknown:
+            found = f"no voxel of {', '.join(labels[i] for i in absent)}"
+            fix = "label them or shorten the list"
+            faults.append(UserError(file, found, "all structures of site.json", fix))
+    if ids == {0}:
+        fix = "export it again or remove the entry"
+        faults.append(UserError(file, "an empty label map", "at least one structure", fix))
+    return faults
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")

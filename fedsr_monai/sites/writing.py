@@ -1,0 +1,54 @@
+"""Writing site folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from fedsr_monai.files import write_json
+from fedsr_monai.labels import LABELS
+from fedsr_monai.sites.contract import site_faults
+from fedsr_monai.spatial.nifti import write_volume
+
+
+def write_site(
+    root: str | os.PathLike,
+    name: str,
+    atlas_image: np.ndarray,
+    atlas_label: np.ndarray,
+    affine: np.ndarray,
+    training: Sequence[Mapping[str, str]],
+    validation: Sequence[Mapping[str, str]] = (),
+    test: Sequence[Mapping[str, str]] = (),
+    labels: Mapping[int, str] = LABELS,
+) -> Path:
+    """Write the atlas and, last and atomically, `site.json`: a folder that has one is complete.
+
+    The scans themselves are written before, by `write_volume`; the lists name them relative to `root`. `affine` is the
+    one of all volumes (RAS+, millimetres).
+
+    Raises:
+        UserError: the folder would break the contract, for example by an empty training list or a scan that is not
+            there.
+    """
+    root = Path(root).absolute()
+    spec = {
+        "name": name,
+        "labels": {str(key): value for key, value in labels.items()},
+        "spacing": [float(value) for value in nib.affines.voxel_sizes(affine)],
+        "shape": list(atlas_label.shape),
+        "atlas": {"image": "atlas/image.nii.gz", "label": "atlas/label.nii.gz"},
+        "training": [dict(entry) for entry in training],
+        "validation": [dict(entry) for entry in validation],
+        "test": [dict(entry) for entry in test],
+    }
+    write_volume(root / spec["atlas"]["image"], atlas_image.astype(np.float32), affine)
+    write_volume(root / spec["atlas"]["label"], atlas_label.astype(np.uint8), affine)
+    for fault in site_faults(root, spec).values():
+        raise fault
+    write_json(root / "site.json", spec)
+    return root

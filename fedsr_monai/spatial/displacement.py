@@ -1,0 +1,82 @@
+"""Displacement fields: from voxels of the network's grid to the millimetres that ITK, ANTs and 3D Slicer read."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import make_image, write_nifti
+from fedsr_monai.spatial.resampling import sample, voxel_map
+
+LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against those of NIfTI
+
+
+def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
+    """A displacement [3, D, H, W] in voxels of `grid`, read off at the voxels of a scan: [3, *scan.shape], still in
+    voxels of `grid`.
+
+    Beyond the grid's box the field goes on as it is at the border, which is how `warp` treats the atlas too.
+    """
+    return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
+
+
+def labels_under_field(
+    label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int
+) -> torch.Tensor:
+    """The atlas labels [1, D, H, W] on `grid`, warped straight onto the voxels of a scan: uint8 [1, *scan.shape].
+
+    The one-hot map is interpolated and the largest share wins; outside the atlas there is background.
+
+    Args:
+        field: from `field_on_scan`.
+    """
+    fractions = torch.nn.functional.one_hot(label[0].long(), num_classes).movedim(-1, 0).float()
+    matrix = voxel_map(grid.affine, scan.affine)
+
+    def largest(values: torch.Tensor) -> torch.Tensor:
+        values[0] = 1 - values[1:].sum(dim=0)  # outside the atlas nothing has a share
+        return values.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+    return sample(fractions, matrix, scan.shape, largest, shift=field)
+
+
+def write_displacement(
+    path: str | os.PathLike,
+    field: torch.Tensor,
+    grid: Grid,
+    scan: Grid,
+    codes: tuple[int, int] = (1, 1),
+    affine: np.ndarray | None = None,
+) -> None:
+    """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas
+    that belongs there.
+
+    Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with
+    vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
+    the atlas onto the scan with it.
+
+    Args:
+        path: the file.
+        field: from `field_on_scan`.
+        grid: whose voxels the field counts in.
+        scan: where it was read off.
+        codes: qform and sform code of the header.
+        affine: of the scan's file, where it differs from that of `scan`: a raw scan that an affine map lays on the atlas. The
+            field then takes both steps at once, from points of the file to points of the atlas.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    affine = scan.affine if affine is None else affine
+    vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy())
+    if not np.array_equal(affine, scan.affine):
+        step = scan.affine - affine
+        i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
+        vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
+    vectors = np.ascontiguousarray((vectors * LPS)[:, :, :, None, :], dtype=np.float32)
+    image = make_image(vectors, affine, codes)
+    image.header.set_intent("vector")
+    write_nifti(path, image, compresslevel=1)  # floats hardly shrink any further

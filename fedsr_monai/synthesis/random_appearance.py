@@ -1,0 +1,97 @@
+"""Random scanners: the atlas re-imaged with random tissue contrast, texture, resolution, bias field and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedsr_monai.spatial.warping import along_axes
+from fedsr_monai.synthesis.random_deformation import smooth_noise
+
+
+def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Mean intensity of each label [num_classes]; label 0 counts inside the brain only (image > 0: cerebrospinal fluid)."""
+    inside = (image > 0).flatten()
+    ids = label.flatten().long()[inside]
+    values = image.flatten()[inside]
+    total = torch.zeros(num_classes, device=image.device).index_add(0, ids, values)
+    return total / torch.bincount(ids, minlength=num_classes).clamp_min(1)
+
+
+class RandomAppearance:
+    """Draws T1-like images of a labelled atlas. Contrast is drawn before the warp (:meth:`contrast`), the scanner after it (:meth:`scan`).
+
+    All draws come from torch's global generator.
+
+    Args:
+        num_classes: labels with background.
+        spacing: voxel size in millimetres.
+        mean_sd: spread of each label's mean around the atlas' (the whole range is 1).
+        noise, bias, gamma, blur: ranges of the noise's standard deviation, of the log bias field's, of the exponent and of the
+            Gaussian blur's sigma in voxels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        spacing: float,
+        mean_sd: float = 0.07,
+        noise: tuple[float, float] = (0.005, 0.05),
+        bias: tuple[float, float] = (0.0, 0.3),
+        gamma: tuple[float, float] = (0.7, 1.3),
+        blur: tuple[float, float] = (0.0, 0.7),
+    ) -> None:
+        self.num_classes, self.spacing, self.mean_sd = num_classes, spacing, mean_sd
+        self.noise, self.bias, self.gamma, self.blur = noise, bias, gamma, blur
+
+    def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """The atlas [1, 1, D, H, W] with new tissue means and a random share of its own texture; the background stays 0."""
+        means = tissue_means(image, label, self.num_classes)
+        grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
+        drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
+        drawn[0] = means[0] * torch.empty((), device=image.device).uniform_(0.4, 1.1)
+        ids = label.long()
+        texture = (image - means[ids]) * float(torch.empty(()).uniform_(0.2, 1.1))
+        shape = image.shape[2:]
+        slow = 0.03 * smooth_noise(shape, 12 / self.spacing, 1, image.device) + 0.02 * torch.randn_like(image)
+        return (drawn.clamp(0.02, 1.1)[ids] * (1 + slow) + texture).clamp(0.01, 1.3) * (image > 0)
+
+    def scan(self, image: torch.Tensor) -> torch.Tensor:
+        """What a random scanner makes of a noiseless brain [1, 1, D, H, W] with zero background; in [0, 1], background 0."""
+        brain = image > 0.005
+        # Interpolation has blurred the image; real edges are sharper by an unknown amount.
+        image = image + float(torch.empty(()).uniform_(0, 1.2)) * (image - _blur(image, 3 * [0.7]))
+        sigma = torch.empty(3).uniform_(*self.blur)
+        if torch.rand(()) < 0.25:
+            sigma[int(torch.randint(0, 3, ()))] = float(torch.empty(()).uniform_(0.8, 1.3))  # thick slices
+        image = _blur(image, sigma.tolist())
+        shape, device = image.shape[2:], image.device
+        field = smooth_noise(shape, float(torch.empty(()).uniform_(40, 70)) / self.spacing, 1, device)
+        image = image.clamp_min(0) ** float(torch.empty(()).uniform_(*self.gamma))
+        image = image * torch.exp(field * float(torch.empty(()).uniform_(*self.bias)))
+        level = float(torch.empty(()).uniform_(*self.noise))
+        image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
+        if torch.rand(()) < 0.5:  # an imperfect skull strip: the mask is moved in or out in patches
+            share = _filter(brain.float(), 3 * [torch.ones(3)])
+            brain = share > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
+        image = image * brain
+        top = torch.quantile(image[brain][:: max(1, int(brain.sum()) // 20000)], 0.995) if brain.any() else image.max()
+        return (image / (top + 1e-6)).clamp(0, 1)
+
+
+def _blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    # Five taps hold a Gaussian up to sigma 1.3 voxels; at 0.05 the middle one alone is left.
+    return _filter(image, [torch.exp(-0.5 * (torch.arange(-2, 3) / max(sigma, 0.05)) ** 2) for sigma in sigmas])
+
+
+def _filter(image: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    # One odd set of weights an axis, normalised; zeros outside the volume. As matrices with the taps beside their diagonals.
+    matrices = []
+    for n, weights in zip(image.shape[2:], taps):
+        middle = len(weights) // 2
+        matrix = torch.zeros(n, n)
+        for shift, weight in zip(range(-middle, middle + 1), weights / weights.sum()):
+            matrix.diagonal(shift).fill_(weight)
+        matrices.append(matrix.to(image.device))
+    return along_axes(image, matrices)

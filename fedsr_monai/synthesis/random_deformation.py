@@ -1,0 +1,103 @@
+"""Random anatomy: smooth random deformations of a labelled image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers import GaussianFilter
+from torch.nn import functional as F
+
+from fedsr_monai.spatial.warping import compose, integrate, resample, resize_ddf
+
+
+def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch.device) -> torch.Tensor:
+    """Unit-variance noise [1, channels, *shape] that varies over about ``step`` voxels: a coarse random grid, resampled trilinearly.
+
+    The coarse grid lies at a random offset, so that its nodes leave no pattern over many draws.
+    """
+    coarse = [max(2, math.ceil(n / step) + 2) for n in shape]
+    noise = torch.randn(channels, *coarse, device=device)
+    places = []
+    for n, nodes in zip(shape, coarse):
+        size = max(n, round(nodes * step))  # voxels over the whole coarse grid, of which n are kept
+        start = int(torch.randint(0, size - n + 1, ()))
+        places.append((start + torch.arange(n, device=device)) * ((nodes - 1) / (size - 1)))
+    noise = resample(noise, places)
+    return noise[None] / (noise.std() + 1e-6)
+
+
+class RandomDeformation:
+    """Draws diffeomorphic displacement fields: an affine part, velocity fields at several scales, and growth of one structure.
+
+    Draws come from torch's global generator: seed that and the same fields follow.
+
+    Args:
+        spacing: voxel size in millimetres.
+        scales: (step, rms) of the random velocity fields in millimetres.
+        strength: range of the common factor on all of them.
+        rotation: largest rotation about each axis in degrees.
+        zoom: range of the isotropic scale (each axis varies by a further 4 %).
+        shift: largest translation in millimetres.
+        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink every other time; else
+            some other structure does, by up to 40 % of that.
+        growing: label ids of the ventricles.
+    """
+
+    def __init__(
+        self,
+        spacing: float,
+        scales: Sequence[tuple[float, float]] = ((32, 1.8), (16, 2.2), (8, 1.6), (5, 0.7)),
+        strength: tuple[float, float] = (0.4, 1.25),
+        rotation: float = 5.0,
+        zoom: tuple[float, float] = (0.88, 1.06),
+        shift: float = 3.0,
+        growth: float = 4.0,
+        growing: Sequence[int] = (1, 4),
+    ) -> None:
+        self.spacing, self.scales, self.strength = spacing, scales, strength
+        self.rotation, self.zoom, self.shift = rotation, zoom, shift
+        self.growth, self.growing = growth, growing
+
+    def __call__(self, label: torch.Tensor, ddf: torch.Tensor | None = None) -> torch.Tensor:
+        """Displacement [1, 3, D, H, W] in voxels for a label map [1, 1, D, H, W].
+
+        ``ddf`` [1, 3, D/2, H/2, W/2], in half-resolution voxels, is applied first where given: a share of the current registration, so that
+        random anatomy stays near real anatomy.
+        """
+        shape = tuple(n // 2 for n in label.shape[2:])
+        device, millimetre = label.device, 1 / (2 * self.spacing)  # half-resolution voxels per millimetre
+        strength = float(torch.empty(()).uniform_(*self.strength))
+        velocity = torch.zeros(1, 3, *shape, device=device)
+        for step, rms in self.scales:
+            velocity += smooth_noise(shape, step * millimetre, 3, device) * (rms * millimetre * strength)
+        if self.growth:
+            velocity += self._growth(label, shape) * millimetre
+        field = compose(self._affine(shape, device), integrate(velocity))
+        return resize_ddf(field if ddf is None else compose(field, ddf), label.shape[2:])
+
+    def _affine(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        angles = torch.empty(3).uniform_(-1, 1) * math.radians(self.rotation)
+        generator = torch.zeros(3, 3)
+        generator[[2, 0, 1], [1, 2, 0]] = angles
+        zoom = torch.empty(()).uniform_(*self.zoom) * (1 + 0.04 * torch.randn(3))
+        matrix = torch.matrix_exp(generator - generator.T) @ torch.diag(1 / zoom) - torch.eye(3)
+        shift = torch.empty(3).uniform_(-1, 1) * self.shift / (2 * self.spacing)
+        axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        return (torch.einsum("ij,jdhw->idhw", matrix, position) + shift[:, None, None, None])[None].to(device)
+
+    def _growth(self, label: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        # Sampling against the outward normal of a structure pulls its boundary outwards: it grows.
+        largest = self.growth
+        if torch.rand(()) < 0.5:
+            mask = torch.isin(label, torch.tensor(self.growing, device=label.device, dtype=label.dtype))
+        else:
+            mask = label == int(torch.randint(1, int(label.max()) + 1, ()))
+            largest = 0.4 * self.growth
+        soft = F.adaptive_avg_pool3d(mask.float(), shape)
+        soft = GaussianFilter(3, sigma=8.0 / (2 * self.spacing) * (0.5 + float(torch.rand(())))).to(label.device)(soft)
+        inward = torch.cat(torch.gradient(soft, dim=(2, 3, 4)), dim=1)
+        peak = inward.square().sum(dim=1).sqrt().max() + 1e-6
+        return inward / peak * (largest * float(torch.empty(()).uniform_(-0.6, 1)))

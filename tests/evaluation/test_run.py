@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.cli import main
+from fedsr_monai.evaluation.run import PERSONALISED, evaluate_models, load_network, models_of_run, models_of_sites
+from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_csv
+from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.nifti import write_volume
+
+AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
+
+
+def write_ward(root: Path, name: str, phantom) -> Path:
+    """A site whose test scan is its atlas moved by one voxel."""
+    image, label = (volume[0].numpy() for volume in phantom)
+    write_volume(root / name / "images/a.nii.gz", np.roll(image, 1, 0), AFFINE)
+    write_volume(root / name / "images/b.nii.gz", np.roll(image, 1, 1), AFFINE)
+    write_volume(root / name / "labels/b.nii.gz", np.roll(label, 1, 1), AFFINE)
+    test = [{"image": "images/b.nii.gz", "label": "labels/b.nii.gz"}]
+    return write_site(root / name, name, image, label, AFFINE, [{"image": "images/a.nii.gz"}], test=test)
+
+
+def write_weights(path: Path, seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    network = FedSRNet("small")
+    save_checkpoint({"model": network}, path)
+    return network.state_dict()
+
+
+@pytest.fixture
+def run(tmp_path, phantom) -> Path:
+    """A run of two sites as `fedsr federate` leaves it, with a third site that joined afterwards."""
+    sites = [write_ward(tmp_path / "sites", name, phantom) for name in ("east", "west", "young")]
+    run = tmp_path / "run"
+    record = {
+        "bundle": {"path": str(bundle_path("fedsr_encoder"))},
+        "overrides": {"preset": "small"},
+        "sites": [{"name": site.name, "path": str(site)} for site in sites[:2]],
+    }
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(record))
+    for seed, site in enumerate(sites[:2]):
+        write_weights(run / "sites" / site.name / "model.pt", seed)
+    return run
+
+
+def join(run: Path, name: str, seed: int) -> None:
+    folder = run / PERSONALISED / name
+    write_weights(folder / "model.pt", seed)
+    record = {"site": str(run.parent / "sites" / name), "bundle": str(bundle_path("fedsr_site"))}
+    (folder / "personalised.json").write_text(json.dumps(record))
+
+
+def test_each_site_is_measured_with_its_own_network(run):
+    summary = evaluate_models(models_of_run(run), run / "evaluation", figures=0)
+    assert list(summary["sites"]) == ["east", "west"]
+    rows = read_csv(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
+    assert len(rows) == 2 * 3 * 13
+    found = {(row["site"], row["task"]): [r["dice"] for r in rows if (r["site"], r["task"]) == (row["site"], row["task"])] for row in rows}
+    # the same scan and atlas, other random heads
+    assert found["east", "unregistered"] == found["west", "unregistered"]
+    assert found["east", "segmentation"] != found["west", "segmentation"]
+
+
+def test_personalised_networks_come_before_those_of_the_last_round(run):
+    join(run, "young", seed=7)
+    join(run, "east", seed=8)
+    models = {model.site.name: model for model in models_of_run(run)}
+    assert list(models) == ["east", "west", "young"]
+    assert models["east"].weights == run / PERSONALISED / "east" / "model.pt"
+    assert models["west"].weights == run / "sites" / "west" / "model.pt"
+    assert models["young"].bundle == bundle_path("fedsr_site")
+
+
+def test_the_pooled_network_is_measured_on_every_site(run):
+    record = json.loads((run / "run.json").read_text())
+    record["sites"] = [{"name": "pooled", "path": ",".join(site["path"] for site in record["sites"])}]
+    (run / "run.json").write_text(json.dumps(record))
+    write_weights(run / "sites" / "pooled" / "model.pt", 3)
+    models = models_of_run(run)
+    assert [model.site.name for model in models] == ["east", "west"]
+    assert {model.weights for model in models} == {run / "sites" / "pooled" / "model.pt"}
+
+
+def test_a_network_gets_its_sites_atlas_whatever_the_file_holds(run, phantom):
+    weights = run / "sites" / "east" / "model.pt"
+    state = torch.load(weights, weights_only=True)["model"]
+    state["atlas_image"] = torch.full((1, 1, 8, 8, 8), 0.5)
+    torch.save({"model": state}, weights)
+    network = load_network(models_of_run(run)[0])
+    assert torch.equal(network.atlas_image[0], phantom[0]) and torch.equal(network.atlas_label[0], phantom[1])
+    assert torch.equal(network.encoder.state_dict()["stages.0.conv.weight"], state["encoder.stages.0.conv.weight"])
+
+
+def test_evaluate_prints_a_line_a_site(run, capsys):
+    assert main(["evaluate", str(run), "--figures", "1", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["east", "west", str(run / "evaluation")]
+    assert lines[0].startswith("east  mean Dice of 1 scan: start 0.")
+    assert sorted(path.name for path in (run / "evaluation" / "cases").rglob("*.npz")) == ["b.npz", "b.npz"]
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").stat().st_size > 50_000
+
+
+def test_evaluate_one_set_of_weights_on_sites(run, capsys):
+    weights, sites = run / "sites" / "east" / "model.pt", run.parent / "sites"
+    assert main(["evaluate", str(sites), "--weights", str(weights), "--out", str(run / "other")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]] == ["east", "west", "young"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{run} --section exam", "section: found 'exam', expected one of training, validation, test: correct it"),
+        ("{run} --section training", "{sites}/east: no labelled scan in 'training', expected at least one to evaluate; "),
+        ("{run} {sites}/young", "{run}: is the folder of a run, expected it alone and without --weights: "),
+        ("{sites}", "evaluate needs --out for site folders: name a folder for the tables"),
+        ("{sites} --weights nowhere.pt --out x", "nowhere.pt: not found, expected weights to measure: give the path of a model.pt with --weights"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, words, message):
+    places = {"run": run, "sites": run.parent / "sites"}
+    assert main(["evaluate", *words.format(**places).split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fedsr: " + message.format(**places)) and error.count("\n") == 1
+    assert not (run / "evaluation").exists()
+
+
+def test_a_run_that_has_not_finished_says_so(run, capsys):
+    (run / "sites" / "west" / "model.pt").unlink()
+    assert main(["evaluate", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"fedsr: {run}/sites/west/model.pt: not found, expected the network of the last round: "
+        "finish the run with the command that began it\n"
+    )
+
+
+def test_weights_of_another_network_are_named(run):
+    torch.save({"model": {"weight": torch.zeros(3)}}, run / "other.pt")
+    models = models_of_sites([run.parent / "sites" / "east"], run / "other.pt")
+    with pytest.raises(Exception, match="other.pt: encoder.stages.0.* found nothing, expected float32"):
+        load_network(models[0])

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.federation.exchange import POLICIES, allowed_prefixes, shared_tensors, size_in_bytes
+
+STATE = {
+    "segmentation.out": torch.full((3,), 2.0),
+    "encoder.w": torch.full((2, 2), 1.0, dtype=torch.float64),
+    "encoder.b": torch.zeros(2),
+    "registration.out": torch.full((3,), 3.0),
+    "sa.segmentation.0": torch.full((4,), 4.0),
+    "sa.registration.0": torch.full((4,), 5.0),
+    "atlas_image": torch.rand(1, 1, 4, 4, 4),
+    "atlas_label": torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys"),
+    [
+        ("fedsr", ["encoder.b", "encoder.w", "sa.registration.0", "sa.segmentation.0"]),
+        ("fedrep", ["encoder.b", "encoder.w"]),
+        (
+            "fedavg",
+            [
+                "encoder.b",
+                "encoder.w",
+                "registration.out",
+                "sa.registration.0",
+                "sa.segmentation.0",
+                "segmentation.out",
+            ],
+        ),
+        ("local", []),
+        ("pooled", []),
+    ],
+)
+def test_each_policy_lets_out_its_keys_and_no_other(policy, keys):
+    assert list(shared_tensors(STATE, policy)) == keys
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_lets_the_atlas_out_even_under_a_near_name(policy):
+    state = {**STATE, "atlas.sa.0": torch.ones(1), "my.encoder.w": torch.ones(1), "encoder_cache": torch.ones(1)}
+    assert not [key for key in shared_tensors(state, policy) if key in ("atlas.sa.0", "my.encoder.w", "encoder_cache")]
+    assert not [key for key in shared_tensors(state, policy) if key.startswith("atlas")]
+
+
+def test_shared_tensors_are_float32_copies():
+    shared = shared_tensors(STATE, "fedsr")
+    assert {tensor.dtype for tensor in shared.values()} == {torch.float32}
+    shared["encoder.b"] += 1
+    assert STATE["encoder.b"].sum() == 0
+
+
+def test_whole_numbers_are_refused_by_name():
+    with pytest.raises(
+        UserError, match=r"^encoder.steps: found torch.int64, expected floating point; only such tensors"
+    ):
+        shared_tensors({"encoder.steps": torch.zeros(1, dtype=torch.int64)}, "fedsr")
+
+
+def test_unknown_policy_is_named():
+    with pytest.raises(
+        UserError, match=r"^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; "
+    ):
+        allowed_prefixes("fedprox")
+
+
+def test_size_is_that_of_the_safetensors_file():
+    shared = shared_tensors(STATE, "fedsr")
+    assert size_in_bytes(shared) == len(save(shared)) > 4 * 14
+    assert size_in_bytes({}) == 0

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+
+import pytest
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.simulation import sites as module
+from fedsr_monai.simulation.sites import simulate_sites
+from fedsr_monai.sites.check import check_site
+from fedsr_monai.sites.site import load_site
+
+GRID = {"spacing": 6.0, "shape": (32, 32, 32)}
+TINY = {"sites": 1, "training": 1, "validation": 1, "test": 1, "processes": 1, **GRID}
+
+
+def digests(root) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two sites and the unseen one, made by two processes."""
+    root = tmp_path_factory.mktemp("sites")
+    paths = simulate_sites(root, sites=2, training=2, validation=1, test=1, unseen=True, seed=3, processes=2, **GRID)
+    assert paths == [root / "adult-3t", root / "elderly-3t", root / "paediatric"]
+    return root
+
+
+def test_simulated_sites_pass_the_check(folder):
+    assert [check_site(path) for path in sorted(folder.iterdir())] == [[], [], []]
+
+
+def test_the_unseen_site_has_seven_training_scans(folder):
+    assert [len(load_site(folder / name).training) for name in ("adult-3t", "paediatric")] == [2, 7]
+
+
+def test_training_scans_carry_no_labels(folder):
+    assert sorted(path.name for path in (folder / "adult-3t/labels").iterdir()) == [
+        "test-001.nii.gz",
+        "validation-001.nii.gz",
+    ]
+
+
+def test_same_seed_same_bytes_with_any_number_of_processes_and_other_counts(folder, tmp_path):
+    simulate_sites(tmp_path, sites=1, training=1, validation=1, test=2, seed=3, processes=1, **GRID)
+    ours, theirs = digests(tmp_path / "adult-3t"), digests(folder / "adult-3t")
+    common = {name for name in set(ours) & set(theirs) if name != "site.json"}
+    assert len(common) == 8 and all(ours[name] == theirs[name] for name in common)
+
+
+def test_another_seed_gives_other_people(folder, tmp_path):
+    simulate_sites(tmp_path, seed=4, **TINY)
+    name = "adult-3t/images/test-001.nii.gz"
+    assert digests(tmp_path)[name] != digests(folder)[name]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    made = []
+    simulate = module.simulate_subject
+
+    def counted(*arguments):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(arguments)
+        return simulate(*arguments)
+
+    monkeypatch.setattr(module, "simulate_subject", counted)
+    with pytest.raises(KeyboardInterrupt):
+        simulate_sites(tmp_path / "cut", **TINY)
+    assert not (tmp_path / "cut/adult-3t/site.json").exists()
+    monkeypatch.setattr(module, "simulate_subject", simulate)
+    (tmp_path / "cut/adult-3t/images/.test-001.nii.gz.1.part").write_bytes(b"half a volume of a killed process")
+    kept = (tmp_path / "cut/adult-3t/images/training-001.nii.gz").stat().st_mtime_ns
+    simulate_sites(tmp_path / "cut", **TINY)
+    simulate_sites(tmp_path / "whole", **TINY)
+    assert (tmp_path / "cut/adult-3t/images/training-001.nii.gz").stat().st_mtime_ns == kept
+    (tmp_path / "cut/adult-3t/images/.test-001.nii.gz.1.part").unlink()
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_other_arguments_do_not_mix_into_a_folder(folder):
+    with pytest.raises(UserError) as error:
+        simulate_sites(folder, seed=5, **TINY)
+    assert str(error.value) == (
+        f"{folder}/adult-3t: holds a simulation with other arguments (simulation.json), expected none or the same seed, "
+        "spacing and shape: choose another folder or remove this one"
+    )
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "adult-3t").mkdir()
+    (tmp_path / "adult-3t/thesis.tex").write_text("")
+    with pytest.raises(UserError, match="adult-3t: holds files of something else, expected a new or empty folder: "):
+        simulate_sites(tmp_path, **TINY)
+    assert [path.name for path in (tmp_path / "adult-3t").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only a forked worker inherits the patch")
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "simulate_subject", lambda *arguments: os._exit(9))
+    with pytest.raises(
+        UserError, match="^/.*: a worker process was killed, .* processes=1, finished subjects are kept$"
+    ):
+        simulate_sites(tmp_path, **{**TINY, "processes": 2})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, processes):
+    def full(path, volume, affine):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_volume", full)
+    with pytest.raises(
+        UserError, match="training-001.nii.gz: cannot be written .No space left on device., expected free"
+    ):
+        simulate_sites(tmp_path, **TINY)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sites": 0}, "sites is 0, expected a whole number of at least 1: correct the argument"),
+        ({"training": 0}, "training is 0, expected a whole number of at least 1: correct the argument"),
+        ({"test": -1}, "test is -1, expected a whole number of at least 0: correct the argument"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number of at least 0: correct the argument"),
+        ({"processes": True}, "processes is True, expected a whole number of at least 1: correct the argument"),
+        ({"profiles": ["adult-3t"] * 2}, "profiles is 'adult-3t,adult-3t', expected each name once: correct the list"),
+        ({"profiles": "mars"}, "profile 'mars' is unknown, expected one of "),
+        (
+            {"shape": (20, 20, 20)},
+            "grid (20, 20, 20) at 6 x 6 x 6 mm cuts the brain, expected at least (24, 30, 26) voxels",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_and_nothing_written(tmp_path, change, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        simulate_sites(tmp_path / "out", **{**TINY, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_sites_beyond_the_built_in_ones_are_drawn():
+    members = module._hospitals(7, None, seed=1, unseen=False)
+    assert [member.name for member in members[4:]] == ["other-vendor", "hospital-6", "hospital-7"]
+    assert members[5].scanner != members[6].scanner
+    assert members == module._hospitals(7, None, seed=1, unseen=False)
+
+
+def test_the_record_is_what_the_scans_were_made_from(folder):
+    record = json.loads((folder / "paediatric/simulation.json").read_text())
+    assert record["seed"] == 3 and record["shape"] == [32, 32, 32] and record["profile"]["population"]["scale"] == 0.92

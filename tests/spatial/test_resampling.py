@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, SpatialResample
+from scipy.spatial.transform import Rotation
+
+from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.resampling import is_identity, low_pass, resample_labels, sample, voxel_map
+from fedsr_monai.transforms import ResampleToGrid, ResampleToGridd
+
+GRID = standard_grid(6.0, (32, 32, 32))
+
+
+def oblique(spacing, shape, angles=(9.0, -14.0, 20.0), order=(2, 0, 1), signs=(-1, 1, -1)) -> Grid:
+    """A grid around the same middle with permuted, flipped and turned axes."""
+    affine = np.eye(4)
+    turned = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ (np.eye(3)[:, order] * signs)
+    affine[:3, :3] = turned * spacing
+    middle = GRID.affine @ [15.5, 15.5, 15.5, 1]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(affine, tuple(shape))
+
+
+def on(grid: Grid, values: torch.Tensor) -> MetaTensor:
+    return MetaTensor(values, affine=torch.as_tensor(grid.affine))
+
+
+def world(grid: Grid) -> np.ndarray:
+    """Millimetres [3, D, H, W] of the voxels of a grid."""
+    indices = np.indices(grid.shape).reshape(3, -1)
+    return (grid.affine[:3, :3] @ indices + grid.affine[:3, 3:]).reshape(3, *grid.shape)
+
+
+def dice(a: torch.Tensor, b: torch.Tensor, labels) -> float:
+    return float(
+        np.mean([2 * int(((a == k) & (b == k)).sum()) / (int((a == k).sum()) + int((b == k).sum())) for k in labels])
+    )
+
+
+def test_a_linear_function_of_place_stays_itself_on_any_grid():
+    scan = oblique((4.0, 5.0, 3.0), (52, 44, 70))
+    ramp = np.tensordot([0.01, -0.02, 0.03], world(scan), 1)
+    result = ResampleToGrid(GRID)(on(scan, torch.from_numpy(ramp)[None].float()))
+    expected = np.tensordot([0.01, -0.02, 0.03], world(GRID), 1)
+    middle = (slice(10, 22),) * 3  # away from the box of the scan, outside of which there is 0
+    np.testing.assert_allclose(result[0].numpy()[middle], expected[middle], atol=1e-4)
+    np.testing.assert_allclose(result.affine.numpy(), GRID.affine)
+
+
+def test_agrees_with_monai_where_nothing_is_filtered():
+    scan = oblique((7.0, 6.5, 8.0), (30, 33, 28))
+    image = on(scan, torch.rand(1, *scan.shape, generator=torch.Generator().manual_seed(0)))
+    expected = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True)(
+        image.clone(), dst_affine=torch.as_tensor(GRID.affine), spatial_size=GRID.shape
+    )
+    torch.testing.assert_close(ResampleToGrid(GRID)(image).as_tensor(), expected.as_tensor().float(), atol=1e-4, rtol=0)
+
+
+def test_a_scan_on_the_grid_passes_unchanged():
+    image = torch.rand(1, 32, 32, 32)
+    nearly = GRID.affine.copy()
+    nearly[:3] += 1e-5  # what a header in float32 does to it
+    assert torch.equal(ResampleToGrid(GRID)(MetaTensor(image, affine=torch.as_tensor(nearly))).as_tensor(), image)
+    assert not is_identity(voxel_map(GRID.affine, GRID.affine + 0.1), GRID.shape, GRID.shape)
+
+
+def test_what_the_coarser_grid_cannot_hold_is_filtered_out():
+    checkerboard = np.indices((40, 40, 40)).sum(axis=0) % 2
+    coarse = np.diag([4.0, 4.0, 4.0, 1.0])
+    filtered = low_pass(checkerboard.astype(np.float32), coarse)[10:30, 10:30, 10:30]
+    assert np.abs(filtered - 0.5).max() < 1e-3
+    for kept in (np.eye(4), np.diag([0.5, 0.5, 0.5, 1.0])):
+        assert np.array_equal(low_pass(checkerboard, kept), checkerboard)
+
+
+def test_anisotropic_scans_are_filtered_along_fine_axes_only():
+    impulse = np.zeros((21, 21, 21), np.float32)
+    impulse[10, 10, 10] = 1
+    spread = low_pass(impulse, np.diag([4.0, 1.0, 0.5, 1.0]))
+    assert spread[:, 10, 10].astype(bool).sum() > 3
+    assert spread[10, :, 10].astype(bool).sum() == spread[10, 10, :].astype(bool).sum() == 1
+
+
+def test_labels_there_and_back_on_an_oblique_grid_of_equal_spacing(phantom):
+    fine = Grid(
+        np.block([[np.eye(3) * 3, GRID.affine[:3, 3:] - 1.5], [np.zeros((1, 3)), np.ones((1, 1))]]), (64, 64, 64)
+    )
+    label = torch.nn.functional.interpolate(phantom[1][None].float(), scale_factor=2, mode="nearest")[0]
+    scan = oblique((3.0, 3.0, 3.0), (66, 66, 66))
+    there = ResampleToGrid(scan, kind="label")
+    moved = there(on(fine, label))
+    back = there.inverse(moved)
+    assert set(torch.unique(moved.as_tensor()).tolist()) == set(range(14))
+    assert dice(back.as_tensor(), label, range(1, 14)) > 0.97
+    np.testing.assert_allclose(back.affine.numpy(), fine.affine)
+    nearest = sample(label, voxel_map(fine.affine, scan.affine), scan.shape)  # what is between the labels is no label
+    assert set(torch.unique(nearest).tolist()) - set(range(14))
+
+
+def test_labels_outside_the_volume_are_background():
+    label = torch.ones(1, 8, 8, 8, dtype=torch.uint8)
+    result = resample_labels(label, np.array([[1.0, 0, 0, -20], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), (8, 8, 8))
+    assert result.dtype == torch.uint8 and not result.any()
+
+
+def test_the_inverse_is_what_invertd_calls(phantom):
+    scan = oblique((6.0, 6.0, 6.0), (34, 34, 34))
+    image = ResampleToGrid(scan)(on(GRID, phantom[0]))
+    image.applied_operations = []
+    pipeline = Compose([ResampleToGridd("image", GRID)])
+    data = pipeline({"image": image})
+    data["pred"] = data["image"].clone()
+    inverted = Invertd("pred", transform=pipeline, orig_keys="image", nearest_interp=False)(data)["pred"]
+    assert inverted.shape == image.shape
+    np.testing.assert_allclose(inverted.affine.numpy(), scan.affine, atol=1e-6)
+    assert float((inverted - image).abs().mean()) < 0.03  # interpolated twice
+
+
+def test_kinds_by_key_and_missing_keys(phantom):
+    scan = oblique((6.0, 6.0, 6.0), (34, 34, 34))
+    resample = ResampleToGridd(["image", "label"], GRID, kind=["image", "label"], allow_missing_keys=True)
+    both = {"image": on(scan, torch.rand(1, 34, 34, 34)), "label": on(scan, torch.full((1, 34, 34, 34), 7.0))}
+    assert set(torch.unique(resample(both)["label"].as_tensor()).tolist()) == {0, 7}
+    assert set(resample({"image": both["image"]})) == {"image"}
+    with pytest.raises(KeyError, match="label"):
+        ResampleToGridd(["image", "label"], GRID)({"image": both["image"]})
+    with pytest.raises(
+        ValueError, match=r"^ResampleToGrid\(\) 'kind' is 'mask'; expected one of \['image', 'label'\]$"
+    ):
+        ResampleToGrid(GRID, kind="mask")
+
+
+def test_slabs_and_one_piece_are_the_same(monkeypatch):
+    volume = torch.rand(2, 20, 20, 20)
+    matrix = voxel_map(GRID.affine, oblique((5.0, 5.0, 5.0), (17, 23, 19)).affine)
+    whole = sample(volume, matrix, (17, 23, 19))
+    monkeypatch.setattr("fedsr_monai.spatial.resampling.SLAB", 1)
+    assert torch.equal(sample(volume, matrix, (17, 23, 19)), whole)
+    assert torch.equal(
+        sample(volume, matrix, (17, 23, 19), lambda part: part.argmax(0, keepdim=True)), whole.argmax(0, keepdim=True)
+    )

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fedsr_monai.device import keep_freed_memory
+
+FAULTS = """
+import resource, torch
+from fedsr_monai.device import keep_freed_memory
+{call}
+for _ in range(40):  # it takes a few for the heap to have room at the right place
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="not on glibc")
+def test_a_large_tensor_that_is_made_again_touches_no_new_pages():
+    faults = {}
+    for call in ("", "keep_freed_memory()"):
+        answer = subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True)
+        # the least of the last ten: where the heap has its room depends on what else it holds
+        faults[call] = min(int(count) for count in answer.stdout.split()[-10:])
+    assert faults["keep_freed_memory()"] < 0.5 * faults[""]

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsr_monai.engines import JointTrainer
+from fedsr_monai.errors import UserError
+from fedsr_monai.federation.storage import read_tensors, write_tensors
+from fedsr_monai.files import write_json
+from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.weights import HEADS, read_weights
+from fedsr_monai.personalisation import personalise, starting_tensors
+from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.nifti import write_volume
+
+
+@pytest.fixture
+def ward(tmp_path, phantom) -> Path:
+    """A site with three training scans."""
+    image, label = (volume[0].numpy() for volume in phantom)
+    affine = np.diag([6.0, 6.0, 6.0, 1.0])
+    scans = [f"images/scan{number}.nii.gz" for number in range(3)]
+    for number, scan in enumerate(scans):
+        write_volume(tmp_path / "ward" / scan, np.roll(image, number, axis=number), affine)
+    return write_site(tmp_path / "ward", "ward", image, label, affine, [{"image": scan} for scan in scans])
+
+
+def network(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    net = FedSRNet("small")
+    for vector in net.sa.buffers():
+        vector.normal_()
+    return net.state_dict()
+
+
+def shared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith(("encoder.", "sa."))}
+
+
+def heads(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith(HEADS)}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """What a federation leaves: global tensors (seed 1), a site that took part with its own heads (seed 2)."""
+    run = tmp_path / "run"
+    write_tensors(run / "server" / "round_0003.safetensors", shared(network(1)))
+    write_json(run / "server" / "state.json", {"round": 3, "file": "round_0003.safetensors"})
+    write_json(run / "run.json", {"sites": [{"name": "clinic"}], "overrides": {"preset": "small", "learning_rate": 5.0}, "from_weights": None})
+    save_checkpoint({"model": shared(network(1)) | heads(network(2))}, run / "sites" / "clinic" / "model.pt")
+    return run
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_unseen_site_fits_its_heads_and_nothing_else(ward, run, tmp_path):
+    model = personalise(ward, run, tmp_path / "out", epochs=1, overrides={"device": "cpu"})
+    assert model == tmp_path / "out" / "model.pt"
+    fitted, start = read_weights(model), network(1)
+    assert same(shared(fitted), shared(start))
+    moved = {key.split(".")[0] for key, value in heads(fitted).items() if not torch.equal(value, start[key])}
+    assert moved == {"registration", "segmentation"}
+    assert fitted["atlas_image"].shape == (1, 1, 32, 32, 32) and fitted["atlas_label"].max() == 13
+    assert [(row["site"], row["epoch"], row["iteration"]) for row in rows(tmp_path / "out")] == [("ward", "1", "3")]
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+    record = json.loads((tmp_path / "out" / "personalised.json").read_text())
+    assert record["site"] == str(ward) and record["overrides"] == {"preset": "small", "device": "cpu"}
+
+
+def test_a_killed_search_goes_on_to_the_same_numbers(ward, run, tmp_path, monkeypatch):
+    arguments = {"epochs": 2, "epoch_length": 3, "search": True, "overrides": {"search_start": 1, "search_interval": 2}}
+    whole = personalise(ward, run, tmp_path / "whole", **arguments)
+    step = JointTrainer._iteration
+
+    def killed_in_the_second_epoch(trainer, engine, batch):
+        if trainer.state.iteration == 5:
+            raise KeyboardInterrupt
+        return step(trainer, engine, batch)
+
+    monkeypatch.setattr(JointTrainer, "_iteration", killed_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        personalise(ward, run, tmp_path / "killed", **arguments)
+    monkeypatch.undo()
+    resumed = personalise(ward, run, tmp_path / "killed", **arguments)
+    assert same(read_weights(whole), read_weights(resumed))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed") and len(rows(tmp_path / "whole")) == 2
+    assert float(rows(tmp_path / "whole")[1]["lambda/registration/dice"]) != 3.0 and rows(tmp_path / "whole")[1]["held_out"]
+
+
+def start_of(run: Path, site: str) -> dict[str, torch.Tensor]:
+    record = json.loads((run / "run.json").read_text())
+    return starting_tensors(run / "server" / "round_0003.safetensors", run, record, site)
+
+
+def test_a_site_of_the_run_starts_from_its_own_heads(run):
+    start = start_of(run, "clinic")
+    assert same(shared(start), shared(network(1))) and same(heads(start), heads(network(2)))
+
+
+def test_a_new_site_starts_from_the_heads_that_the_run_started_from(run, tmp_path):
+    assert heads(start_of(run, "ward")) == {}  # the run began with random numbers: so does the site
+    save_checkpoint({"model": network(4)}, tmp_path / "shipped.pt")
+    write_json(run / "run.json", {"from_weights": {"path": str(tmp_path / "shipped.pt")}})
+    start = start_of(run, "ward")
+    assert same(shared(start), shared(network(1))) and same(heads(start), heads(network(4)))
+
+
+def test_a_whole_network_brings_its_heads(run, tmp_path):
+    save_checkpoint({"model": network(4)}, tmp_path / "model.pt")
+    start = starting_tensors(tmp_path / "model.pt", None, {}, "ward")
+    assert same(start, shared(network(4)) | heads(network(4)))
+
+
+def test_other_settings_are_refused(ward, run, tmp_path):
+    write_json(tmp_path / "out" / "personalised.json", {"site": str(ward), "epochs": 7})
+    with pytest.raises(UserError, match=r"personalised.json: name: found null, expected \"ward\"; give the settings that the training began with"):
+        personalise(ward, run, tmp_path / "out", epochs=2)
+    assert not (tmp_path / "out" / "start.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_weights": "nowhere.pt"}, r"^nowhere.pt: not found, expected a run folder of fedsr federate or a file of weights; correct the path$"),
+        ({"global_weights": "ward"}, r"ward: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights$"),
+        ({"global_weights": "empty.safetensors"}, r"empty.safetensors: encoder.\*: found nothing, expected the encoder and the SA features"),
+        ({"site": "run"}, r"run.*site.json"),
+        ({"epochs": 0}, r"^epochs: found 0, expected a whole number of at least 1; correct it$"),
+        ({"epoch_length": "3"}, r"^epoch_length: found '3', expected a whole number of at least 1; correct it$"),
+        ({"overrides": {"learning_rat": 1}}, r"^overrides: learning_rat: found no such id in .*train.json, expected one of its ids; did you mean 'learning_rate'\?$"),
+        ({"overrides": {"search_interval": 1}}, r"^overrides: search_interval: found no such id"),
+        ({"overrides": {"seed": 1}}, r"^overrides: seed: found a value, expected none; it is an argument of its own or follows from one$"),
+        ({"bundle": "nothing"}, r"^bundle: found no nothing/configs/train.json"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_leave_nothing(ward, run, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    write_tensors(tmp_path / "empty.safetensors", {})
+    with pytest.raises(UserError, match=message) as error:
+        personalise(**{"site": ward, "global_weights": run, "out": tmp_path / "out"} | change)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_refused_by_key(ward, run, tmp_path):
+    tensors = read_tensors(run / "server" / "round_0003.safetensors")
+    key = min(key for key in tensors if key.startswith("encoder."))
+    write_tensors(run / "server" / "round_0003.safetensors", tensors | {key: torch.zeros(3)})
+    with pytest.raises(UserError, match=rf"start.safetensors: {key}: found float32 \[3\], expected"):
+        personalise(ward, run, tmp_path / "out", epochs=1)
