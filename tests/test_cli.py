@@ -10,7 +10,7 @@ import pytest
 
 from fedsr_monai import commands
 from fedsr_monai.cli import main
-from fedsr_monai.commands.arguments import parameter_type
+from fedsr_monai.commands.arguments import parameter_type, parse_overrides
 from fedsr_monai.commands.help import arguments, sections
 from fedsr_monai.commands.site_folders import expand_sites
 from fedsr_monai.errors import UserError

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedsr_monai.commands.site_folders import expand_sites
-from fedsr_monai.errors import UserError
 
 
 def evaluate(
@@ -33,20 +32,10 @@ def evaluate(
         fedsr evaluate runs/first
         fedsr evaluate sites --weights model.pt --out evaluations/shipped
     """
-    from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites, summary_lines
+    from fedsr_monai.evaluation.run import evaluate as run
+    from fedsr_monai.evaluation.run import summary_lines
 
-    run = Path(sources[0])
-    if (run / "run.json").is_file():
-        if len(sources) > 1 or weights:
-            raise UserError(
-                f"{run}: is the folder of a run, expected it alone and without --weights: evaluate runs one by one, "
-                "or name site folders"
-            )
-        models, folder = models_of_run(run), Path(out or run / "evaluation")
-    else:
-        if out is None:
-            raise UserError("evaluate needs --out for site folders: name a folder for the tables")
-        models, folder = models_of_sites(expand_sites(sources), weights), Path(out)
-    summary = evaluate_models(models, folder, section, device, figures)
+    is_run = Path(sources[0], "run.json").is_file()
+    summary = run(sources if is_run else expand_sites(sources), out, weights, section, device, figures)
     print("\n".join(summary_lines(summary)))
-    print(folder)
+    print(out or Path(sources[0]) / "evaluation")

@@ -86,6 +86,60 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     return network.to(device)
 
 
+def evaluate(
+    sources: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike | None = None,
+    weights: str | os.PathLike | None = None,
+    section: str = "test",
+    device: str | torch.device | None = None,
+    figures: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
+
+    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set of
+    weights is measured on all of them, each with its own atlas.
+
+    Args:
+        sources: folder of a run, or one or more site folders.
+        out: folder of the tables (metrics.csv, cases.csv, metrics.json); by default evaluation/ in the run's folder.
+        weights: checkpoint to measure on site folders; by default the one that comes with the bundle fedsr_site.
+        section: training, validation or test.
+        device: by default the first GPU, or the CPU where there is none.
+        figures: scans per site whose volumes are kept for the report's figures.
+        progress: show a bar (never when standard error is not a terminal).
+
+    Returns:
+        The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as mean,
+        sd and number of cases; see `fedsr_monai.evaluation.tables.DEFINITIONS`.
+
+    Raises:
+        UserError: a folder is neither a run nor a site, a section has no labelled scan, or weights do not fit.
+
+    Example:
+        >>> import fedsr_monai as fm
+        >>> summary = fm.evaluate("sites/adult-3t", out="evaluation", progress=False)
+        >>> 0 < summary["all"]["tasks"]["segmentation"]["mean"]["dice"]["mean"] < 1
+        True
+    """
+    folders = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    first = Path(folders[0])
+    if (first / "run.json").is_file():
+        if len(folders) > 1 or weights:
+            raise UserError(
+                first,
+                found="the folder of a run beside other folders or --weights",
+                expected="it alone",
+                fix="evaluate runs one by one, or name site folders",
+            )
+        models, target = models_of_run(first), Path(out or first / "evaluation")
+    elif out is None:
+        raise UserError("--out", found="nothing", expected="it for site folders", fix="name a folder for the tables")
+    else:
+        models, target = models_of_sites(folders, weights), Path(out)
+    return evaluate_models(models, target, section, device, figures, progress)
+
+
 def evaluate_models(
     models: Sequence[SiteModel],
     out: str | os.PathLike,
