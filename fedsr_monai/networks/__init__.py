@@ -1,5 +1,5 @@
 """Networks: encoder, SCIE decoders, spatial transformer and the assembled FedSRNet."""
 
-from fedsr_monai.networks.fedsr_net import PRESETS, FedSRNet, Registration
+from fedsr_monai.networks.fedsr_net import PRESETS, FedSRNet, Prediction, Registration
 
-__all__ = ["FedSRNet", "PRESETS", "Registration"]
+__all__ = ["FedSRNet", "PRESETS", "Prediction", "Registration"]

@@ -39,6 +39,21 @@ class Registration:
     pooled: list[torch.Tensor]
 
 
+@dataclass
+class Prediction:
+    """Both answers of the network for a batch of scans.
+
+    Attributes:
+        logits: [B, classes, D, H, W].
+        ddf: displacement from the atlas to the scan [B, 3, D, H, W], voxels; None without registration.
+        warped_image: the atlas image under it [B, 1, D, H, W]; None without registration.
+    """
+
+    logits: torch.Tensor
+    ddf: torch.Tensor | None = None
+    warped_image: torch.Tensor | None = None
+
+
 class FedSRNet(nn.Module):
     """Joint registration and segmentation network of FedSR.
 
@@ -139,17 +154,50 @@ class FedSRNet(nn.Module):
         return crop_to(logits, image.shape[2:])
 
     def register(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Displacement [B, 3, D, H, W] in voxels and the warped atlas image [B, 1, D, H, W] for scans on the atlas' grid."""
+        """Register the site's atlas to scans on its grid.
+
+        Args:
+            image: scans [B, 1, D, H, W] in [0, 1].
+
+        Returns:
+            The displacement [B, 3, D, H, W] in voxels, and the warped atlas image [B, 1, D, H, W].
+
+        Raises:
+            ValueError: the network has no atlas, or the scans are on another grid.
+        """
+        prediction = self.predict(image)
+        return prediction.ddf, prediction.warped_image
+
+    def predict(self, image: torch.Tensor, register: bool = True) -> Prediction:
+        """Segment scans and register the site's atlas to them, from one pass of encoder and segmentation head.
+
+        Args:
+            image: scans [B, 1, D, H, W] in [0, 1]; with `register` on the grid of the atlas.
+            register: False gives the logits alone, of an image of any size.
+
+        Raises:
+            ValueError: with `register`, the network has no atlas, or the scans are on another grid.
+        """
+        shape = image.shape[2:]
+        if register:
+            self._check_registrable(shape)
+        fixed = self.encoder(pad_to_stride(image))
+        logits, _ = self.segment(fixed)
+        prediction = Prediction(crop_to(logits, shape))
+        if register:
+            moving = self.encoder(pad_to_stride(self.atlas_image))
+            prediction.ddf = crop_to(self.align(fixed, moving, predicted_fractions(logits)).full_ddf, shape)
+            prediction.warped_image = warp(self.atlas_image.expand_as(image), prediction.ddf)
+        return prediction
+
+    def _check_registrable(self, shape: torch.Size) -> None:
         if not self.has_atlas:
             raise ValueError("FedSRNet.register() needs an atlas: call set_atlas() or load a site's checkpoint first")
-        shape = image.shape[2:]
         if shape != self.atlas_image.shape[2:]:
-            raise ValueError(f"FedSRNet.register() 'image' has shape {tuple(shape)}, the atlas {tuple(self.atlas_image.shape[2:])}; "
-                             "resample the image to the atlas' grid")  # fmt: skip
-        fixed = self.encoder(pad_to_stride(image))
-        moving = self.encoder(pad_to_stride(self.atlas_image))
-        ddf = crop_to(self.align(fixed, moving, predicted_fractions(self.segment(fixed)[0])).full_ddf, shape)
-        return ddf, warp(self.atlas_image.expand_as(image), ddf)
+            raise ValueError(
+                f"FedSRNet.register() 'image' has shape {tuple(shape)}, the atlas {tuple(self.atlas_image.shape[2:])}; "
+                "resample the image to the atlas' grid"
+            )
 
     def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
         """Atlas labels under a displacement [B, 3, D, H, W]: the one-hot map is warped and the largest share wins; [B, 1, D, H, W]."""
@@ -176,4 +224,4 @@ def crop_to(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return volume[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-__all__ = ["FedSRNet", "HEADS", "PRESETS", "Registration"]
+__all__ = ["FedSRNet", "HEADS", "PRESETS", "Prediction", "Registration"]

@@ -10,6 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, MapTransform
+from monai.utils import MetaKeys
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.load import read_mask, read_scan
@@ -58,6 +59,7 @@ class LoadRawScand(MapTransform):
                 write_qc(Path(self.output_dir) / f"{stem}_alignment.png", stem, scan.voxels, prepared, self.label, self.grid)
             meta = {
                 "filename_or_obj": path,
+                MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # for the EnsureChannelFirstd that follows
                 "qform_code": scan.codes[0],
                 "sform_code": scan.codes[1],
                 OWN_AFFINE: scan.affine,

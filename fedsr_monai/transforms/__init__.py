@@ -3,7 +3,7 @@
 from fedsr_monai.transforms.check_scan import CheckScand
 from fedsr_monai.transforms.labels_on_scan import LabelsOnScand
 from fedsr_monai.transforms.resample_to_grid import ResampleToGrid, ResampleToGridd
-from fedsr_monai.transforms.save_label_map import SaveLabelMapd
+from fedsr_monai.transforms.save_label_map import SaveImageLabelMapd
 from fedsr_monai.transforms.scale_brain_intensity import ScaleBrainIntensityd
 
 __all__ = [
@@ -11,6 +11,6 @@ __all__ = [
     "LabelsOnScand",
     "ResampleToGrid",
     "ResampleToGridd",
-    "SaveLabelMapd",
+    "SaveImageLabelMapd",
     "ScaleBrainIntensityd",
 ]

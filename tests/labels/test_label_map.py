@@ -10,7 +10,7 @@ from nilearn.maskers import NiftiLabelsMasker
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import COLOURS, LABELS
 from fedsr_monai.labels.label_map import write_label_map
-from fedsr_monai.transforms import SaveLabelMapd
+from fedsr_monai.transforms import SaveImageLabelMapd
 
 AFFINE = np.array([[0.0, -2.0, 0.1, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.1, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -66,7 +66,7 @@ def test_the_same_labels_are_the_same_bytes(tmp_path):
 def test_saved_under_the_name_of_the_scan(tmp_path):
     labels = MetaTensor(torch.full((1, 4, 5, 6), 3, dtype=torch.uint8), affine=torch.as_tensor(AFFINE))
     labels.meta |= {"filename_or_obj": "/data/sub-01.T1w.nii.gz", "qform_code": torch.tensor(2), "sform_code": 1}
-    result = SaveLabelMapd("pred", tmp_path)({"pred": labels})
+    result = SaveImageLabelMapd("pred", tmp_path)({"pred": labels})
     assert result["pred"] is labels
     image = nib.load(tmp_path / "sub-01.T1w_dseg.nii.gz")
     assert image.shape == (4, 5, 6) and (int(image.header["qform_code"]), int(image.header["sform_code"])) == (2, 1)

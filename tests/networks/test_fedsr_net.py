@@ -83,6 +83,20 @@ def test_segmentation_does_not_depend_on_the_atlas(network):
         assert torch.equal(network(image), before)
 
 
+def test_one_prediction_equals_forward_and_register(network, phantom):
+    stir(network)
+    network.set_atlas(phantom[0][:, :27, :30], phantom[1][:, :27, :30])  # padded on the way in, cropped on the way out
+    scan = phantom[0][None, :, :27, :30].roll(1, dims=2)
+    passes = []
+    network.encoder.register_forward_hook(lambda module, inputs, output: passes.append(inputs[0].shape))
+    with torch.no_grad():
+        both, logits_alone = network.predict(scan), network.predict(scan, register=False)
+        assert len(passes) == 3  # the scan once a call, the atlas where it is registered
+        assert torch.equal(both.logits, network(scan)) and torch.equal(logits_alone.logits, both.logits)
+        assert all(map(torch.equal, (both.ddf, both.warped_image), network.register(scan)))
+    assert logits_alone.ddf is None and logits_alone.warped_image is None
+
+
 @pytest.mark.parametrize("integrate", [True, False])
 def test_registration_starts_near_the_identity(phantom, integrate):
     torch.manual_seed(0)
