@@ -1,4 +1,4 @@
-"""Where the bundles lie (beside the package in a checkout, inside it when installed from a wheel), and the ids of their configurations."""
+"""Where the bundles are (beside the package in a checkout, inside it when installed from a wheel), and the ids of their configurations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fedsr_monai.errors import UserError
 
 
 def bundle_path(bundle: str | os.PathLike) -> Path:
-    """The absolute folder of a bundle, by name ("fedsr_encoder", "fedsr_site") or as the path of a folder.
+    """Return the absolute folder of a bundle, by name ("fedsr_encoder", "fedsr_site") or as the path of a folder.
 
     Raises:
-        UserError: there is no configs/train.json below any of the places.
+        UserError: none of the folders that it may be has a configs/train.json.
     """
     if (Path(bundle) / "configs" / "train.json").is_file():
         return Path(bundle).absolute()
@@ -26,18 +26,20 @@ def bundle_path(bundle: str | os.PathLike) -> Path:
 
 
 def installed_bundle(name: str | os.PathLike) -> Path:
-    """The absolute folder of a bundle that comes with the package.
+    """Return the absolute folder of a bundle that comes with the package.
 
     Raises:
         UserError: there is none of that name.
     """
     package = Path(__file__).parent
-    for place in (package.parent / "bundles" / name, package / "bundles" / name):
-        if (place / "configs" / "train.json").is_file():
-            return place.absolute()
+    for folder in (package.parent / "bundles" / name, package / "bundles" / name):
+        if (folder / "configs" / "train.json").is_file():
+            return folder.absolute()
     raise UserError(
-        f"bundle: found no {Path(name) / 'configs' / 'train.json'}, expected a bundle; "
-        "give the folder of one, fedsr_encoder or fedsr_site"
+        "bundle",
+        found=f"no {Path(name) / 'configs' / 'train.json'}",
+        expected="a bundle",
+        fix="give the folder of one, fedsr_encoder or fedsr_site",
     )
 
 
@@ -51,10 +53,11 @@ def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, 
     try:
         json.dumps(overrides)
     except TypeError as error:
-        raise UserError(f"overrides: found a value that is not plain JSON ({error}), expected numbers, text, lists; correct it") from None
+        found = f"a value that is not plain JSON ({error})"
+        raise UserError("overrides", found, expected="numbers, text or lists") from None
     for key in overrides:
         first = key.replace("::", "#").split("#")[0]
         if first not in config:
             near = difflib.get_close_matches(first, config, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
-            raise UserError(f"overrides: {key}: found no such id in {Path(files[0])}, expected one of its ids; {hint}")
+            fix = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(config))}"
+            raise UserError(f"overrides: {key}", f"no such id in {Path(files[0])}", "one of its ids", fix)

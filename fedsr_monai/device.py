@@ -1,4 +1,4 @@
-"""Where a network runs: the device, the arithmetic it is good at, and its memory."""
+"""Where a network runs: the device, the arithmetic that it is good at, and its memory."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc asks the kernel for every large tensor and gives it back after use, and the kernel zeroes each page
     again when it is first touched: 400 000 pages and 0.7 of 2.6 processor seconds in a joint step on 80 x 96 x 80
-    voxels. The peak of the memory stays what it was, to 5 %, but it is not given back before the process ends. Elsewhere
-    than on glibc nothing is changed.
+    voxels. The peak of the memory stays within 5 %, but it is not given back before the process ends. On other C
+    libraries than glibc nothing is changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

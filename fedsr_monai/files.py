@@ -1,13 +1,17 @@
-"""Files written in one step, JSON and CSV in one format each, and folders that belong to the settings they were begun with."""
+"""The only reader and writer of JSON, CSV and text: files in one step, and folders that belong to their settings."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import io
 import json
 import math
 import os
+import platform
+import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +35,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; what was written there replaces `path` when the block ends.
 
     The data reach the disk (fsync) before the name changes, so a kill or a power cut at any moment leaves either the
-    old file or the new one, whole. If the block raises, the old file stays and the temporary one is removed. The
-    temporary name keeps the suffix (writers choose the format by it) and is the same each time, so a killed run leaves
-    at most one stray file behind, which the next write reuses: a file has one writer at a time. Missing folders are
-    made.
+    old file or the new one, whole. If the block raises, the old file stays and the temporary one is removed. Several
+    processes and threads may write one file: each has a temporary name of its own, and the last to finish wins. The name
+    keeps the suffix (writers choose the format by it); what a killed process left behind is removed by the next write of
+    the same file. Missing folders are made.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -45,9 +49,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             torch.save(state, temporary)
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_writer()}-{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stray in _strays(path):
+            stray.unlink(missing_ok=True)
         yield temporary
         # Opened for writing, because some file systems refuse to sync a descriptor that is only readable.
         with open(temporary, "rb+") as file:
@@ -69,6 +75,48 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def _writer() -> str:
+    # The computer is part of it, because a folder may be shared and each computer counts its processes by itself.
+    computer = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:16]
+    return f"{computer}-{os.getpid()}"
+
+
+def _strays(path: Path) -> list[Path]:
+    """Return the temporary files of `path` that processes of this computer left behind when they were killed."""
+    computer = _writer().rpartition("-")[0]
+    name = re.compile(rf"\.{re.escape(path.stem)}\.{computer}-(\d+)-[0-9a-f]{{8}}\.partial{re.escape(path.suffix)}")
+    found = ((file, name.fullmatch(file.name)) for file in path.parent.iterdir())
+    return [file for file, match in found if match and not _is_running(int(match[1]))]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs under another user
+        return True
+    return True
+
+
+@contextmanager
+def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes and threads that ask for the same folder waiting until the block ends; the folder must exist.
+
+    A file that is read, changed and written needs it, or rows of others are lost. The lock is the folder's own (flock),
+    so it leaves no file behind and ends with the process. On file systems that cannot lock folders nothing is kept waiting.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -130,9 +178,13 @@ def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any
     except FileNotFoundError:
         raise UserError(path, found="no such file", expected=expected, fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(path, found=f"damaged JSON ({' '.join(str(error).split())})", expected=expected, fix=fix) from None
+        raise UserError(
+            path, found=f"damaged JSON ({' '.join(str(error).split())})", expected=expected, fix=fix
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(path, found=f"JSON of type {type(content).__name__}", expected=f"an object: {expected}", fix=fix)
+        raise UserError(
+            path, found=f"JSON of type {type(content).__name__}", expected=f"an object: {expected}", fix=fix
+        )
     return content
 
 
@@ -140,7 +192,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
     return content
 
 
@@ -149,36 +201,43 @@ def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Ma
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
-        ValueError: a row has a key that is no column.
+        ValueError: a row has a key that is not a column.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: f"{cell:.6g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows)
+    writer.writerows(
+        {key: f"{cell:.6g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
+    )
     write_bytes(path, text.getvalue().encode())
 
 
 def read_csv(
-    path: str | os.PathLike, columns: Sequence[str], convert: Callable[[str, str], Any] = lambda column, text: text, fix: str = ""
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    convert: Callable[[str, str], Any] = lambda column, text: text,
+    fix: str = "move the file away",
+    only: bool = False,
 ) -> list[dict[str, Any]]:
     """Read the named columns of a table.
 
     Args:
         path: the file.
-        columns: those that are wanted; the table may have others.
+        columns: those that are wanted.
         convert: from the name of a column and the text of a cell to its value.
         fix: what to do if the table is damaged, for the message.
+        only: refuse a table that has other columns too; who writes it again would lose them.
 
     Raises:
-        UserError: a column is missing or a cell cannot be converted.
+        UserError: a column is missing, or not wanted, or a cell cannot be converted.
     """
-    fix = fix or "move the file away"
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
-        if lacking:
-            found = ", ".join(reader.fieldnames or ["none"])
-            raise UserError(path, found=f"the columns {found}", expected=f"also {', '.join(lacking)}", fix=fix)
+        found = list(reader.fieldnames or ())
+        lacking = [column for column in columns if column not in found]
+        if lacking or (only and len(found) > len(columns)):
+            expected = f"{'only' if only else 'also'} {', '.join(columns if only else lacking)}"
+            raise UserError(path, found=f"the columns {', '.join(found) or 'none'}", expected=expected, fix=fix)
         rows = []
         for row in reader:
             try:
@@ -192,6 +251,8 @@ def read_csv(
 def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str, what: str = "results") -> None:
     """Keep results of different settings apart: a folder belongs to the settings that it was begun with, kept in `root/record`.
 
+    A folder that a killed process was claiming, with nothing in it but its temporary files, is free.
+
     Args:
         root: the folder; made if missing.
         record: path of the settings' file below it.
@@ -204,13 +265,21 @@ def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str,
     """
     path, content = root / record, json_text(settings)
     if path.is_file() and path.read_bytes() != content.encode():
-        raise UserError(root, found=f"{what} of other settings ({record})", expected="none, or the same settings", fix=fix)
-    if not path.is_file() and root.is_dir() and any(root.iterdir()):
+        found = f"{what} of other settings ({record})"
+        raise UserError(root, found=found, expected="none, or the same settings", fix=fix)
+    if not path.is_file() and root.is_dir() and not _is_free(root, path):
         raise UserError(root, found="files of something else", expected="a new or empty folder", fix=fix)
     write_text(path, content)
 
 
-def check_settings(path: Path, settings: Mapping[str, Any], what: str, may_change: Iterable[str] = ()) -> dict[str, Any]:
+def _is_free(root: Path, path: Path) -> bool:
+    own = set(path.parents) | set(_strays(path) if path.parent.is_dir() else ())
+    return all(entry in own for entry in root.rglob("*"))
+
+
+def check_settings(
+    path: Path, settings: Mapping[str, Any], what: str, may_change: Iterable[str] = ()
+) -> dict[str, Any]:
     """Compare the settings in a file with those given now, and return the file's; an empty dict where there is no file.
 
     Paths may differ (entries called `path` inside objects): data and weights may have moved.

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fedsr_monai.device import keep_freed_memory
+from fedsr_monai.device import find_device, keep_freed_memory
+from fedsr_monai.errors import UserError
 
 FAULTS = """
 import resource, torch
@@ -22,7 +23,15 @@ for _ in range(40):  # it takes a few for the heap to have room at the right pla
 def test_a_large_tensor_that_is_made_again_touches_no_new_pages():
     faults = {}
     for call in ("", "keep_freed_memory()"):
-        answer = subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            [sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True
+        )
         # the least of the last ten: where the heap has its room depends on what else it holds
         faults[call] = min(int(count) for count in answer.stdout.split()[-10:])
     assert faults["keep_freed_memory()"] < 0.5 * faults[""]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_does_not_exist_is_named(name):
+    with pytest.raises(UserError, match=f"^device: found '{name}' and .*cpu, cuda or cuda:N"):
+        find_device(name)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import atomic_path
+from fedsr_monai.files import atomic_path, claim_folder, read_csv, read_json, write_csv
 
 
 def test_replaces_the_file_and_makes_the_folder(tmp_path):
@@ -49,17 +49,108 @@ def test_a_kill_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path):
     assert os.listdir(tmp_path) == ["state.json"]
 
 
+WRITER = """
+import sys
+from fedsr_monai.files import atomic_path
+for number in range(100):
+    with atomic_path(sys.argv[1]) as temporary:
+        temporary.write_text(sys.argv[2] * 10000)
+"""
+
+
+def test_two_processes_write_one_file(tmp_path):
+    path = tmp_path / "state.json"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter]) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 10000, "b" * 10000)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_what_a_running_process_or_another_computer_writes_is_not_removed(tmp_path):
+    path = tmp_path / "state.json"
+    with atomic_path(path) as mine:
+        mine.write_text("mine")
+        elsewhere = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "elsewhere-1234567-"))
+        elsewhere.write_text("theirs")
+        with atomic_path(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "mine" and elsewhere.read_text() == "theirs"
+
+
+def kill_while_claiming(folder) -> None:
+    program = (
+        "import os, signal, sys, pathlib\nimport fedsr_monai.files as files\n"
+        "files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.claim_folder(pathlib.Path(sys.argv[1]), 'records/settings.json', {'seed': 1}, 'choose another')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(folder)]).returncode == -signal.SIGKILL
+
+
+def test_a_folder_that_a_killed_process_was_claiming_is_free(tmp_path):
+    kill_while_claiming(tmp_path / "out")
+    assert [path.suffix for path in (tmp_path / "out").rglob("*.*")] == [".json"]
+    claim_folder(tmp_path / "out", "records/settings.json", {"seed": 2}, "choose another")
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["settings.json"]
+    with pytest.raises(UserError, match=r"out: found results of other settings \(records/settings.json\)"):
+        claim_folder(tmp_path / "out", "records/settings.json", {"seed": 3}, "choose another")
+
+
+@pytest.mark.parametrize("file", ["scan.nii.gz", "records/notes.txt", "records/.settings.mine.partial.json"])
+def test_a_folder_with_files_of_something_else_is_taken(tmp_path, file):
+    kill_while_claiming(tmp_path / "out")
+    (tmp_path / "out" / file).write_text("")
+    with pytest.raises(UserError, match="out: found files of something else.*; choose another$"):
+        claim_folder(tmp_path / "out", "records/settings.json", {"seed": 2}, "choose another")
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "table.csv"
+    write_csv(path, ["name", "dice"], [{"name": "a,\nb", "dice": 1 / 3}, {"name": "c"}])
+    assert path.read_bytes() == b'name,dice\n"a,\nb",0.333333\nc,\n'
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark, as spreadsheets write it
+    assert read_csv(path, ["name"]) == [{"name": "a,\nb"}, {"name": "c"}]
+    with pytest.raises(UserError, match="table.csv: found the columns name, dice, expected also hd95; "):
+        read_csv(path, ["name", "hd95"])
+    with pytest.raises(UserError, match="table.csv: found the columns name, dice, expected only name; "):
+        read_csv(path, ["name"], only=True)
+    with pytest.raises(UserError, match="table.csv: found a cell of another kind in line 4"):
+        read_csv(path, ["dice"], lambda column, text: float(text))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' twice"),
+        (b"[1]", "JSON of type list"),
+        (b"{", "damaged JSON"),
+        (b"\xff", "damaged JSON"),
+        (b"[" * 100000, "damaged JSON"),
+    ],
+)
+def test_json_that_is_not_one_plain_object_is_refused(tmp_path, content, found):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"run.json: found .*{found}.*the settings of a run; restore it$"):
+        read_json(tmp_path / "run.json", "the settings of a run", "restore it")
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "run.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "run.json", "settings", "restore it") == {"a": 1}
+
+
 def test_a_full_disk_is_said_in_one_line(tmp_path):
     path = tmp_path / "state.json"
     path.write_text("old")
-    message = (
-        f"{path}: cannot be written (No space left on device), expected a disk with room and a writable folder; "
-        "free some space on this disk and run the same command again"
-    )
-    with pytest.raises(UserError) as raised, atomic_path(path) as temporary:
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(No space left on device\)") as raised,
+        atomic_path(path) as temporary,
+    ):
         temporary.write_text("ha")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(raised.value) == message
+    assert raised.value.where == str(path) and "free some space on this disk" in raised.value.fix
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["state.json"]
 
 

@@ -1,4 +1,4 @@
-"""The labelled atlas on any grid."""
+"""The labelled atlas, built on any grid."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from fedsr_monai.atlas.templates import Templates, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
 
-# Measured on the 2009a template: middle and size of the bounding box of all labelled voxels, in millimetres of its
-# space.
+# Measured on the 2009a template: centre and size of the bounding box of all labelled voxels, in millimetres of its space.
 BRAIN_CENTRE = (0.0, -16.5, 6.0)
 BRAIN_SIZE = (143.0, 180.0, 153.0)
 GRIDS = {2.0: (80, 96, 80), 1.5: (128, 128, 128), 2.5: (64, 80, 64)}
@@ -21,7 +20,7 @@ LOW_PASS = 0.425  # standard deviation of the filter before down-sampling, in vo
 
 
 def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.ndarray:
-    """Voxel to millimetre matrix [4, 4], RAS+, of the grid that is centred on the brain's bounding box.
+    """Return the affine [4, 4] (voxel to millimetre, RAS+) of the grid that is centred on the bounding box of the brain.
 
     Raises:
         UserError: spacing or shape is not positive, or the grid is too small to hold the brain.
@@ -29,15 +28,15 @@ def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.nd
     spacing = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
     shape = tuple(int(size) for size in shape)
     if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise UserError(
-            f"grid {shape} at {_text(spacing)} mm, expected three positive sizes and spacings: correct them"
-        )
+        raise UserError("grid", found=f"{shape} at {_text(spacing)} mm", expected="three positive sizes and spacings")
     extent = spacing * shape
     if (extent < BRAIN_SIZE).any():
         needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, spacing))
         raise UserError(
-            f"grid {shape} at {_text(spacing)} mm cuts the brain, expected at least {needed} voxels: "
-            "take more or larger voxels"
+            "grid",
+            found=f"{shape} at {_text(spacing)} mm, which cuts the brain",
+            expected=f"at least {needed} voxels",
+            fix="take more or larger voxels",
         )
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = np.asarray(BRAIN_CENTRE) - spacing * (np.asarray(shape) - 1) / 2
@@ -45,23 +44,28 @@ def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.nd
 
 
 def default_shape(spacing: float) -> tuple[int, int, int]:
-    """The project's grid at this spacing.
+    """Return the shape of the project's grid at this spacing in millimetres.
 
     Raises:
         UserError: there is none.
     """
     if spacing not in GRIDS:
         raise UserError(
-            f"spacing {spacing} mm has no grid of its own, expected one of {sorted(GRIDS)}: give the shape too"
+            "spacing",
+            found=f"{spacing} mm without a shape",
+            expected=f"one of {sorted(GRIDS)}",
+            fix="give the shape too",
         )
     return GRIDS[spacing]
 
 
 def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4] of the atlas.
+    """Build the atlas on the grid of `grid_affine`.
 
-    Image and one-hot label maps of the 1 mm templates are low-passed and sampled on the grid of `grid_affine`; the
-    label is the argmax.
+    Image and one-hot label maps of the 1 mm templates are low-passed and sampled; the label is the argmax.
+
+    Returns:
+        Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4].
 
     Raises:
         UserError: the grid cuts the brain, a structure has no voxel on it, or the template packages are not installed.
@@ -75,7 +79,10 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
     empty = [LABELS[k] for k in range(NUM_CLASSES) if not (label == k).any()]
     if empty:
         raise UserError(
-            f"grid {tuple(shape)} has no voxel of {', '.join(empty)}, expected all structures: take smaller voxels"
+            "grid",
+            found=f"{tuple(shape)} without a voxel of {', '.join(empty)}",
+            expected="all structures",
+            fix="take smaller voxels",
         )
     smooth = ndimage.gaussian_filter(templates.t1, sigma)
     image = sample(smooth, points) * (probability.sum(0) >= 127.5)
@@ -85,10 +92,10 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
 
 @lru_cache(maxsize=2)
 def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
+    """Return the 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
 
     Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second
-    result is where any of them is not 0, bool [D, H, W].
+    result, bool [D, H, W], tells where any of them is above 0.
     """
     templates = high_resolution_templates()
     result = np.empty((NUM_CLASSES, *templates.label.shape), np.uint8)
@@ -99,26 +106,26 @@ def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarr
 
 
 def label_of(probability: np.ndarray) -> np.ndarray:
-    """Argmax of [14, ...] (sum at most 255) where everything outside the mask counts as background; uint8."""
+    """Return the argmax of [14, ...] (sum at most 255) where everything outside the mask counts as background; uint8."""
     with_outside = probability.copy()
     with_outside[0] = 255 - probability[1:].sum(0)
     return with_outside.argmax(0).astype(np.uint8)
 
 
 def voxel_points(affine: np.ndarray, shape: Sequence[int], templates: Templates) -> np.ndarray:
-    """Positions [3, D, H, W] of a grid's voxels in voxels of the templates."""
+    """Return the positions [3, D, H, W] of a grid's voxels in voxels of the templates."""
     matrix = np.linalg.inv(templates.affine) @ affine
     return transform(matrix, np.indices(tuple(shape), dtype=np.float32))
 
 
 def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Affine map [4, 4] of `points` [3, ...]; written out because a BLAS product's last bits depend on its threads."""
+    """Apply an affine map [4, 4] to `points` [3, ...]; written out because a BLAS product's last bits depend on its threads."""
     m = matrix.astype(np.float32)
     return np.stack([m[i, 0] * points[0] + m[i, 1] * points[1] + m[i, 2] * points[2] + m[i, 3] for i in range(3)])
 
 
 def sample(volume: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Linear interpolation at `points` [3, ...]; float32, 0 outside."""
+    """Interpolate a volume linearly at `points` [3, ...]; float32, 0 outside."""
     return ndimage.map_coordinates(volume, points, order=1, output=np.float32)
 
 

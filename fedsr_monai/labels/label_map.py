@@ -18,15 +18,15 @@ SLICER_TABLE, FREESURFER_TABLE = "labels.ctbl", "labels_lut.txt"
 def write_label_map(
     path: str | os.PathLike, labels: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)
 ) -> None:
-    """Write labels [D, H, W] to `path` (.nii.gz), and what goes with them: a BIDS table of the same name (.tsv), the
-    tables of 3D Slicer and FreeSurfer once a folder, and the volumes as a row of the folder's `volumes.csv`.
+    """Write a label map (.nii.gz) and what goes with it.
 
-    Each file is written in one step, the row last.
+    That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the volumes
+    as a row of the folder's `volumes.csv`. Each file is written in one step, the row last.
 
     Args:
         path: the file, in BIDS `<scan>_dseg.nii.gz`.
-        labels: ids.
-        affine: voxel to millimetre.
+        labels: ids [D, H, W].
+        affine: [4, 4], voxel to millimetre.
         codes: qform and sform code of the header: those of the scan, so that both are shown in the same space.
 
     Raises:
@@ -43,15 +43,17 @@ def write_label_map(
 
 
 def bids_table() -> str:
-    """The labels as BIDS has them: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
+    """Return the labels as BIDS has them: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
     rows = ["index\tname\tabbreviation\tcolor"]
     rows += [f"{i}\t{name}\t{ABBREVIATIONS[i]}\t#{bytes(COLOURS[i]).hex().upper()}" for i, name in LABELS.items()]
     return "\n".join(rows) + "\n"
 
 
 def slicer_table() -> str:
-    """The labels as a colour table of 3D Slicer (.ctbl): id, name without spaces, red, green, blue, opacity, each of
-    the last four from 0 to 255; the background is transparent.
+    """Return the labels as a colour table of 3D Slicer (.ctbl).
+
+    A row has id, name without spaces, red, green, blue and opacity, each of the last four from 0 to 255; the background is
+    transparent.
     """
     rows = ["# Color table file labels.ctbl", f"# {len(LABELS)} values"]
     rows += [f"{_row(i)} {0 if i == 0 else 255}" for i in LABELS]
@@ -59,8 +61,9 @@ def slicer_table() -> str:
 
 
 def freesurfer_table() -> str:
-    """The labels as a look-up table of FreeSurfer: as for 3D Slicer, but the last number is the transparency, 0
-    everywhere in FreeSurfer's own table.
+    """Return the labels as a look-up table of FreeSurfer.
+
+    A row is that of 3D Slicer, but the last number is the transparency, 0 everywhere in FreeSurfer's own table.
     """
     rows = ["#No. Label Name: R G B A"]
     rows += [f"{_row(i)} 0" for i in LABELS]

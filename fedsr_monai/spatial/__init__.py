@@ -1,1 +1,1 @@
-"""Voxel grids, resampling between them, displacement fields and warping, and the NIfTI files that hold them."""
+"""Voxel grids, resampling, displacement fields, warping, and the files that hold them; nothing that knows a network or a site."""

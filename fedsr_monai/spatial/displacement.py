@@ -15,10 +15,9 @@ LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
-    """A displacement [3, D, H, W] in voxels of `grid`, read off at the voxels of a scan: [3, *scan.shape], still in
-    voxels of `grid`.
+    """Sample a displacement [3, D, H, W] in voxels of `grid` at the voxels of a scan: [3, *scan.shape], still in voxels of `grid`.
 
-    Beyond the grid's box the field goes on as it is at the border, which is how `warp` treats the atlas too.
+    Beyond the grid's box the field continues as it is at the border, which is how `warp` treats the atlas too.
     """
     return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
 
@@ -26,18 +25,22 @@ def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
 def labels_under_field(
     label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int
 ) -> torch.Tensor:
-    """The atlas labels [1, D, H, W] on `grid`, warped straight onto the voxels of a scan: uint8 [1, *scan.shape].
+    """Warp the atlas labels straight onto the voxels of a scan: uint8 [1, *scan.shape].
 
-    The one-hot map is interpolated and the largest share wins; outside the atlas there is background.
+    The one-hot map is interpolated and the largest fraction wins; outside the atlas everything is background.
 
     Args:
+        label: ids [1, D, H, W] on `grid`.
         field: from `field_on_scan`.
+        grid: of the atlas, whose voxels the field counts in.
+        scan: where the field was sampled.
+        num_classes: number of labels, background included.
     """
     fractions = torch.nn.functional.one_hot(label[0].long(), num_classes).movedim(-1, 0).float()
     matrix = voxel_map(grid.affine, scan.affine)
 
     def largest(values: torch.Tensor) -> torch.Tensor:
-        values[0] = 1 - values[1:].sum(dim=0)  # outside the atlas nothing has a share
+        values[0] = 1 - values[1:].sum(dim=0)  # outside the atlas all fractions are 0
         return values.argmax(dim=0, keepdim=True).to(torch.uint8)
 
     return sample(fractions, matrix, scan.shape, largest, shift=field)
@@ -51,8 +54,7 @@ def write_displacement(
     codes: tuple[int, int] = (1, 1),
     affine: np.ndarray | None = None,
 ) -> None:
-    """Write the field as an ITK displacement field (.nii.gz): it maps a point of the scan to the point of the atlas
-    that belongs there.
+    """Write the field as an ITK displacement field (.nii.gz), from points of the scan to the corresponding points of the atlas.
 
     Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with
     vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
@@ -62,10 +64,10 @@ def write_displacement(
         path: the file.
         field: from `field_on_scan`.
         grid: whose voxels the field counts in.
-        scan: where it was read off.
+        scan: where it was sampled.
         codes: qform and sform code of the header.
-        affine: of the scan's file, where it differs from that of `scan`: a raw scan that an affine map lays on the atlas. The
-            field then takes both steps at once, from points of the file to points of the atlas.
+        affine: of the scan's file, where it differs from that of `scan`: a raw scan that an affine map registers to the atlas.
+            The field then takes both steps at once, from points of the file to points of the atlas.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.

@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Grid:
-    """A box of voxels. `affine` [4, 4] takes voxel indices to millimetres, RAS+."""
+    """A box of voxels: `affine` [4, 4] takes voxel indices to millimetres, RAS+."""
 
     affine: np.ndarray
     shape: tuple[int, int, int]
 
     @property
     def spacing(self) -> float:
-        """Side in millimetres of a cube as large as a voxel."""
+        """Return the side in millimetres of a cube as large as a voxel."""
         return float(np.abs(np.linalg.det(self.affine[:3, :3])) ** (1 / 3))

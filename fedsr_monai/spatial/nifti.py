@@ -34,7 +34,10 @@ def read_nifti(path: str | os.PathLike) -> tuple[nib.Nifti1Image, np.ndarray]:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(
-            file, found=f"that it cannot be read ({error.strerror})", expected="a readable file", fix="check its permissions"
+            file,
+            found=f"that it cannot be read ({error.strerror})",
+            expected="a readable file",
+            fix="check its permissions",
         ) from None
     if not content:
         raise UserError(file, found="an empty file", expected="a NIfTI volume", fix="copy or export it again")
@@ -69,7 +72,9 @@ def read_nifti(path: str | os.PathLike) -> tuple[nib.Nifti1Image, np.ndarray]:
         header = kind.header_class(content[: kind.header_class.template_dtype.itemsize], check=False)
         sizes = header.get_zooms()[:3]
         if not (np.isfinite(sizes).all() and min(sizes) > 0):
-            raise UserError(file, found=f"spacing {numbers(sizes)} mm", expected="sizes above 0", fix="fix the header's pixdim")
+            raise UserError(
+                file, found=f"spacing {numbers(sizes)} mm", expected="sizes above 0", fix="fix the header's pixdim"
+            )
         image = kind.from_bytes(content)
         volume = np.asanyarray(image.dataobj)
     except UserError:

@@ -13,20 +13,18 @@ SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of s
 
 
 def voxel_map(affine: np.ndarray, grid_affine: np.ndarray) -> np.ndarray:
-    """Matrix [4, 4] from voxel indices of a grid to voxel indices of a volume, from their affines (voxel to
-    millimetre).
-    """
+    """Return the matrix [4, 4] from voxel indices of a grid to those of a volume, given both affines (voxel to millimetre)."""
     return np.linalg.inv(np.asarray(affine, dtype=float)) @ np.asarray(grid_affine, dtype=float)
 
 
 def is_identity(matrix: np.ndarray, shape: Sequence[int], grid_shape: Sequence[int]) -> bool:
-    """Whether two grids are the same to a thousandth of a voxel anywhere in the volume."""
+    """Return whether two grids are the same to a thousandth of a voxel anywhere in the volume."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], dtype=float)
     return tuple(shape) == tuple(grid_shape) and bool(np.abs(corners @ matrix.T - corners).max() < 1e-3)
 
 
 def low_pass(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Gaussian filter of a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
+    """Smooth a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
 
     Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
     at half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not coarser.
@@ -46,7 +44,7 @@ def sample(
     padding_mode: str = "zeros",
     shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Linear interpolation of a volume [C, D, H, W] at `matrix` times the indices of a grid of `shape`; [C', *shape].
+    """Interpolate a volume [C, D, H, W] linearly at `matrix` times the indices of a grid of `shape`; [C', *shape].
 
     `finish` is applied to slabs [C, d, h, w] of the result as they come, so that many channels at a fine grid (14 times
     a scan of 1 mm: a gigabyte) need never exist at once.
@@ -57,7 +55,7 @@ def sample(
         shape: of the result.
         finish: from sampled values to what is kept.
         padding_mode: outside the volume, "zeros" or "border".
-        shift: displacement [3, *shape], added to the places in voxels of the volume.
+        shift: displacement [3, *shape], added to the positions in voxels of the volume.
     """
     m = torch.as_tensor(matrix, dtype=torch.float32, device=volume.device)
     steps = [torch.arange(n, dtype=torch.float32, device=volume.device) for n in shape]
@@ -66,12 +64,12 @@ def sample(
     for start in range(0, shape[0], depth):
         part = slice(start, start + depth)
         i, j, k = torch.meshgrid(steps[0][part], steps[1], steps[2], indexing="ij")
-        places = [
+        positions = [
             m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3] + (0 if shift is None else shift[a, part])
             for a in range(3)
         ]
         # grid_sample's coordinates run from -1 to 1 over the voxel centres, last axis first
-        points = [places[a] * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)]
+        points = [positions[a] * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)]
         values = F.grid_sample(
             volume[None], torch.stack(points, dim=-1)[None], padding_mode=padding_mode, align_corners=True
         )
@@ -80,9 +78,7 @@ def sample(
 
 
 def resample_image(volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """A volume [C, D, H, W] on another grid: low-passed where that is coarser, interpolated linearly, 0 outside;
-    float32.
-    """
+    """Resample a volume [C, D, H, W] to another grid: low-passed where that is coarser, linear, 0 outside; float32."""
     volume = volume.float()
     if is_identity(matrix, volume.shape[1:], shape):
         return volume
@@ -91,7 +87,7 @@ def resample_image(volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int
 
 
 def resample_labels(label: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """A label map [1, D, H, W] on another grid: the label whose one-hot map, resampled as an image, is the largest.
+    """Resample a label map [1, D, H, W] to another grid: the label whose one-hot map, resampled as an image, is the largest.
 
     The nearest voxel's label, the usual way, roughens every border by half a voxel.
     """
@@ -101,7 +97,7 @@ def resample_labels(label: torch.Tensor, matrix: np.ndarray, shape: Sequence[int
     result = torch.zeros((1, *shape), dtype=label.dtype, device=label.device)
     outside = 1 - resample_image(torch.ones_like(label), matrix, shape)
     for value in torch.unique(label).tolist():
-        share = resample_image((label == value), matrix, shape) + (outside if value == 0 else 0)
-        result[share > best] = value
-        best = torch.maximum(best, share)
+        fraction = resample_image((label == value), matrix, shape) + (outside if value == 0 else 0)
+        result[fraction > best] = value
+        best = torch.maximum(best, fraction)
     return result

@@ -16,11 +16,11 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
     """Sample ``image`` at x + ddf(x), repeating the border; the identity where the displacement is zero.
 
     Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call, and
-    ``grid_sample`` runs one thread a batch item on a CPU. Here one volume is sampled as slabs along the first axis, which takes
+    ``grid_sample`` runs one thread per batch item on a CPU. Here one volume is sampled as slabs along the first axis, which takes
     two cores two thirds of the time. Nearest sampling looks voxels up by their number, in a quarter of the time and in the image's own type.
 
     Args:
-        image: [B, C, D, H, W]; a finer grid with the same corner voxels is sampled at the same places.
+        image: [B, C, D, H, W]; a finer grid with the same corner voxels is sampled at the same positions.
         ddf: [B, 3, D, H, W], voxels; sampled in float32 (a displacement in bfloat16 errs by whole percents of an image's range).
         mode: "bilinear" (trilinear, float32) or "nearest" (no gradient to the displacement).
     """
@@ -34,7 +34,8 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
         n = shape[axis]
         # Multiplied before it is divided: linspace, or a rounded step, would put the identity twice as far off the voxels.
         line = 2 * torch.arange(n, device=ddf.device, dtype=torch.float32) / max(n - 1, 1) - 1
-        axes.append(torch.add(line.view([-1 if a == axis else 1 for a in range(3)]), ddf[:, axis], alpha=2 / max(n - 1, 1)))
+        line = line.view([-1 if a == axis else 1 for a in range(3)])
+        axes.append(torch.add(line, ddf[:, axis], alpha=2 / max(n - 1, 1)))
     grid = torch.stack(axes, dim=-1)
     image = image.float()
     if batch == 1 and image.device.type == "cpu" and shape[0] % 2 == 0 and not torch.jit.is_tracing():
@@ -49,23 +50,25 @@ def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
     number = torch.zeros((), dtype=torch.long, device=ddf.device)
     for axis, (n, size) in enumerate(zip(ddf.shape[2:], image.shape[2:])):
         line = torch.arange(n, device=ddf.device).view([-1 if a == axis else 1 for a in range(3)])
-        place = (ddf[:, axis] + line).mul_((size - 1) / max(n - 1, 1)).nan_to_num_().round_().clamp_(0, size - 1)
-        number = number * size + place.long()
-    return image.flatten(2).gather(2, number.flatten(1)[:, None].expand(-1, image.shape[1], -1)).view(*image.shape[:2], *ddf.shape[2:])
+        position = (ddf[:, axis] + line).mul_((size - 1) / max(n - 1, 1)).nan_to_num_().round_().clamp_(0, size - 1)
+        number = number * size + position.long()
+    voxels = image.flatten(2).gather(2, number.flatten(1)[:, None].expand(-1, image.shape[1], -1))
+    return voxels.view(*image.shape[:2], *ddf.shape[2:])
 
 
 def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """Displacement of x -> outer(inner(x)): ``warp(image, compose(a, b)) ~ warp(warp(image, b), a)``. All [B, 3, D, H, W]."""
+    """Return the displacement of x -> outer(inner(x)), all [B, 3, D, H, W]: ``warp(image, compose(a, b)) ~ warp(warp(image, b), a)``."""
     return inner + warp(outer, inner)
 
 
 def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-    """Displacement of the flow of a stationary velocity field [B, 3, D, H, W] at unit time, by scaling and squaring.
+    """Integrate a stationary velocity field [B, 3, D, H, W] over unit time, by scaling and squaring, to a displacement.
 
     The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed, and with as many
     squarings as the field needs: a strong one gets enough not to fold, a weak one no more than that.
 
     Args:
+        velocity: in voxels per unit time.
         steps: squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a voxel along each axis
             (up to 10).
     """
@@ -82,29 +85,30 @@ def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
 
 
 def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A separable linear operation on [..., D, H, W], float32: each axis, in turn, multiplied by its matrix [new size, old size].
+    """Multiply each axis of a volume [..., D, H, W], in turn, by its matrix [new size, old size]; float32.
 
-    Products with small matrices keep all cores busy: on a CPU ``interpolate`` takes one thread a channel and a 3-D convolution of one
+    Products with small matrices keep all cores busy: on a CPU ``interpolate`` takes one thread per channel and a 3-D convolution of one
     channel a slow path, each several times as long.
     """
     with torch.autocast(volume.device.type, enabled=False):  # a displacement in bfloat16 errs by tenths of a voxel
         volume = volume.float()
         for matrix in matrices:
-            volume = torch.tensordot(volume, matrix, dims=([-3], [1]))  # the axes change places, and are back after three turns
+            # The axes swap, and are back in order after three turns.
+            volume = torch.tensordot(volume, matrix, dims=([-3], [1]))
     return volume
 
 
-def resample(volume: torch.Tensor, places: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Trilinear interpolation of [..., D, H, W] where three lines of voxel coordinates meet, the border repeated; float32."""
+def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Interpolate a volume [..., D, H, W] trilinearly where three lines of voxel coordinates meet, the border repeated; float32."""
     matrices = []
-    for line, nodes in zip(places, volume.shape[-3:]):
+    for line, nodes in zip(positions, volume.shape[-3:]):
         distance = line.clamp(0, nodes - 1)[:, None] - torch.arange(nodes, device=line.device)
         matrices.append((1 - distance.abs()).clamp_min(0))
     return along_axes(volume, matrices)
 
 
 def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A displacement field on another grid over the same box: resampled trilinearly, its vectors rescaled to voxels of the new grid.
+    """Resample a displacement field trilinearly to another grid over the same box, its vectors rescaled to voxels of the new grid.
 
     Grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence half-pixel centres
     and vectors scaled by the ratio of the shapes.
@@ -112,6 +116,8 @@ def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if tuple(ddf.shape[2:]) == tuple(shape):
         return ddf
     ratio = torch.tensor([new / old for new, old in zip(shape, ddf.shape[2:])], device=ddf.device, dtype=ddf.dtype)
-    places = [(torch.arange(new, device=ddf.device) + 0.5) * (old / new) - 0.5 for new, old in zip(shape, ddf.shape[2:])]
+    positions = [
+        (torch.arange(new, device=ddf.device) + 0.5) * (old / new) - 0.5 for new, old in zip(shape, ddf.shape[2:])
+    ]
     # Scaled first: the coarse grid has fewer voxels.
-    return resample(ddf * ratio[:, None, None, None], places)
+    return resample(ddf * ratio[:, None, None, None], positions)

@@ -1,4 +1,4 @@
-"""Transforms that MONAI does not have."""
+"""MONAI dictionary transforms that MONAI does not have; what is not a `Transform` belongs elsewhere."""
 
 from fedsr_monai.transforms.check_scan import CheckScand
 from fedsr_monai.transforms.labels_on_scan import LabelsOnScand

@@ -18,33 +18,39 @@ KEPT = ("filename_or_obj", "qform_code", "sform_code")  # of the scan's meta dat
 
 
 def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """The most likely label [1, *shape] uint8 at `matrix` times the indices of a grid, from shares [K, D, H, W] that
-    sum to one.
+    """Return the most likely label on a grid, uint8 [1, *shape]: `argmax(sample(fractions, matrix, shape))`.
 
-    The shares are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. Only
-    the box of the grid that the foreground reaches is sampled; the rest is 0.
+    The fractions are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. On
+    the volume's own grid nothing is interpolated.
 
     Args:
-        shares: probabilities of the labels, channel 0 is the background.
+        fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background.
         matrix: from `voxel_map`, grid to volume.
         shape: of the grid.
     """
-    result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
     if is_identity(matrix, fractions.shape[1:], shape):
-        return fractions.argmax(dim=0, keepdim=True).to(torch.uint8)
+        return _most_likely(fractions)
+    return _sampled_where_foreground(fractions, matrix, shape)
+
+
+def _most_likely(fractions: torch.Tensor) -> torch.Tensor:
+    return fractions.argmax(dim=0, keepdim=True).to(torch.uint8)
+
+
+def _sampled_where_foreground(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return `_most_likely(sample(fractions, matrix, shape))` in less time: elsewhere than near the foreground it is 0."""
+    result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
     start, stop = _box(fractions.argmax(dim=0) > 0, matrix, shape)
     if (stop > start).all():
         shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
-        # Outside the volume all shares are interpolated to 0, and the argmax is the background.
-        labels = sample(
-            fractions, shifted, tuple(stop - start), lambda values: values.argmax(0, keepdim=True).to(torch.uint8)
-        )
+        # Outside the volume all fractions are interpolated to 0, and the argmax is the background.
+        labels = sample(fractions, shifted, tuple(stop - start), _most_likely)
         result[:, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]] = labels
     return result
 
 
 def _box(mask: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """First and past-the-last index in the grid of the box that holds a mask of the volume and a voxel around it."""
+    """Return the first and past-the-last index of the grid's box that holds a mask of the volume and a voxel around it."""
     extent = [torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     if not all(len(indices) for indices in extent):
         return np.zeros(3, int), np.zeros(3, int)
@@ -55,8 +61,7 @@ def _box(mask: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> tupl
 
 
 class LabelsOnScand(MapTransform):
-    """Turns logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as it was
-    loaded.
+    """Turn logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as loaded.
 
     What ``Invertd`` and ``AsDiscreted`` do together, without holding all channels at the resolution of the scan. The
     scan must have gone through :class:`ResampleToGridd`.
@@ -85,7 +90,7 @@ class LabelsOnScand(MapTransform):
 
 
 def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape that a scan had before :class:`ResampleToGrid`.
+    """Return affine and shape that a scan had before :class:`ResampleToGrid`.
 
     Raises:
         UserError: the scan has not gone through it.
@@ -95,10 +100,13 @@ def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
             size = [int(n) for n in info[TraceKeys.ORIG_SIZE]]
             return np.asarray(info[TraceKeys.EXTRA_INFO]["affine"], dtype=float).reshape(4, 4), tuple(size)
     raise UserError(
-        "preprocessing: found no ResampleToGridd, expected it before the network; correct the bundle's configuration"
+        "preprocessing",
+        found="no ResampleToGridd",
+        expected="it before the network",
+        fix="correct the bundle's configuration",
     )
 
 
 def header_codes(meta: Mapping) -> tuple[int, int]:
-    """qform and sform code of the file that meta data come from; 1 (scanner space) where they are not known."""
+    """Return qform and sform code of the file that meta data come from; 1 (scanner space) where they are not known."""
     return int(meta.get("qform_code", 1)), int(meta.get("sform_code", 1))

@@ -17,11 +17,11 @@ RESAMPLE = {"image": resample_image, "label": resample_labels}
 
 
 class ResampleToGrid(InvertibleTransform):
-    """Resamples a volume onto a given grid in space, whatever its own spacing and orientation, oblique or not.
+    """Resample a volume to a given grid in space, whatever its own spacing and orientation, oblique or not.
 
     Beside ``monai.transforms.SpatialResample``, which does not low-pass (structures alias when a 1 mm scan goes to 2
-    mm) and has no linear way for label maps. A scan that lies on the grid already passes unchanged. The inverse goes
-    back to the scan's own grid.
+    mm) and has no linear way for label maps. A scan that is on the grid already passes unchanged. The inverse returns to
+    the scan's own grid.
 
     Args:
         grid: the target.
@@ -39,7 +39,7 @@ class ResampleToGrid(InvertibleTransform):
         self.grid, self.kind = grid, kind
 
     def __call__(self, volume: MetaTensor) -> MetaTensor:
-        """The volume [C, D, H, W] on the grid."""
+        """Return the volume [C, D, H, W] on the grid."""
         matrix = voxel_map(volume.affine.cpu().numpy(), self.grid.affine)
         result = RESAMPLE[self.kind](volume.as_subclass(torch.Tensor), matrix, self.grid.shape)
         result = _with_meta(result, volume, self.grid.affine)
@@ -47,7 +47,7 @@ class ResampleToGrid(InvertibleTransform):
         return self.push_transform(result, orig_size=list(volume.shape[1:]), extra_info=own)
 
     def inverse(self, volume: MetaTensor) -> MetaTensor:
-        """A volume [C, *grid.shape] on the grid that the scan came from."""
+        """Return a volume [C, *grid.shape] on the grid that the scan came from."""
         info = self.pop_transform(volume)
         affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
         matrix = voxel_map(self.grid.affine, affine.numpy())
@@ -62,7 +62,7 @@ def _with_meta(result: torch.Tensor, volume: MetaTensor, affine) -> MetaTensor:
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):
-    """Dictionary version of :class:`ResampleToGrid`; ``kind`` may be one for all keys or one a key."""
+    """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` may be one for all keys or one per key."""
 
     def __init__(
         self, keys: KeysCollection, grid: Grid, kind: str | Sequence[str] = "image", allow_missing_keys: bool = False

@@ -16,12 +16,12 @@ from fedsr_monai.transforms.labels_on_scan import header_codes
 
 
 class SaveImageLabelMapd(SaveImaged):
-    """Writes `<scan>_dseg.nii.gz`, its table of labels and its volumes (see ``write_label_map``), each in one step;
-    `<scan>` is the file name of the scan.
+    """Write `<scan>_dseg.nii.gz`, its table of labels and its volumes (see ``write_label_map``), each in one step.
 
-    ``SaveImaged`` writes over the old file bit by bit, sets the header's space codes to 1 whatever the scan's are, and
-    hides a full disk behind a traceback. It is the base class, and "SaveImage" a part of the name, because programs that
-    want the result in memory take such transforms out: MONAI Label by the class, MONAI Deploy by the name.
+    `<scan>` is the file name of the scan. ``SaveImaged`` writes over the old file bit by bit, sets the header's space
+    codes to 1 whatever the scan's are, and hides a full disk behind a traceback. It is the base class, and "SaveImage" a
+    part of the name, because programs that want the result in memory take such transforms out: MONAI Label by the class,
+    MONAI Deploy by the name.
 
     Args:
         keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`).

@@ -1,4 +1,4 @@
-"""Intensities as the networks know them."""
+"""Intensities in the range that the networks are trained on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from monai.transforms import MapTransform
 
 
 def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
-    """A skull-stripped scan in [0, 1]: divided by a percentile of its voxels above 0 and cut off there; the background
-    stays 0.
-    """
+    """Scale a skull-stripped scan to [0, 1]: divide by a percentile of its voxels above 0 and clip; the background stays 0."""
     brain = image[image > 0]
     if not len(brain):
         return torch.zeros_like(image)
@@ -22,7 +20,7 @@ def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torc
 
 
 class ScaleBrainIntensityd(MapTransform):
-    """Dictionary version of :func:`scale_brain_intensity`."""
+    """Scale scans of a dictionary, see :func:`scale_brain_intensity`."""
 
     def __init__(self, keys: KeysCollection, percentile: float = 99.8, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)

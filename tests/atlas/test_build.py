@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 
 import numpy as np
 import pytest
@@ -27,24 +26,21 @@ def test_the_grid_is_centred_on_the_brain(spacing, shape):
 
 
 def test_a_grid_that_cuts_the_brain_is_refused():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^grid: .*1 x 1 x 1 mm, which cuts the brain") as error:
         grid_affine(1.0, (128, 128, 128))
-    assert str(error.value) == (
-        "grid (128, 128, 128) at 1 x 1 x 1 mm cuts the brain, expected at least (143, 180, 153) voxels: "
-        "take more or larger voxels"
-    )
+    assert error.value.expected == "at least (143, 180, 153) voxels"
 
 
 @pytest.mark.parametrize(
     "spacing, shape", [(0.0, (80, 96, 80)), (float("nan"), (80, 96, 80)), (2.0, (80, 0, 80)), (2.0, (80, 96))]
 )
 def test_a_senseless_grid_is_refused(spacing, shape):
-    with pytest.raises(UserError, match=re.escape("expected three positive sizes and spacings: correct them")):
+    with pytest.raises(UserError, match="^grid: .*three positive sizes and spacings"):
         grid_affine(spacing, shape)
 
 
 def test_a_spacing_without_grid_is_refused():
-    with pytest.raises(UserError, match=r"^spacing 3 mm has no grid of its own, expected one of \[1.5, 2.0, 2.5\]: "):
+    with pytest.raises(UserError, match=r"^spacing: found 3 mm.*\[1.5, 2.0, 2.5\]; give the shape too$"):
         default_shape(3)
 
 

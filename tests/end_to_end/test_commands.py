@@ -71,7 +71,7 @@ def test_the_tour(place, capsys):
         ("federate @sites/adult-3t --out @run --rounds 1 --seed 5", "@run/run.json: "),
         ("personalise @sites/adult-3t --weights @nothing", "personalise needs --out where --weights is no folder of a run: name a folder for the results"),
         ("personalise @sites/adult-3t --weights @nothing --out @y", "@nothing: not found, expected a run folder of fedsr federate or a file of weights"),
-        ("simulate @sites --spacing 3", "spacing 3 mm has no grid of its own, expected one of [1.5, 2.0, 2.5]: give the shape too"),
+        ("simulate @sites --spacing 3", "spacing: found 3 mm without a shape, expected one of [1.5, 2.0, 2.5]; give the shape too"),
         ("simulate @new --profiles martian", "profile 'martian' is unknown, expected one of adult-3t, "),
         ("segment @none.nii.gz --out @z", "@none.nii.gz: no such file, expected a NIfTI scan; check the path"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS
 from fedsr_monai.labels.label_map import write_label_map
-from fedsr_monai.labels.volumes import record_volumes, structure_volumes, structures_at_edge
+from fedsr_monai.labels.volumes import COLUMNS, record_volumes, structure_volumes, structures_at_edge
 
 # Permuted, sheared and flipped: 2 x 1.5 x 3 mm, but for the shear.
 AFFINE = np.array([[0.0, -2.0, 0.0, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.3, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -35,7 +37,7 @@ def test_millilitres_of_an_oblique_grid():
     assert structures_at_edge(block()) == [10]
 
 
-def test_a_row_a_label_map_and_a_column_a_structure(tmp_path):
+def test_one_row_per_label_map_and_one_column_per_structure(tmp_path):
     write_label_map(tmp_path / "sub-1_T1w_dseg.nii.gz", block(), AFFINE)
     (row,) = table(tmp_path)
     assert list(row) == ["scan", "labels", *(f"{LABELS[i]} (ml)" for i in range(1, 14)), "missing", "at_edge"]
@@ -60,14 +62,27 @@ def test_a_row_is_replaced_and_the_others_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"), [("id,volume\n1,2\n", "id, volume"), ("", "none")], ids=["other columns", "empty"]
+    ("text", "columns"),
+    [
+        ("id,volume\n1,2\n", "id, volume"),
+        ("", "none"),
+        (",".join([*COLUMNS, "age"]) + "\n", ".*, at_edge, age"),  # it would be lost
+    ],
+    ids=["other columns", "empty", "a column more"],
 )
 def test_another_program_s_table_is_kept(tmp_path, text, columns):
     (tmp_path / "volumes.csv").write_text(text)
-    with pytest.raises(
-        UserError,
-        match=rf"volumes.csv: found the columns {columns}, expected scan, labels, 3rd/4th ventricle \(ml\) and so on; "
-        "move the file away$",
-    ):
+    with pytest.raises(UserError, match=rf"volumes.csv: found the columns {columns}, .*; move the file away$"):
         record_volumes(tmp_path / "a_dseg.nii.gz", block(), AFFINE)
     assert (tmp_path / "volumes.csv").read_text() == text
+
+
+def test_two_processes_lose_no_row_of_each_other(tmp_path):
+    program = (
+        "import sys, numpy as np\nfrom fedsr_monai.labels.volumes import record_volumes\n"
+        "for number in range(30):\n"
+        "    record_volumes(f'{sys.argv[1]}/{sys.argv[2]}{number}_dseg.nii.gz', np.ones((2, 2, 2)), np.eye(4))\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert {row["scan"] for row in table(tmp_path)} == {f"{name}{number}" for name in "ab" for number in range(30)}

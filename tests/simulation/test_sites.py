@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, processes):
         ({"profiles": "mars"}, "profile 'mars' is unknown, expected one of "),
         (
             {"shape": (20, 20, 20)},
-            "grid (20, 20, 20) at 6 x 6 x 6 mm cuts the brain, expected at least (24, 30, 26) voxels",
+            "grid: found (20, 20, 20) at 6 x 6 x 6 mm, which cuts the brain, expected at least (24, 30, 26) voxels",
         ),
     ],
 )

@@ -23,7 +23,7 @@ def test_spacing_is_that_of_a_cube_of_the_same_volume():
     assert Grid(np.diag([1.0, -2.0, 4.0, 1.0]), (2, 2, 2)).spacing == pytest.approx(2.0)
 
 
-def test_the_standard_atlas_lies_on_the_standard_grid():
+def test_the_standard_atlas_is_on_the_standard_grid():
     grid = standard_grid(6.0, [32, 32, 32])
     image, label = standard_atlas(6.0, [32, 32, 32])
     built = build_atlas(6.0, (32, 32, 32))
@@ -31,6 +31,6 @@ def test_the_standard_atlas_lies_on_the_standard_grid():
     assert np.array_equal(image[0].numpy(), built[0]) and np.array_equal(label[0].numpy(), built[1])
 
 
-def test_without_a_site_the_cure_is_named():
-    with pytest.raises(UserError, match=r"^dataset_dir is empty, expected one or more site folders: name them"):
+def test_without_a_site_the_fix_is_named():
+    with pytest.raises(UserError, match=r"^dataset_dir: found nothing, .*site folders; name them"):
         site_grid(None)

@@ -41,7 +41,7 @@ def dice(a: torch.Tensor, b: torch.Tensor, labels) -> float:
     )
 
 
-def test_a_linear_function_of_place_stays_itself_on_any_grid():
+def test_a_linear_function_of_position_stays_itself_on_any_grid():
     scan = oblique((4.0, 5.0, 3.0), (52, 44, 70))
     ramp = np.tensordot([0.01, -0.02, 0.03], world(scan), 1)
     result = ResampleToGrid(GRID)(on(scan, torch.from_numpy(ramp)[None].float()))
@@ -85,7 +85,7 @@ def test_anisotropic_scans_are_filtered_along_fine_axes_only():
     assert spread[10, :, 10].astype(bool).sum() == spread[10, 10, :].astype(bool).sum() == 1
 
 
-def test_labels_there_and_back_on_an_oblique_grid_of_equal_spacing(phantom):
+def test_labels_forward_and_backward_on_an_oblique_grid_of_equal_spacing(phantom):
     fine = Grid(
         np.block([[np.eye(3) * 3, GRID.affine[:3, 3:] - 1.5], [np.zeros((1, 3)), np.ones((1, 1))]]), (64, 64, 64)
     )
@@ -97,7 +97,9 @@ def test_labels_there_and_back_on_an_oblique_grid_of_equal_spacing(phantom):
     assert set(torch.unique(moved.as_tensor()).tolist()) == set(range(14))
     assert dice(back.as_tensor(), label, range(1, 14)) > 0.97
     np.testing.assert_allclose(back.affine.numpy(), fine.affine)
-    nearest = sample(label, voxel_map(fine.affine, scan.affine), scan.shape)  # what is between the labels is no label
+    nearest = sample(
+        label, voxel_map(fine.affine, scan.affine), scan.shape
+    )  # what is between the labels is not a label
     assert set(torch.unique(nearest).tolist()) - set(range(14))
 
 

@@ -48,7 +48,7 @@ def test_nearest_of_a_diverged_field_stays_inside(value):
     assert warped.shape == label.shape and torch.isin(warped, label).all()
 
 
-def test_nearest_of_a_finer_grid_samples_the_same_places():
+def test_nearest_of_a_finer_grid_samples_the_same_positions():
     coarse = torch.randint(0, 14, (2, 2, 8, 9, 10), dtype=torch.uint8)
     fine = coarse
     for axis in (2, 3, 4):
@@ -105,7 +105,8 @@ def test_warp_equals_itk():
     filtered.Update()
     expected = torch.from_numpy(itk.array_from_image(filtered.GetOutput()).T.copy())
     position = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij")) + ddf[0]
-    inside = ((position >= 0) & (position <= torch.tensor(shape).view(3, 1, 1, 1) - 1)).all(dim=0)  # ITK has zeros outside
+    # ITK has zeros outside.
+    inside = ((position >= 0) & (position <= torch.tensor(shape).view(3, 1, 1, 1) - 1)).all(dim=0)
     assert inside.float().mean() > 0.6
     torch.testing.assert_close(warp(image, ddf)[0, 0][inside], expected[inside], atol=1e-5, rtol=0)
 
@@ -147,7 +148,9 @@ def test_integration_equals_monai():
     torch.testing.assert_close(integrate(velocity, 5), expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("largest", "steps"), [(0.0, 0), (0.25, 0), (0.26, 1), (2.0, 3), (2.1, 4), (16.0, 6), (1e6, 10)])
+@pytest.mark.parametrize(
+    ("largest", "steps"), [(0.0, 0), (0.25, 0), (0.26, 1), (2.0, 3), (2.1, 4), (16.0, 6), (1e6, 10)]
+)
 def test_a_field_gets_as_many_squarings_as_it_needs(largest, steps):
     velocity = smooth_field((8, 8, 8), 1)
     velocity = velocity / velocity.abs().max() * largest
@@ -168,7 +171,8 @@ def test_integration_lets_what_is_not_a_number_through():
 def test_strong_fields_do_not_fold(size):
     velocity = smooth_field((32, 32, 32), size / 3)
     ddf = integrate(velocity)
-    jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(3, 3, 1, 1, 1)
+    gradient = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)])
+    jacobian = gradient + torch.eye(3).view(3, 3, 1, 1, 1)
     assert velocity.abs().max() > size and torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)).min() > 0
 
 
@@ -191,7 +195,9 @@ def linear_field(matrix: torch.Tensor, shape: tuple[int, ...], voxel: float) -> 
     return (torch.einsum("ij,jdhw->idhw", matrix, position) / voxel)[None]
 
 
-@pytest.mark.parametrize(("old", "new"), [((8, 10, 12), (16, 20, 24)), ((16, 20, 24), (8, 10, 12)), ((4, 5, 6), (16, 20, 24))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((8, 10, 12), (16, 20, 24)), ((16, 20, 24), (8, 10, 12)), ((4, 5, 6), (16, 20, 24))]
+)
 def test_resized_field_is_the_same_in_space(old, new):
     torch.manual_seed(0)
     matrix, voxel = 0.1 * torch.randn(3, 3), 24 / old[2]

@@ -32,55 +32,19 @@ def test_a_brain_in_the_box_passes_in_float_and_without_negative_values(phantom)
 @pytest.mark.parametrize(
     ("spoil", "affine", "message"),
     [
-        (
-            lambda v: v.expand(3, -1, -1, -1),
-            A,
-            r"^s.nii: holds 32 x 32 x 32 x 3 values, expected one 3-D volume; take one volume out",
-        ),
-        (
-            lambda v: v,
-            np.diag([6.0, 0.0, 6.0, 1.0]),
-            r"^s.nii: has a singular affine, expected voxels with a volume; mend the header$",
-        ),
-        (
-            lambda v: v[..., :1],
-            A,
-            r"^s.nii: has the shape \(32, 32, 1\), expected a 3-D volume; a single slice cannot be segmented$",
-        ),
-        (
-            lambda v: v.where(v < 0.9, torch.nan),
-            A,
-            r"^s.nii: \d+ voxels are NaN or infinite, expected numbers; mend the preprocessing",
-        ),
-        (lambda v: v * 0 + 5, A, r"^s.nii: is constant \(all 5\), expected a scan; export it again$"),
-        (
-            lambda v: (v - 0.6) * (v > 0),
-            A,
-            r"^s.nii: \d+ voxels are negative, expected a brain above 0 and a background of 0; give the scan",
-        ),
-        (
-            lambda v: v + 0.1,
-            A,
-            r"^s.nii: 7.1 litres are not 0, expected a skull-stripped brain \(0.4 to 2.6 litres\) on a background of 0",
-        ),
-        (
-            lambda v: v,
-            A * np.array([0.1, 0.1, 0.1, 1])[:, None],
-            r"^s.nii: 0.0\d+ litres are not 0, .*; strip the skull, and check the voxel",
-        ),
-        (
-            lambda v: v,
-            moved(80),
-            r"^s.nii: \d\d % of the brain lies in the atlas' box, expected 80 % or more; align the scan roughly",
-        ),
-        (
-            lambda v: v,
-            moved(2000),
-            r"^s.nii: 0 % of the brain lies in the atlas' box, expected 80 % or more; align the scan roughly",
-        ),
+        (lambda v: v.expand(3, -1, -1, -1), A, "found 32 x 32 x 32 x 3 values.*; take one volume out of the series"),
+        (lambda v: v, np.diag([6.0, 0.0, 6.0, 1.0]), "found a singular affine.*; fix the header"),
+        (lambda v: v[..., :1], A, r"found a single slice, shape \(32, 32, 1\)"),
+        (lambda v: v.where(v < 0.9, torch.nan), A, r"found \d+ voxels that are NaN or infinite"),
+        (lambda v: v * 0 + 5, A, r"found a constant image \(all 5\)"),
+        (lambda v: (v - 0.6) * (v > 0), A, r"found \d+ negative voxels.*; give the scan before normalisation"),
+        (lambda v: v + 0.1, A, "found 7.1 litres above 0, .*skull-stripped brain .*; strip the skull"),
+        (lambda v: v, A * np.array([0.1, 0.1, 0.1, 1])[:, None], r"found 0.0\d+ litres above 0.*check the voxel size"),
+        (lambda v: v, moved(80), r"found \d\d % of the brain in the box.*80 % or more; align the scan roughly"),
+        (lambda v: v, moved(2000), "found 0 % of the brain in the box.*; align the scan roughly"),
     ],
 )
 def test_what_cannot_be_segmented_is_named(phantom, spoil, affine, message):
     scan = MetaTensor(spoil(phantom[0]).clone(), affine=torch.as_tensor(affine), meta={"filename_or_obj": "s.nii"})
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^s.nii: {message}"):
         CheckScand("image", GRID)({"image": scan})
