@@ -48,7 +48,7 @@ def personalise(
         site: site folder.
         global_weights: folder of a federated run (its last complete round), a `server/round_NNNN.safetensors` of one, or a `model.pt`;
             None takes the weights that ship with the bundle.
-        out: folder for model.pt (`{"model": state_dict}`, with the site's atlas), history.csv, TensorBoard events, training_state.pt,
+        out: folder for model.pt (a state dict, with the site's atlas), history.csv, TensorBoard events, training_state.pt,
             start.safetensors (what the training started from) and personalised.json (its settings).
         epochs: in all; the learning rate falls to 0 over them.
         search: whether the weights of the loss terms are searched for (needs two training scans or more).

@@ -57,7 +57,7 @@ def pretrain(
         steps: iterations an epoch.
 
     Returns:
-        `out/model.pt`, `{"model": state_dict}` without an atlas.
+        `out/model.pt`, a state dict without an atlas.
     """
     out = Path(out)
     epochs = {"segmentation": 60, "registration": 20} | dict(epochs or {})
@@ -84,5 +84,5 @@ def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Pat
     """Copy a site's network for others: everything but its atlas, which is replaced by an empty one."""
     state = read_weights(checkpoint)
     empty = {"atlas_image": torch.zeros(1, 1, 16, 16, 16), "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
-    save_checkpoint({"model": {key: empty[key] if key in ATLAS else value for key, value in state.items()}}, Path(out))
+    save_checkpoint({key: empty[key] if key in ATLAS else value for key, value in state.items()}, Path(out))
     return Path(out)

@@ -58,7 +58,7 @@ def run(tmp_path) -> Path:
     write_tensors(run / "server" / "round_0003.safetensors", shared(network(1)))
     write_json(run / "server" / "state.json", {"round": 3, "file": "round_0003.safetensors"})
     write_json(run / "run.json", {"sites": [{"name": "clinic"}], "overrides": {"preset": "small", "learning_rate": 5.0}, "from_weights": None})
-    save_checkpoint({"model": shared(network(1)) | heads(network(2))}, run / "sites" / "clinic" / "model.pt")
+    save_checkpoint(shared(network(1)) | heads(network(2)), run / "sites" / "clinic" / "model.pt")
     return run
 
 
@@ -113,14 +113,14 @@ def test_a_site_of_the_run_starts_from_its_own_heads(run):
 
 def test_a_new_site_starts_from_the_heads_that_the_run_started_from(run, tmp_path):
     assert heads(start_of(run, "ward")) == {}  # the run began with random numbers: so does the site
-    save_checkpoint({"model": network(4)}, tmp_path / "shipped.pt")
+    save_checkpoint(network(4), tmp_path / "shipped.pt")
     write_json(run / "run.json", {"from_weights": {"path": str(tmp_path / "shipped.pt")}})
     start = start_of(run, "ward")
     assert same(shared(start), shared(network(1))) and same(heads(start), heads(network(4)))
 
 
 def test_a_whole_network_brings_its_heads(run, tmp_path):
-    save_checkpoint({"model": network(4)}, tmp_path / "model.pt")
+    save_checkpoint(network(4), tmp_path / "model.pt")
     start = starting_tensors(tmp_path / "model.pt", None, {}, "ward")
     assert same(start, shared(network(4)) | heads(network(4)))
 

@@ -13,12 +13,12 @@ def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
     counts = {"training": 1, "test": 1, "labelled": 2}
     monkeypatch.setattr(module, "PROFILES", ["adult-3t"])
     weights = module.pretrain(tmp_path / "out", **sizes, **counts)
-    state = torch.load(weights, weights_only=True)["model"]
+    state = torch.load(weights, weights_only=True)
     assert not any(state[key].any() for key in ATLAS)  # no site's atlas is passed on
     before = (tmp_path / "out/segmentation/sites/pooled/model.pt").stat().st_mtime_ns
 
     weights.unlink()
-    again = torch.load(module.pretrain(tmp_path / "out", **sizes, **counts), weights_only=True)["model"]
+    again = torch.load(module.pretrain(tmp_path / "out", **sizes, **counts), weights_only=True)
     assert all(torch.equal(state[key], again[key]) for key in state)
     assert (tmp_path / "out/segmentation/sites/pooled/model.pt").stat().st_mtime_ns >= before
     settings = json.loads((tmp_path / "out/segmentation/run.json").read_text())

@@ -64,7 +64,7 @@ class FedSRAlgo(MonaiAlgo):
         local_epochs: epochs of the bundle's trainer each round.
         seed: of the run, the same at all sites: they start from the same network.
         overrides: values for ids of the bundle's configuration, at least `dataset_dir`.
-        weights: checkpoint to start from, `{"model": state_dict}` or safetensors; its atlas is left out.
+        weights: checkpoint to start from, a state dict or safetensors; its atlas is left out.
         config_train_filename: configuration file(s) relative to `bundle_root`.
         config_filters_filename: MONAI's exchange filters, applied after the allow-list.
     """
@@ -275,7 +275,7 @@ class FedSRAlgo(MonaiAlgo):
         return result
 
     def save_model(self, tensors: Mapping[str, Any], path: str | Path) -> None:
-        """Write the site's full network for its own use: the global tensors, its heads, its atlas, as `{"model": state_dict}`."""
+        """Write the site's full network for its own use: the global tensors, its heads, its atlas, as a plain state dict."""
         self.restore()
         self.load_shared(tensors)
-        save_checkpoint({"model": self.trainer.network}, path)
+        save_checkpoint(self.trainer.network, path)

@@ -62,7 +62,7 @@ def federate(
         from_weights: checkpoint that all sites start from instead of random weights.
 
     Returns:
-        `out`. Every site's network is in `sites/<name>/model.pt` as `{"model": state_dict}`.
+        `out`. Every site's network is in `sites/<name>/model.pt` as a plain state dict.
 
     Raises:
         UserError: an argument or site is wrong, `out` holds a run with other settings, or too few sites answered.

@@ -16,42 +16,48 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from safetensors.torch import save_file
+from torch import nn
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import atomic_path
 
 
 def state_of(item: Any) -> Any:
-    """The ``state_dict`` of a module (unwrapped from data parallelism) or optimiser; anything else as it is."""
+    """Return the `state_dict` of a module (unwrapped from data parallelism) or optimiser; anything else unchanged."""
     if isinstance(item, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         item = item.module
     return item.state_dict() if hasattr(item, "state_dict") else item
 
 
-def save_checkpoint(items: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write ``items`` to ``path`` in one step: the old file stays whole until the new one is on the disk.
+def save_checkpoint(content: nn.Module | Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write a checkpoint in one step: the old file stays whole until the new one is on the disk.
 
     Args:
-        items: for ``.safetensors`` a flat mapping of names to tensors; for any other suffix what `torch.save` takes,
-            where modules and optimisers stand for their ``state_dict``. MONAI Label loads ``{"model": network}``.
+        content: a module, of which the plain state dict is written, as MONAI's model zoo, `monai.bundle.load` and
+            MONAI Label read it; or a mapping of names to tensors, modules, optimisers (which stand for their
+            `state_dict`) and plain values. For `.safetensors` names and tensors alone.
         path: the file; its folder is made if missing.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
+    state = state_of(content) if isinstance(content, nn.Module) else {name: state_of(item) for name, item in content.items()}
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".safetensors":
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in items.items()}, temporary)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
         else:
-            torch.save({name: state_of(item) for name, item in items.items()}, temporary)
+            torch.save(state, temporary)
 
 
 class AtomicCheckpoint:
-    """Ignite handler that saves ``{name: state_dict}`` to one file, every few epochs or when a metric is the best yet.
+    """Ignite handler that saves a checkpoint to one file, every few epochs or when a metric is the best yet.
 
     Attach it to the trainer (every ``interval`` epochs and at the end), or with ``key_metric`` to the evaluator whose
     ``state.metrics`` hold that metric. Under distributed training only rank 0 writes.
 
     Args:
         path: the file to write, say ``models/model.pt``.
-        save_dict: what to save, by name: modules, optimisers, or plain values.
+        content: what to save, as for `save_checkpoint`: a network, or several things by name.
         interval: epochs between two saves; not used with ``key_metric``.
         key_metric: name of the metric to keep the best of. A value that is not finite is never the best.
         greater_is_better: whether a higher ``key_metric`` is better.
@@ -63,13 +69,13 @@ class AtomicCheckpoint:
     def __init__(
         self,
         path: str | os.PathLike,
-        save_dict: Mapping[str, Any],
+        content: nn.Module | Mapping[str, Any],
         interval: int = 1,
         key_metric: str | None = None,
         greater_is_better: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.save_dict = save_dict
+        self.content = content
         self.interval = interval
         self.key_metric = key_metric
         self.sign = 1.0 if greater_is_better else -1.0
@@ -85,7 +91,7 @@ class AtomicCheckpoint:
 
     def save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
-            save_checkpoint(self.save_dict, self.path)
+            save_checkpoint(self.content, self.path)
 
     def save_if_best(self, engine: Engine) -> None:
         metrics = engine.state.metrics

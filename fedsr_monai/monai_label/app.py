@@ -96,4 +96,4 @@ def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.
     load_weights(network, source / "models" / "model.pt" if weights is None else weights)
     if site is not None:
         network.set_atlas(*load_atlas(site))
-    save_checkpoint({"model": network}, folder / "models" / "model.pt")
+    save_checkpoint(network, folder / "models" / "model.pt")

@@ -40,7 +40,6 @@ def arguments(bundle: Path, filepath: Path) -> dict:
         "net_id": "network_def",
         "filepath": str(filepath),
         "ckpt_file": str(bundle / "models" / "model.pt"),
-        "key_in_ckpt": "model",
         "meta_file": str(bundle / "configs" / "metadata.json"),
         "config_file": str(bundle / "configs" / "inference.json"),
         "use_trace": True,
@@ -64,7 +63,7 @@ def test_torchscript_gives_the_same_labels(bundle, phantom, expected, tmp_path):
 def of_a_site(bundle, phantom, tmp_path) -> dict:
     """The weights that come with the bundle as the checkpoint of a site, with its atlas."""
     network = load_weights(FedSRNet(), bundle / "models" / "model.pt").set_atlas(*phantom)
-    torch.save({"model": network.state_dict()}, tmp_path / "site.pt")
+    torch.save(network.state_dict(), tmp_path / "site.pt")
     return {"ckpt_file": str(tmp_path / "site.pt")}
 
 

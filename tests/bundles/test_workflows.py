@@ -53,12 +53,12 @@ def workflow(tmp_path):
 def model(tmp_path) -> Path:
     """Random weights without an atlas, as those that ship are."""
     torch.manual_seed(3)
-    torch.save({"model": FedSRNet().state_dict()}, tmp_path / "model.pt")
+    torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["model"]
+    return torch.load(path, weights_only=True)
 
 
 def history(path: Path) -> list[dict[str, str]]:
@@ -163,7 +163,7 @@ def test_weights_that_are_missing_or_of_another_network_are_never_random(workflo
     folder = str(site_folder())
     state = weights(model)
     del state["encoder.stages.0.conv.weight"]
-    torch.save({"model": state}, tmp_path / "bad.pt")
+    torch.save(state, tmp_path / "bad.pt")
     cases = [
         (tmp_path / "none.pt", r"none.pt: .*expected the weights of a network"),
         (

@@ -32,7 +32,7 @@ def write_ward(root: Path, name: str, phantom) -> Path:
 def write_weights(path: Path, seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     network = FedSRNet("small")
-    save_checkpoint({"model": network}, path)
+    save_checkpoint(network, path)
     return network.state_dict()
 
 
@@ -93,9 +93,9 @@ def test_the_pooled_network_is_measured_on_every_site(run):
 
 def test_a_network_gets_its_sites_atlas_whatever_the_file_holds(run, phantom):
     weights = run / "sites" / "east" / "model.pt"
-    state = torch.load(weights, weights_only=True)["model"]
+    state = torch.load(weights, weights_only=True)
     state["atlas_image"] = torch.full((1, 1, 8, 8, 8), 0.5)
-    torch.save({"model": state}, weights)
+    torch.save(state, weights)
     network = load_network(models_of_run(run)[0])
     assert torch.equal(network.atlas_image[0], phantom[0]) and torch.equal(network.atlas_label[0], phantom[1])
     assert torch.equal(network.encoder.state_dict()["stages.0.conv.weight"], state["encoder.stages.0.conv.weight"])
@@ -145,7 +145,7 @@ def test_a_run_that_has_not_finished_says_so(run, capsys):
 
 
 def test_weights_of_another_network_are_named(run):
-    torch.save({"model": {"weight": torch.zeros(3)}}, run / "other.pt")
+    torch.save({"weight": torch.zeros(3)}, run / "other.pt")
     models = models_of_sites([run.parent / "sites" / "east"], run / "other.pt")
     with pytest.raises(Exception, match="other.pt: encoder.stages.0.* found nothing, expected float32"):
         load_network(models[0])

@@ -252,14 +252,14 @@ def test_evaluation_after_a_failed_round_has_the_last_good_heads(make, tmp_path)
 def test_starting_weights(make, tmp_path):
     torch.manual_seed(7)
     network = Net()
-    torch.save({"model": {**network.state_dict(), "atlas_image": torch.zeros(2)}}, tmp_path / "model.pt")
+    torch.save({**network.state_dict(), "atlas_image": torch.zeros(2)}, tmp_path / "model.pt")
     algo = make(weights=tmp_path / "model.pt")
     assert torch.equal(algo.trainer.network.segmentation.weight, network.segmentation.weight)
     assert algo.trainer.network.atlas_image.numel() == 16**3
 
     state = network.state_dict()
     state["encoder.0.bias"] = torch.ones(9)
-    torch.save({"model": state}, tmp_path / "model.pt")
+    torch.save(state, tmp_path / "model.pt")
     with pytest.raises(
         UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\], expected float32 \[4\] \(1 in all\)"
     ):
@@ -277,7 +277,7 @@ def test_the_saved_model_is_global_encoder_own_heads_and_atlas(make, tmp_path):
     exchange(algo, sent)
     head = algo.trainer.network.segmentation.weight.clone()
     algo.save_model(sent, tmp_path / "model.pt")
-    model = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.equal(model["encoder.0.weight"], sent["encoder.0.weight"])
     assert torch.equal(model["segmentation.weight"], head)
     assert model["atlas_label"].unique().tolist() == [7]

@@ -38,7 +38,7 @@ def arguments(tmp_path, phantom):
 def numbers(run: Path):
     tensors = {f"server {key}": value for key, value in read_tensors(run / "server" / "round_0002.safetensors").items()}
     for site in ("bright", "dark"):
-        model = torch.load(run / "sites" / site / "model.pt", weights_only=True)["model"]
+        model = torch.load(run / "sites" / site / "model.pt", weights_only=True)
         tensors |= {f"{site} {key}": value for key, value in model.items()}
     return tensors
 

@@ -45,7 +45,7 @@ def numbers(run: Path):
     state = json.loads((run / "server" / "state.json").read_text())
     tensors = {f"server {key}": value for key, value in read_tensors(run / "server" / state["file"]).items()}
     for path in sorted((run / "sites").glob("*/model.pt")):
-        model = torch.load(path, weights_only=True)["model"]
+        model = torch.load(path, weights_only=True)
         tensors |= {f"{path.parent.name} {key}": value for key, value in model.items()}
     return state["round"], tensors, (run / "history.csv").read_text()
 
@@ -378,7 +378,7 @@ def test_two_sites_of_one_name_are_refused(arguments, tmp_path, place):
 def test_starting_weights_reach_every_site(whole, arguments, tmp_path):
     weights = whole / "sites" / "a" / "model.pt"
     run = federate(out=tmp_path / "run", from_weights=weights, **{**arguments, "rounds": 1, "overrides": {"epochs": 1}})
-    start = torch.load(weights, weights_only=True)["model"]
+    start = torch.load(weights, weights_only=True)
     first = torch.load(run / "sites" / "b" / "state_0000.pt", weights_only=True)["network"]
     assert all(torch.equal(first[key], start[key]) for key in first)
     sent = read_tensors(run / "server" / "round_0000.safetensors")

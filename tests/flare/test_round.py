@@ -74,8 +74,8 @@ def test_the_real_network_begins_with_the_first_sites_sa_features(tmp_path):
     assert differing(run.out, reference, 2) == []
     for name in run.names:
         assert run.ask(name, "save", run.task()).get_return_code() == ReturnCode.OK
-        ours = torch.load(run.root / name / "fedsr/run/sites" / name / "model.pt", weights_only=True)["model"]
-        theirs = torch.load(reference / "sites" / name / "model.pt", weights_only=True)["model"]
+        ours = torch.load(run.root / name / "fedsr/run/sites" / name / "model.pt", weights_only=True)
+        theirs = torch.load(reference / "sites" / name / "model.pt", weights_only=True)
         assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
 
 

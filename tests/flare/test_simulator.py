@@ -52,7 +52,7 @@ def differing(run: Path, reference: Path, round: int) -> list[str]:
     found = [key for key in theirs if not torch.equal(ours[key], theirs[key])]
     for site in "abc":
         ours, theirs = (
-            torch.load(folder / "sites" / site / "model.pt", weights_only=True)["model"] for folder in (run, reference)
+            torch.load(folder / "sites" / site / "model.pt", weights_only=True) for folder in (run, reference)
         )
         found += [f"{site} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]
     return found

@@ -33,6 +33,13 @@ def test_saves_state_dicts_under_their_names(tmp_path):
     torch.testing.assert_close(loaded["model"]["weight"], network.weight.detach())
 
 
+@pytest.mark.parametrize("wrap", [lambda network: network, torch.nn.DataParallel])
+def test_a_network_is_saved_as_a_plain_state_dict(tmp_path, wrap):
+    network = torch.nn.Linear(2, 2)
+    save_checkpoint(wrap(network), tmp_path / "model.pt")
+    torch.nn.Linear(2, 2).load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+
+
 def test_safetensors_by_suffix(tmp_path):
     tensors = {"encoder.weight": torch.arange(6.0).reshape(2, 3).T}
     save_checkpoint(tensors, tmp_path / "round.safetensors")
@@ -58,16 +65,16 @@ def test_every_few_epochs_and_at_the_end(tmp_path):
     def count(engine):
         counter.epoch.fill_(engine.state.epoch)
 
-    AtomicCheckpoint(tmp_path / "model.pt", {"model": counter}, interval=2).attach(engine)
+    AtomicCheckpoint(tmp_path / "model.pt", counter, interval=2).attach(engine)
 
     @engine.on(Events.EPOCH_COMPLETED)
     def look(engine):
         path = tmp_path / "model.pt"
-        saved.append(int(torch.load(path)["model"]["epoch"]) if path.exists() else None)
+        saved.append(int(torch.load(path)["epoch"]) if path.exists() else None)
 
     engine.run([0], max_epochs=5)
     assert saved == [None, 2, 2, 4, 4]
-    assert torch.load(tmp_path / "model.pt")["model"]["epoch"] == 5
+    assert torch.load(tmp_path / "model.pt")["epoch"] == 5
 
 
 @pytest.mark.parametrize(

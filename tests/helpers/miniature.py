@@ -139,7 +139,7 @@ CONFIG = {
             {
                 "_target_": "CheckpointSaver",
                 "save_dir": "@bundle_root",
-                "save_dict": {"model": "@network"},
+                "content": "@network",
                 "save_interval": 1,
             },
         ],

@@ -205,7 +205,7 @@ def compare(folder: Path, kits: Path, result: Path) -> bool:
     )
     for site in SITES:
         ours, theirs = (
-            torch.load(place / "sites" / site / "model.pt", weights_only=True)["model"]
+            torch.load(place / "sites" / site / "model.pt", weights_only=True)
             for place in (kits / site / "fedsr" / "trial", folder / "reference")
         )
         differing += [f"{site} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]

@@ -59,7 +59,7 @@ def scan(tmp_path, phantom):
 @pytest.fixture
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
-    torch.save({"model": FedSRNet().state_dict()}, tmp_path / "model.pt")
+    torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
 
@@ -175,7 +175,7 @@ def test_registration_without_a_site_builds_the_atlas_and_keeps_it(scan, weights
     assert np.mean(dice(labels, expected)) > 0.85  # at 4 mm from 2 mm, with and without a low-pass
     # Weights that were trained with this atlas belong to this grid, and need no site.
     image = torch.from_numpy(nib.load(tmp_path / "out" / "atlas" / "image.nii.gz").get_fdata(dtype=np.float32))[None]
-    torch.save({"model": FedSRNet().set_atlas(image, volume.to(torch.uint8)).state_dict()}, tmp_path / "trained.pt")
+    torch.save(FedSRNet().set_atlas(image, volume.to(torch.uint8)).state_dict(), tmp_path / "trained.pt")
     assert segment([scan()], tmp_path / "again", weights=tmp_path / "trained.pt")[0].is_file()
 
 
@@ -281,7 +281,7 @@ def test_mistakes_that_are_found_before_any_work(scan, weights, site_folder, pha
             match=rf"^refine: found {steps}, expected a whole number of steps, and register with it; correct it$",
         ):
             segment([path], tmp_path / "out", weights=weights, site=site, refine=steps, register=register)
-    torch.save({"model": FedSRNet().set_atlas(*phantom).state_dict()}, tmp_path / "own.pt")
+    torch.save(FedSRNet().set_atlas(*phantom).state_dict(), tmp_path / "own.pt")
     with pytest.raises(
         UserError,
         match=r"own.pt: found the weights of one site, with its atlas, expected its grid .*; name its folder with --site$",

@@ -30,12 +30,12 @@ def installed(tmp_path, monkeypatch):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(5)
-    torch.save({"model": FedSRNet().state_dict()}, tmp_path / "mine.pt")
+    torch.save(FedSRNet().state_dict(), tmp_path / "mine.pt")
     return tmp_path / "mine.pt"
 
 
 def state(folder) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "models" / "model.pt", weights_only=True)["model"]
+    return torch.load(folder / "models" / "model.pt", weights_only=True)
 
 
 def test_a_copy_of_the_bundle_with_the_site_and_its_weights(site_folder, weights, phantom, tmp_path):
@@ -48,7 +48,7 @@ def test_a_copy_of_the_bundle_with_the_site_and_its_weights(site_folder, weights
         expected = {"train": {"dataset_dir", "heads"}, "inference": {"dataset_dir"}, "evaluate": set()}[name]
         assert set(changed) == expected and changed.get("heads") in (None, ["segmentation"])
         assert changed.get("dataset_dir", str(tmp_path / "clinic")) == str(tmp_path / "clinic")
-    served, mine = state(tmp_path / "fedsr_site"), torch.load(weights, weights_only=True)["model"]
+    served, mine = state(tmp_path / "fedsr_site"), torch.load(weights, weights_only=True)
     assert all(torch.equal(served[key], mine[key]) for key in mine if not key.startswith("atlas"))
     assert torch.equal(served["atlas_label"], phantom[1][None])
     assert sorted(path.name for path in (tmp_path / "fedsr_site" / "models").iterdir()) == ["model.pt"]

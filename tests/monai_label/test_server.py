@@ -117,7 +117,7 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
         stored = nib.load(studies / "labels" / "final" / "scan1.nii.gz")
         assert np.array_equal(np.asarray(stored.dataobj), np.asarray(corrected.dataobj))
 
-        before = torch.load(model, weights_only=True)["model"]
+        before = torch.load(model, weights_only=True)
         # as 3D Slicer asks for it: in a process of its own
         answer = requests.post(f"{address}/train/fedsr_site", json={"max_epochs": 1, "val_split": 0}, timeout=60)
         assert answer.status_code == 200, answer.text
@@ -127,7 +127,7 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
                 break
             time.sleep(0.5)
         assert task["status"] == "DONE", task["details"]
-        after = torch.load(model, weights_only=True)["model"]
+        after = torch.load(model, weights_only=True)
         moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
         assert moved == {"segmentation"} and set(after) == set(before)
 

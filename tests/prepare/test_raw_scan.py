@@ -28,7 +28,7 @@ def site(tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    torch.save({"model": FedSRNet().state_dict()}, tmp_path / "model.pt")
+    torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
 
