@@ -12,14 +12,16 @@ LABEL_PIP := $(LABEL_VENV)/bin/pip --disable-pip-version-check
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint wheel clean label-env label test-label
+.PHONY: help install demo test test-fast lint format docs wheel clean label-env label test-label
 
 help:
 	@echo "make demo     install into $(VENV), then simulate, federate, personalise, evaluate: ./demo/report.html"
 	@echo "make test     install into $(VENV), then run the tests"
+	@echo "make test-fast  the same without the slow tests: under two minutes on two cores"
 	@echo "make label STUDIES=DIR  serve the scans of a folder with MONAI Label, from an environment of its own, $(LABEL_VENV)"
 	@echo "make label-env, make test-label  only install that environment, or test in it with a real server"
-	@echo "make lint     check the code with ruff"
+	@echo "make lint     check format, rules, docstrings (ruff) and types (mypy); make format: let ruff format the code"
+	@echo "make docs     build the documentation site in build/docs; a warning is an error"
 	@echo "make wheel    build dist/*.whl, bundles included"
 	@echo "make install  only install into $(VENV)"
 	@echo "make clean    remove $(VENV), $(LABEL_VENV), build products and caches (the results of runs stay)"
@@ -29,13 +31,26 @@ install: $(VENV)/.installed-demo
 demo: $(VENV)/.installed-demo
 	$(BIN)/fedsr demo $(DEMO_ARGS)
 
-# One thread a worker: threads that wait for each other cost more than they bring at the tests' sizes.
+# One thread per worker: threads that wait for each other cost more than they bring at the tests' sizes.
 # A file's tests stay in one worker: fixtures that take most of a minute are made once.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+test-fast: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 wheel: $(VENV)/.made
 	$(PIP) wheel --no-deps --wheel-dir dist .
@@ -58,7 +73,7 @@ $(LABEL_VENV)/.installed: setup.cfg pyproject.toml constraints-label.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) build dist fedsr_monai.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) build dist fedsr_monai.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find fedsr_monai tests bundles -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # fedsr-monai with the extra of that name; the file that is touched says that it is done.

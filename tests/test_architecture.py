@@ -1,0 +1,68 @@
+"""The rooms of docs/architecture.md: an import may only go down."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "fedsr_monai"
+FLOORS = [
+    {"errors", "checks", "files", "device", "bundle_path", ""},
+    {"spatial", "labels"},
+    {"sites", "atlas"},
+    {"networks", "losses", "transforms"},
+    {"simulation", "synthesis"},
+    {"handlers", "engines"},
+    {"evaluation", "inference", "prepare"},
+    {"federation", "personalisation", "pretraining"},
+    {"demo", "benchmark", "report", "flare", "monai_label"},
+    {"cli", "commands", "__main__"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# Of one floor, and in this direction only. The package's face imports nothing before it is asked.
+BESIDE = {
+    ("labels", "spatial"),
+    ("inference", "prepare"),
+    ("pretraining", "federation"),
+    ("personalisation", "federation"),
+    ("engines", "handlers"),
+    ("simulation", "synthesis"),
+    ("demo", "report"),
+    ("cli", "commands"),
+    ("__main__", "cli"),
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py").replace("__init__", "")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {(name.split(".") + [""])[1] for name in names if name.split(".")[0] == "fedsr_monai"}
+    return rooms
+
+
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_import_runs_upwards(file):
+    own = room(file)
+    for other in imported_rooms(file) - {own}:
+        down = FLOOR[other] < FLOOR[own] or (own, other) in BESIDE
+        if not down and FLOOR[other] == FLOOR[own] == 0:
+            continue  # the ground floor's files use each other; a circle would not import
+        assert down, f"{file.relative_to(PACKAGE)} imports fedsr_monai.{other}, which is not below {own}"
+
+
+def test_every_room_is_on_a_floor_and_says_what_belongs_there():
+    rooms = {room(file) for file in FILES}
+    assert rooms <= set(FLOOR)
+    for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()):
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder.name
