@@ -116,7 +116,7 @@ def evaluate(
     Raises:
         UserError: a folder is neither a run nor a site, a section has no labelled scan, or weights do not fit.
 
-    Example:
+    Examples:
         >>> import fedsr_monai as fm
         >>> summary = fm.evaluate("sites/adult-3t", out="evaluation", progress=False)
         >>> 0 < summary["all"]["tasks"]["segmentation"]["mean"]["dice"]["mean"] < 1
