@@ -1,6 +1,6 @@
-"""The `fedsr` command: finds the command's function, calls it through fire, and turns what goes wrong into one line.
+"""The `fedsr` command: it finds the command's function, calls it through fire, and turns what goes wrong into one line.
 
-Nothing heavy is imported here or at the head of `fedsr_monai.commands`: `fedsr --help` answers at once.
+Nothing heavy is imported here or at the top of the modules in `fedsr_monai.commands`: `fedsr --help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from fedsr_monai.commands import COMMANDS
 from fedsr_monai.commands.arguments import call, wants_help
 from fedsr_monai.commands.help import command_help, overview
-from fedsr_monai.errors import UserError
+from fedsr_monai.errors import UserError, causes
 
-MISTAKE = 2  # the user can mend it
+MISTAKE = 2  # the user can fix it
 FAILURE = 1  # the machine could not do it
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except KeyboardInterrupt:
-        return say("interrupted; the same command goes on from what is finished", INTERRUPTED)
+        return say("interrupted; run the same command again to resume", INTERRUPTED)
     except Exception as error:
         known = explain(error)
         if known is None:
@@ -43,14 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> None:
+    """Print the help that is asked for, or call the command.
+
+    Raises:
+        UserError: there is no such command, or its arguments are wrong.
+    """
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(overview(COMMANDS))
         return
     name = {"--version": "version", "personalize": "personalise"}.get(arguments[0], arguments[0])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}:"
-        raise UserError(f"'{name}' is no command, {hint} see `fedsr --help`")
+        hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(COMMANDS)};"
+        raise UserError(f"unknown command '{name}': {hint} see `fedsr --help`")
     if wants_help(arguments[1:]):
         print(command_help(name, COMMANDS[name]))
         return
@@ -58,23 +63,25 @@ def run(arguments: list[str]) -> None:
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """What to tell the user, and the exit status; None for a defect of the program, whose traceback is wanted."""
-    cause: BaseException | None = error
-    while cause is not None:  # MONAI's configuration parser and transforms wrap what happens inside them
+    """Return what to tell the user and the exit status; None for a defect of the program, whose traceback is wanted."""
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause), MISTAKE
         if isinstance(cause, OSError) and cause.errno in FULL:
             where = cause.filename or "the disk"
             return f"{where}: {cause.strerror}; free some space and run the same command again", FAILURE
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
-            return f"{cause.filename}: {cause.strerror}, expected access to it: change its permissions", MISTAKE
+            return f"{cause.filename}: {cause.strerror}, expected access to it; change its permissions", MISTAKE
         if isinstance(cause, MemoryError) or "OutOfMemory" in type(cause).__name__ or "not enough memory" in str(cause):
-            return "out of memory; close other programs, or take a smaller grid, preset or number of processes", FAILURE
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+            return (
+                "out of memory; close other programs, or choose a smaller grid, preset or number of processes",
+                FAILURE,
+            )
     return None
 
 
 def say(message: str, status: int) -> int:
-    for line in message.splitlines():  # several scans that were refused are a line each
+    """Print a message to standard error, one line per mistake, and return the status."""
+    for line in message.splitlines():
         print(f"fedsr: {line}", file=sys.stderr)
     return status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 
@@ -47,22 +47,30 @@ class UserErrors(UserError):
         return type(self), (self.errors,)
 
 
-def user_error(error: BaseException | None) -> UserError | None:
-    """Return the user's mistake behind `error`, which MONAI's configuration parser and transforms wrap in errors of their own.
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield `error` and what it came from, outermost first.
 
-    Returns None where no cause in the chain is a `UserError`.
+    MONAI's configuration parser and transforms wrap what happens inside them, some with `raise ... from`, some while
+    they handle the error. The chain ends where an exception says that it stands for itself (`raise ... from None`).
     """
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the user's mistake behind `error`; None where nothing in its chain of causes is a `UserError`."""
+    return next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as one line: a user's mistake as it is worded, the root cause of anything else with its type."""
-    while not isinstance(error, UserError) and error.__cause__ is not None:
+    """Return an exception as one line: the user's mistake behind it, else its root cause with the type."""
+    mistake = user_error(error)
+    if mistake is not None:
+        return " ".join(str(mistake).split())
+    while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def plain_errors() -> None:

@@ -1,1 +1,1 @@
-"""Accuracy beside classical registration, and speed. Nothing else in the package depends on this."""
+"""Measure accuracy beside classical registration, and speed. Nothing else in the package depends on this."""

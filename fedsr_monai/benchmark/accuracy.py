@@ -1,10 +1,10 @@
-"""Accuracy of a network and of classical label propagation on the same test scans, in one table."""
+"""Measure the accuracy of a network and of classical label propagation on the same test scans, in one table."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,22 @@ from monai.transforms import LoadImage
 from tqdm import tqdm
 
 from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
+from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.registration import folded_percent
 from fedsr_monai.evaluation.site import case_rows, image_measures, run_case
-from fedsr_monai.evaluation.tables import read_csv, structure_rows, write_csv
-from fedsr_monai.files import write_json
+from fedsr_monai.evaluation.tables import read_measures, spread, structure_rows
+from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.sites.site import Site, load_atlas, load_site
 from fedsr_monai.spatial.nifti import volume_stem
 
 COLUMNS = ("method", "site", "case", "structure", "dice", "hd95_mm", "asd_mm", "missed", "seconds", "folded_percent")
-NETWORK_METHODS = {"unregistered": "unregistered atlas", "registration": "FedSR registration", "segmentation": "FedSR segmentation"}
+NETWORK_METHODS = {
+    "unregistered": "unregistered atlas",
+    "registration": "FedSR registration",
+    "segmentation": "FedSR segmentation",
+}
 
 
 def run_accuracy(
@@ -36,33 +41,40 @@ def run_accuracy(
     device: str = "cpu",
     refine: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Measure every method on the labelled test scans of the sites; a row a structure in ``<out>.csv``, means in ``<out>.json``.
+    """Measure every method on the labelled test scans of the sites.
 
-    A method and case already in ``<out>.csv`` is not measured again, so that a killed run goes on where it was.
+    Writes one row per method, case and structure to `<out>.csv`, and means to `<out>.json`. A method and case that
+    `<out>.csv` already has is not measured again, so that a killed run resumes where it was.
 
     Args:
         sites: site folders.
         out: path of the tables without an ending.
-        network: a FedSRNet with weights; each site's atlas is set before its scans. None measures the classical methods alone.
-        methods: of ``ants_baseline.METHODS``.
-        cases: test scans a site (the first ones), all by default.
-        refine: also measure registration after this many gradient steps on each scan (``engines.refine``).
+        network: a FedSRNet with weights, which is given each site's atlas before its scans. None measures the classical
+            methods alone.
+        methods: names in `ants_baseline.METHODS`.
+        cases: number of test scans per site (the first ones); all by default.
+        device: where the network runs.
+        refine: also measure registration after this many gradient steps on each scan (`engines.refine`).
 
     Returns:
-        The content of ``<out>.json``, see :func:`summary`.
+        The content of `<out>.json`, see `summary`.
 
     Raises:
-        UserError: an unknown method, or a site without labelled test scans.
+        UserError: a method is unknown, or a site has no labelled test scans.
     """
     for method in methods:
-        if method not in METHODS:
-            raise UserError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
+        check_choice("methods", method, METHODS)
+    if cases is not None:
+        check_whole_number("cases", cases)
+    check_whole_number("refine", refine, least=0)
     table = Path(f"{os.fspath(out)}.csv")
     rows = _read(table)
     done = {(row["method"], row["site"], row["case"]) for row in rows}
     ours = ["network"] * bool(network) + ["refined"] * bool(network and refine)
-    jobs = [(load_site(site), item, method) for method in [*ours, *methods]
-            for site in sites for item in _test_items(load_site(site))[:cases]]  # fmt: skip
+    loaded = [load_site(site) for site in sites]
+    jobs = [
+        (site, item, method) for method in [*ours, *methods] for site in loaded for item in _test_items(site)[:cases]
+    ]
     labels = {"network": NETWORK_METHODS["segmentation"], "refined": f"FedSR registration, refined ({refine} steps)"}
     for site, item, method in tqdm(jobs, desc="benchmark", unit="scan", disable=None):
         case = volume_stem(item["image"])
@@ -72,16 +84,26 @@ def run_accuracy(
             found = _ants_rows(site, item, method)
         else:
             network.set_atlas(*load_atlas(site.root))
-            found = _network_rows(network, site, item, device) if method == "network" else _refined_rows(network, site, item, refine, labels[method])
-        rows += [{"site": site.name, "case": case} | row for row in found]
-        write_csv(table, rows, COLUMNS)
-    result = summary(_read(table))  # as it is stored: a run that went on gives the same numbers
+            if method == "network":
+                found = _network_rows(network, site, item, device)
+            else:
+                found = _refined_rows(network, site, item, refine, labels[method])
+        measured = [{"site": site.name, "case": case} | row for row in found]
+        rows += [{column: row[column] for column in COLUMNS} for row in measured]
+        write_csv(table, COLUMNS, rows)
+    result = summary(_read(table))  # from the file: a run that was resumed gives the same numbers
     write_json(f"{os.fspath(out)}.json", result)
     return result
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By method: mean Dice (over structures, then cases) with its spread over cases, by site and by structure, missed, seconds, folds."""
+    """Summarise the rows of the table by method.
+
+    Returns:
+        For each method the number of cases; mean, sd (over cases) and number of the values of `dice`, `hd95_mm`
+        (averaged over structures first), `dice_by_site`, `dice_by_structure`, `seconds` and `folded_percent`; and how
+        many structures were missed.
+    """
     result = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
@@ -94,9 +116,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "cases": len(by_case),
             "dice": _spread(dice.values()),
             "hd95_mm": _spread(float(np.nanmean([row["hd95_mm"] for row in group])) for group in by_case.values()),
-            "dice_by_site": {s: _spread(d for (site, _), d in dice.items() if site == s) for s in dict.fromkeys(k[0] for k in dice)},
+            "dice_by_site": {
+                name: _spread(value for (site, _), value in dice.items() if site == name)
+                for name in dict.fromkeys(site for site, _ in dice)
+            },
             "dice_by_structure": {
-                s: _spread(row["dice"] for row in mine if row["structure"] == s) for s in dict.fromkeys(r["structure"] for r in mine)
+                name: _spread(row["dice"] for row in mine if row["structure"] == name)
+                for name in dict.fromkeys(row["structure"] for row in mine)
             },
             "missed": int(sum(row["missed"] for row in mine)),
             "seconds": _spread(row["seconds"] for row in first),
@@ -105,28 +131,29 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _spread(values) -> dict[str, float]:
-    values = np.asarray([v for v in values if v == v], dtype=float)
-    if not len(values):
-        return {"mean": None, "sd": None, "n": 0}
-    return {"mean": round(float(values.mean()), 4), "sd": round(float(values.std(ddof=len(values) > 1)), 4), "n": len(values)}
+def _spread(values: Iterable[float]) -> dict[str, Any]:
+    """Return `evaluation.tables.spread` with four digits; a single value has a standard deviation of 0."""
+    found = {key: round(value, 4) for key, value in spread(values).items()}
+    return found | {"sd": 0.0} if found["n"] == 1 else found
 
 
 def _test_items(site: Site) -> list[dict[str, str]]:
     items = [item for item in site.test if "label" in item]
     if not items:
-        raise UserError(f"{site.root}: no labelled test scan; expected at least one to measure accuracy on")
+        fix = "add labels to 'test' in site.json or choose another site"
+        raise UserError(site.root, "no labelled test scan", "at least one to measure accuracy on", fix)
     return items
 
 
 def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], device: str) -> list[dict[str, Any]]:
     volumes, seconds = run_case(network, item, device)
     folded = image_measures(volumes)["folded_percent"]
-    extra = {"unregistered": (0.0, 0.0), "registration": (seconds, folded), "segmentation": (seconds, 0.0)}
-    return [
-        row | {"method": NETWORK_METHODS[row["task"]], "seconds": extra[row["task"]][0], "folded_percent": extra[row["task"]][1]}
-        for row in case_rows(volumes, site)
-    ]
+    extra = {
+        "unregistered": {"seconds": 0.0, "folded_percent": 0.0},
+        "registration": {"seconds": seconds, "folded_percent": folded},
+        "segmentation": {"seconds": seconds, "folded_percent": 0.0},
+    }
+    return [row | {"method": NETWORK_METHODS[row["task"]]} | extra[row["task"]] for row in case_rows(volumes, site)]
 
 
 def _refined_rows(
@@ -154,4 +181,4 @@ def _ants_rows(site: Site, item: dict[str, str], method: str) -> list[dict[str, 
 
 
 def _read(table: Path) -> list[dict[str, Any]]:
-    return read_csv(table, COLUMNS) if table.exists() else []
+    return read_measures(table, COLUMNS) if table.exists() else []

@@ -1,4 +1,4 @@
-"""What a user would run instead: label propagation by ANTs (extra ``benchmark``: antspyx)."""
+"""Label propagation by ANTs, which a user would run instead (extra `benchmark`: antspyx)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsr_monai.errors import UserError
 
-# Iterations a level, coarse to fine; None leaves out the deformable stage.
+# Iterations at each level, coarse to fine; None leaves out the deformable stage.
 METHODS: dict[str, tuple[int, ...] | None] = {
     "affine": None,
     "n4_syn": (40, 20, 0),
@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[int, ...] | None] = {
 
 @dataclass
 class Propagation:
-    """Atlas labels on a scan [D, H, W] uint8, wall seconds, and the share of brain voxels with a Jacobian <= 0 in percent."""
+    """Atlas labels on a scan ([D, H, W], uint8), wall seconds, and the percentage of folded voxels of the brain."""
 
     label: np.ndarray
     seconds: float
@@ -27,10 +27,10 @@ class Propagation:
 
 
 def propagate(atlas_image: str, atlas_label: str, scan: str, method: str) -> Propagation:
-    """Register the atlas to a scan and carry its labels over, all files on one grid.
+    """Register the atlas to a scan and warp its labels to it, all files on one grid.
 
-    ``affine`` is ANTs' affine alone; the ``n4_syn`` methods correct the scan's bias field first (N4 inside the brain) and run SyN with
-    ANTs' defaults (``n4_syn``) or with more iterations at full resolution.
+    `affine` is ANTs' affine alone; the `n4_syn` methods correct the scan's bias field first (N4 inside the brain) and
+    run SyN with ANTs' defaults (`n4_syn`) or with more iterations at full resolution.
 
     Raises:
         UserError: antspyx is not installed.
@@ -38,7 +38,12 @@ def propagate(atlas_image: str, atlas_label: str, scan: str, method: str) -> Pro
     try:
         import ants
     except ImportError:
-        raise UserError("method 'ants': the package antspyx is not installed; pip install 'fedsr-monai[benchmark]'") from None
+        raise UserError(
+            "methods",
+            found=f"{method}, but no package antspyx",
+            expected="the extra 'benchmark' to be installed",
+            fix="run pip install 'fedsr-monai[benchmark]' or choose --methods none",
+        ) from None
     fixed, moving, label = (ants.image_read(path) for path in (scan, atlas_image, atlas_label))
     start = time.perf_counter()
     brain = ants.threshold_image(fixed, 1e-6, 1e9)

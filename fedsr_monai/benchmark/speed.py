@@ -1,8 +1,9 @@
-"""Speed of the parts that a user waits for: one network pass, one joint training step, one whole inference from the shell."""
+"""Time what a user waits for: one network pass, one joint training step, one whole inference from the shell."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import platform
 import statistics
@@ -18,7 +19,7 @@ import torch
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.device import bfloat16_pays
 from fedsr_monai.engines import JointTrainer, head_optimizers
-from fedsr_monai.evaluation.tables import write_csv
+from fedsr_monai.files import write_csv
 from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
@@ -34,15 +35,19 @@ def run_speed(
     runs: int = 5,
     scan: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
-    """Time segmentation, registration and the joint step (fused and alternating) on the network's own atlas; rows in ``<out>.csv``.
+    """Time segmentation, registration and the joint step (fused and alternating) on the network's own atlas.
 
-    Seconds are wall time after two warm-up runs, on as many threads as torch is set to, in the arithmetic that the bundles choose on
-    this device. Nothing is read from disk, except by the last row: a whole `monai.bundle run inference` on one scan, a new process each
-    time, with start-up, imports, weights, reading and writing.
+    Writes the rows to `<out>.csv` and returns them. Seconds are wall time after two warm-up runs, on as many threads as
+    torch is set to, in the arithmetic that the bundles choose on this device. Nothing is read from disk, except for the
+    last row: a whole `monai.bundle run inference` on one scan in a new process each time, which includes start-up,
+    imports, weights, reading and writing.
 
     Args:
-        network: with its atlas set; the atlas stands as the scan (the time does not depend on what is seen).
+        out: path of the table without an ending.
+        network: network with its atlas set; the atlas is also the scan (the time does not depend on the image).
         spacing: voxel size in millimetres, for the random atlas of the joint step.
+        device: where the network runs.
+        runs: number of timed runs.
         scan: NIfTI file for the last row; None leaves it out.
     """
     network = network.to(device)
@@ -61,13 +66,25 @@ def run_speed(
     random_atlas = RandomAtlas(RandomDeformation(spacing), RandomAppearance(network.num_classes, spacing))
     trainers = {
         f"joint step, {'fused' if fused else 'alternating'}": JointTrainer(
-            device, 1, [], trained, head_optimizers(trained, 1e-4, fused), random_atlas, ParzenMI(), fused=fused, amp=amp
+            device,
+            1,
+            [],
+            trained,
+            head_optimizers(trained, 1e-4, fused),
+            random_atlas,
+            ParzenMI(),
+            fused=fused,
+            amp=amp,
         )
         for fused in (True, False)
     }
     network.eval()
-    calls = {"segmentation, network only": inference(network), "registration, network only": inference(network.register)}
-    calls |= {name: (lambda trainer=trainer: trainer._iteration(trainer, {"image": atlas})) for name, trainer in trainers.items()}
+    calls: dict[str, Callable[[], Any]] = {
+        "segmentation, network only": inference(network),
+        "registration, network only": inference(network.register),
+    }
+    for name, trainer in trainers.items():
+        calls[name] = functools.partial(trainer._iteration, trainer, {"image": atlas})
     if scan is not None:
         calls["run inference, one scan, whole process"] = lambda: whole_inference(scan, device)
     rows = []
@@ -85,15 +102,15 @@ def run_speed(
                 "machine": machine(device),
             }
         )
-    write_csv(f"{os.fspath(out)}.csv", rows, COLUMNS)
+    write_csv(f"{os.fspath(out)}.csv", COLUMNS, rows)
     return rows
 
 
 def whole_inference(scan: str | os.PathLike, device: str) -> None:
-    """`python -m monai.bundle run inference` of the bundle fedsr_site on one scan, in a process of its own.
+    """Run `python -m monai.bundle run inference` of the bundle fedsr_site on one scan, in a process of its own.
 
     Raises:
-        subprocess.CalledProcessError: it failed; the error holds what it printed.
+        subprocess.CalledProcessError: it failed; the error has its output.
     """
     with tempfile.TemporaryDirectory() as out:
         bundle = bundle_path("fedsr_site")
@@ -105,11 +122,13 @@ def whole_inference(scan: str | os.PathLike, device: str) -> None:
             "dataset#data": [{"image": os.path.abspath(scan)}],
         }
         options = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-        subprocess.run([sys.executable, "-m", "monai.bundle", "run", "inference", *options], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "monai.bundle", "run", "inference", *options], check=True, capture_output=True
+        )
 
 
 def timed(call: Callable[[], Any], runs: int, warm_up: int = 2) -> Sequence[float]:
-    """Wall seconds of each of ``runs`` calls after the warm-up."""
+    """Return the wall seconds of each of `runs` calls after the warm-up."""
     seconds = []
     for number in range(warm_up + runs):
         start = time.perf_counter()
@@ -122,7 +141,7 @@ def timed(call: Callable[[], Any], runs: int, warm_up: int = 2) -> Sequence[floa
 
 
 def machine(device: str) -> str:
-    """The processor in words: a GPU's name, or the CPU's with its widest instructions (they decide the speed) and the number of threads."""
+    """Return the processor in words: a GPU's name, or a CPU's with its widest instructions and number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()

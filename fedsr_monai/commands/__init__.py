@@ -1,4 +1,7 @@
-"""The commands of `fedsr` by name: plain functions, whose signature and docstring are the command's options and help."""
+"""The commands of `fedsr`: plain functions, whose signatures and docstrings are the options and the help.
+
+What a command does belongs to the rooms below; here are only its arguments and what it prints.
+"""
 
 from __future__ import annotations
 

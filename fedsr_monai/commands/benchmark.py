@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fedsr_monai.commands.site_folders import expand_sites
-from fedsr_monai.errors import UserError
 
 
 def benchmark(
@@ -20,42 +17,44 @@ def benchmark(
 ) -> None:
     """Measure the network beside ANTs label propagation on the same labelled test scans, or measure speed.
 
-    A row a structure, case and method in OUT.csv, means and spreads in OUT.json. What is in OUT.csv already is not measured again.
+    OUT.csv has one row per structure, case and method, OUT.json means and standard deviations. What OUT.csv already
+    has is not measured again.
 
     Args:
         sites: site folders with labelled test scans
         out: path of the tables, without an ending
-        methods: of affine, n4_syn, n4_syn_60_40_20, by commas; "none" for the network alone (the others need the extra 'benchmark')
-        cases: test scans a site, by default all
+        methods: of affine, n4_syn, n4_syn_60_40_20, separated by commas (they need the extra "benchmark"); or none,
+            for the network alone
+        cases: number of test scans per site; by default all
         weights: checkpoint to measure; by default the one that comes with the bundle fedsr_site
         refine: also measure registration refined by this many gradient steps on each scan
         speed: measure seconds of network passes and training steps instead of accuracy, on the first site's grid
-        device: cpu or cuda; by default cuda where there is one
+        device: cpu, cuda or cuda:N; by default the first GPU, if there is one
 
     Example:
         fedsr benchmark sites --methods n4_syn --out benchmarks/accuracy
         fedsr benchmark sites/adult-3t --speed --out benchmarks/speed
     """
-    import torch
-
     from fedsr_monai.benchmark.accuracy import run_accuracy
     from fedsr_monai.benchmark.speed import run_speed
+    from fedsr_monai.checks import check_whole_number
+    from fedsr_monai.device import find_device
     from fedsr_monai.evaluation.run import load_network, models_of_sites
 
+    check_whole_number("--refine", refine, least=0)
     folders = expand_sites(sites)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(find_device(device))
     model = models_of_sites(folders[:1], weights)[0]
-    if refine < 0:
-        raise UserError(f"--refine: found {refine}, expected 0 or a number of gradient steps; for example --refine 20")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     network = load_network(model, device)
     if speed:
         scan = next((item["image"] for item in model.site.test), None)
         for row in run_speed(out, network, model.site.spacing[0], device, scan=scan):
-            print(f"{row['what']:<40}{row['median_seconds']:8.3f} s   ({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})")
+            spread = f"({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})"
+            print(f"{row['what']:<40}{row['median_seconds']:8.3f} s   {spread}")
     else:
         chosen = [] if methods == "none" else [method.strip() for method in methods.split(",")]
         for method, found in run_accuracy(folders, out, network, chosen, cases, device, refine).items():
             dice, seconds = found["dice"], found["seconds"]
-            print(f"{method:<42}Dice {dice['mean']:.3f} ± {dice['sd']:.3f} ({dice['n']} scans)   {seconds['mean']:.1f} s a scan")
+            scores = f"Dice {dice['mean']:.3f} ± {dice['sd']:.3f} ({dice['n']} scans)"
+            print(f"{method:<42}{scores}   {seconds['mean']:.1f} s per scan")
     print(f"{out}.csv")

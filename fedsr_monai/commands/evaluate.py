@@ -17,16 +17,16 @@ def evaluate(
 ) -> None:
     """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
 
-    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set of
-    weights is measured on all of them, each with its own atlas.
+    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set
+    of weights is measured on all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or site folders
         weights: checkpoint to measure on site folders; by default the one that comes with the bundle fedsr_site
-        out: folder of the tables; by default evaluation/ in the run's folder
+        out: folder for the tables; by default evaluation/ in the run's folder
         section: list of scans in site.json: training, validation or test
-        figures: scans a site whose volumes are kept for the figures of the report
-        device: cpu or cuda; by default cuda where there is one
+        figures: number of scans per site whose volumes are kept for the figures of the report
+        device: cpu, cuda or cuda:N; by default the first GPU, if there is one
 
     Example:
         fedsr evaluate runs/first

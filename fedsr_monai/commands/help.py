@@ -14,36 +14,39 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def overview(commands: Mapping[str, Callable]) -> str:
-    """All commands, a line each."""
+    """Return the names of all commands with their summaries, one line per command."""
     rows = [f"  {name:<13}{sections(function)['summary'].split(chr(10))[0]}" for name, function in commands.items()]
     return "\n".join(
         [
-            "fedsr: federated registration and segmentation of brain MRI with one labelled scan a site",
+            "fedsr: federated registration and segmentation of brain MRI with one labelled scan per site",
             "",
             "usage: fedsr COMMAND [arguments]",
             "",
             *rows,
             "",
-            "`fedsr COMMAND --help` explains a command's arguments and gives an example.",
-            "A command that was stopped goes on from what it had finished when it is given again.",
+            "`fedsr COMMAND --help` explains the arguments of a command and gives an example.",
+            "A command that was stopped resumes when it is run again with the same arguments.",
         ]
     )
 
 
 def command_help(name: str, function: Callable) -> str:
-    """Purpose, usage, arguments with their defaults, and the example of one command."""
+    """Return purpose, usage, arguments with their defaults, and the example of one command."""
     parts = sections(function)
     needed, optional = [], []
     for key, parameter in inspect.signature(function).parameters.items():
         (needed if parameter.default is parameter.empty else optional).append(key)
     first_is_list = needed and parameter_type(function, needed[0])[1]
-    places = [f"{key.upper()} ..." if first_is_list else key.upper() for key in needed[:1]]
-    usage = " ".join(["usage: fedsr", name, *places, *(_usage(function, key) for key in needed[1:])])
+    positional = [f"{key.upper()} ..." if first_is_list else key.upper() for key in needed[:1]]
+    usage = " ".join(["usage: fedsr", name, *positional, *(_usage(function, key) for key in needed[1:])])
     lines = [usage + (" [options]" if optional else ""), "", _wrap(parts["summary"])]
     if parts.get("text"):
         lines += ["", _wrap(parts["text"])]
     described = arguments(parts.get("args", ""))
-    rows = [(key.upper() if key in needed[:1] else _usage(function, key), described[key] + _default(function, key)) for key in needed + optional]
+    rows = [
+        (key.upper() if key in needed[:1] else _usage(function, key), described[key] + _default(function, key))
+        for key in needed + optional
+    ]
     if rows:
         column = min(max(len(left) for left, _ in rows) + 4, 34)
         lines += ["", "arguments:", *(_row(left, right, column) for left, right in rows)]
@@ -53,7 +56,7 @@ def command_help(name: str, function: Callable) -> str:
 
 
 def sections(function: Callable) -> dict[str, str]:
-    """Summary, text, args and example of a docstring."""
+    """Split a docstring into summary, text, args and example."""
     document = inspect.getdoc(function) or ""
     opening, *rest = re.split(r"^(Args|Example):+$", document, flags=re.MULTILINE)
     summary, _, text = opening.strip().partition("\n\n")
@@ -64,7 +67,7 @@ def sections(function: Callable) -> dict[str, str]:
 
 
 def arguments(text: str) -> dict[str, str]:
-    """Descriptions by name of a docstring's `Args` section."""
+    """Return the descriptions in the `Args` section of a docstring, by name."""
     found = re.findall(r"^(\w+): (.*(?:\n[ ]+.*)*)", text, flags=re.MULTILINE)
     return {name: " ".join(body.split()) for name, body in found}
 
@@ -86,8 +89,16 @@ def _default(function: Callable, name: str) -> str:
 def _row(left: str, right: str, column: int) -> str:
     head = f"  {left}".ljust(column)
     gap = "\n" + " " * column if len(head) > column else ""
-    return head + gap + textwrap.fill(right, WIDTH - column, break_on_hyphens=False, break_long_words=False).replace("\n", "\n" + " " * column)
+    return (
+        head
+        + gap
+        + textwrap.fill(right, WIDTH - column, break_on_hyphens=False, break_long_words=False).replace(
+            "\n", "\n" + " " * column
+        )
+    )
 
 
 def _wrap(text: str) -> str:
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), WIDTH, break_on_hyphens=False) for part in text.split("\n\n"))
+    return "\n\n".join(
+        textwrap.fill(" ".join(part.split()), WIDTH, break_on_hyphens=False) for part in text.split("\n\n")
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def report(run: str, evaluation: str | None = None, out: str | None = None) -> None:
-    """Write a run and its evaluation as one HTML file: tables, curves, overlays, who took part.
+    """Write a run and its evaluation as one HTML file: tables, curves, overlays, participation.
 
     Args:
         run: folder of a run, or of an evaluation without a run

@@ -16,24 +16,24 @@ def simulate(
     profiles: list[str] | None = None,
     processes: int = 2,
 ) -> None:
-    """Make simulated hospitals from a labelled brain: for trying things out, with true labels to measure against.
+    """Make simulated hospitals from a labelled brain: data to try things out, with true labels to measure against.
 
-    Each hospital has its own patients (adults, elderly people, children) and its own scanner (noise, bias field, contrast,
-    slice thickness). The same arguments give the same files. Needs the extra "demo".
+    Each hospital has its own patients (adults, elderly people, children) and its own scanner (noise, bias field,
+    contrast, slice thickness). The same arguments give the same files. Needs the extra "demo".
 
     Args:
         out: folder for the site folders
         sites: number of hospitals
-        training: scans a site to learn from, without labels
-        validation: labelled scans a site to choose by
-        test: labelled scans a site to measure on
+        training: number of unlabelled scans per site to train on
+        validation: number of labelled scans per site to validate on
+        test: number of labelled scans per site to test on
         spacing: size of a voxel in mm; 1.5, 2 and 2.5 have a grid of their own
-        shape: voxels of the grid, three numbers, for another spacing
-        seed: of everything random
+        shape: voxels of the grid along each axis, three numbers; needed for any other spacing
+        seed: seed of all random numbers
         unseen: add a children's hospital with 7 training scans, to join when the others have trained
-        profiles: hospitals by name instead of the first ones: adult-3t elderly-3t thick-slice adult-1t5 other-vendor
+        profiles: names of hospitals, instead of the first ones: adult-3t elderly-3t thick-slice adult-1t5 other-vendor
             paediatric
-        processes: worker processes, about 1 GB of memory each
+        processes: number of worker processes, which take about 1 GB of memory each
 
     Example:
         fedsr simulate sites --sites 4 --spacing 2 --unseen

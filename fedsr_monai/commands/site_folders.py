@@ -1,4 +1,4 @@
-"""Site folders by the ways in which people name them."""
+"""Find the site folders that people name on a command line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedsr_monai.errors import UserError
 
 
 def expand_sites(names: Sequence[str]) -> list[str]:
-    """The site folders that `names` stand for, each once, in order.
+    """Return the site folders that `names` stand for, each once, in order.
 
-    A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with commas
-    between. A folder that is not a site is passed on: whoever reads it knows best what it lacks.
+    A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with
+    commas between. A folder that is not a site is returned too: the function that reads it says what it lacks.
 
     Raises:
         UserError: a pattern matches nothing.
@@ -23,11 +23,15 @@ def expand_sites(names: Sequence[str]) -> list[str]:
         if glob.has_magic(name) and not Path(name).exists():
             matches = sorted(path for path in glob.glob(name) if Path(path, "site.json").is_file())
             if not matches:
-                raise UserError(f"{name}: matches no site folder, expected folders with a site.json: correct the pattern")
+                raise UserError(name, "no match", "site folders, which contain a site.json", "correct the pattern")
             found += matches
         elif name:
-            below = [] if Path(name, "site.json").exists() else sorted(str(file.parent) for file in Path(name).glob("*/site.json"))
+            below = (
+                []
+                if Path(name, "site.json").exists()
+                else sorted(str(file.parent) for file in Path(name).glob("*/site.json"))
+            )
             found += below or [name]
     if not found:
-        raise UserError("sites: found none, expected at least one site folder: name them")
+        raise UserError("sites", "none", "at least one site folder", "name one")
     return list(dict.fromkeys(found))

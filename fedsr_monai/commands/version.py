@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def version() -> None:
-    """Print the version of this program and of what it runs on.
+    """Print the versions of this program and of the libraries that it runs on.
 
     Example:
         fedsr version

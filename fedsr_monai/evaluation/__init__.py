@@ -1,4 +1,7 @@
-"""Measures of segmentation and registration, their tables, and the evaluation of a site's network."""
+"""Measure trained networks on labelled scans: metrics, tables of them, and the evaluation of sites and runs.
+
+What is computed without labels (losses, quality of a single result) belongs to `losses` and `inference`.
+"""
 
 from fedsr_monai.evaluation.registration import folded_percent, jacobian_determinant, ncc
 from fedsr_monai.evaluation.site import evaluate_network

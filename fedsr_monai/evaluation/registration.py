@@ -1,4 +1,4 @@
-"""How well two images match, and whether the deformation between them can be trusted."""
+"""Measures of how well two images match, and of whether the deformation between them folds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 def ncc(first: np.ndarray, second: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Global normalised cross-correlation: Pearson's correlation of the intensities inside a mask, in [-1, 1].
+    """Return the global normalised cross-correlation: Pearson's correlation of the intensities in a mask, in [-1, 1].
 
-    One number for the whole brain, not the local (windowed) form that the registration loss uses.
+    It is one number for the whole brain, not the local (windowed) form that the registration loss uses.
 
     Args:
         first, second: images of one shape.
-        mask: boolean; everything if None. The evaluation takes the brain of the fixed scan (its non-zero voxels), so
-            that the voxels compared do not depend on the deformation.
+        mask: boolean, of the same shape; everything if None. The evaluation uses the brain of the fixed scan (its
+            non-zero voxels), so that the voxels compared do not depend on the deformation.
 
     Returns:
-        nan where the mask is empty or an image is constant in it.
+        The correlation; nan where the mask is empty or an image is constant in it.
     """
     if mask is None:
         mask = np.ones(first.shape, dtype=bool)
@@ -33,17 +33,20 @@ def ncc(first: np.ndarray, second: np.ndarray, mask: np.ndarray | None = None) -
 
 
 def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
-    """Determinant of the Jacobian of ``x + ddf(x)`` at each voxel: the local change of volume, 1 for the identity.
+    """Return the Jacobian determinant of `x + ddf(x)` at each voxel: the local change of volume, 1 for the identity.
 
-    Central differences, one-sided at the border: what ITK's and ANTs' tools report and most papers count. A field that
-    flips its sign from voxel to voxel is invisible to them; a field integrated from velocities at half resolution does
-    not do that.
+    The derivatives are central differences, one-sided at the border, as in the tools of ITK and ANTs and most papers.
+    They cannot see a field that flips its sign from voxel to voxel; a field integrated from velocities at half
+    resolution does not do that.
 
     Args:
         ddf: displacements in voxels, [..., 3, D, H, W]. The spacing does not matter: it cancels out.
 
     Returns:
         Tensor of shape [..., D, H, W], float32.
+
+    Raises:
+        ValueError: `ddf` has another shape.
     """
     if ddf.shape[-4] != 3:
         raise ValueError(f"jacobian_determinant() expects a ddf [..., 3, D, H, W], got {tuple(ddf.shape)}")
@@ -55,12 +58,12 @@ def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
 
 
 def folded_percent(ddf: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Share in percent of the voxels where the deformation folds: Jacobian determinant <= 0.
+    """Return the percentage of the voxels where the deformation folds: Jacobian determinant <= 0.
 
     Args:
         ddf: displacements in voxels, [3, D, H, W] (or with leading axes of size 1).
-        mask: boolean [D, H, W]; the share is that of these voxels. The evaluation takes the brain of the fixed scan:
-            over the whole grid the background, where little moves, would flatter the number.
+        mask: boolean [D, H, W]; only these voxels are counted. The evaluation uses the brain of the fixed scan, because
+            the background, where little moves, would make the number look better.
     """
     folded = jacobian_determinant(ddf).reshape(ddf.shape[-3:]) <= 0
     if mask is not None:

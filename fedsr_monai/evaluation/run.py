@@ -1,8 +1,7 @@
-"""Evaluation of a whole run, or of one set of weights on several sites."""
+"""Evaluate all sites of a run, or one set of weights on several sites."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,12 @@ import torch
 from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.site import evaluate_network
+from fedsr_monai.evaluation.tables import TASKS
+from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.sites.contract import SECTIONS
@@ -26,7 +28,7 @@ PERSONALISED = "personalised"  # folder in a run for the networks that were fitt
 
 @dataclass(frozen=True)
 class SiteModel:
-    """Weights that are to be measured on a site's scans, and the bundle that they are of."""
+    """Weights to be measured on a site's scans, and the bundle whose network they belong to."""
 
     site: Site
     weights: Path
@@ -35,7 +37,7 @@ class SiteModel:
 
 
 def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
-    """The final network of each site of a run: the personalised one where there is one, else that of the last round.
+    """Return the final network of each site of a run: the personalised one if it exists, else that of the last round.
 
     Sites that joined after the rounds come after the others. The pooled policy's one network is measured on every site.
 
@@ -43,7 +45,7 @@ def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
         UserError: the run has no network yet, or a site folder is not where it was.
     """
     run = Path(run)
-    record = _read(run / "run.json")
+    record = read_json(run / "run.json", "the record of a run", "give the folder that `fedsr federate --out` wrote")
     bundle, overrides = Path(record["bundle"]["path"]), record.get("overrides", {})
     models = {}
     for site in record["sites"]:
@@ -51,33 +53,40 @@ def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
             loaded = load_site(folder)
             weights = run / "sites" / site["name"] / "model.pt"
             if not weights.is_file():
-                raise UserError(f"{weights}: not found, expected the network of the last round: finish the run with the command that began it")
+                raise UserError(
+                    weights,
+                    found="no such file",
+                    expected="the network of the last round",
+                    fix="finish the run with the command that began it",
+                )
             models[loaded.name] = SiteModel(loaded, weights, bundle, overrides)
     for file in sorted((run / PERSONALISED).glob("*/personalised.json")):
-        record = _read(file)
+        record = read_json(file, "the settings of a personalised training", "personalise the site again")
         loaded = load_site(record["site"])
-        models[loaded.name] = SiteModel(loaded, file.parent / "model.pt", Path(record["bundle"]), record.get("overrides", {}))
+        weights, bundle = file.parent / "model.pt", Path(record["bundle"])
+        models[loaded.name] = SiteModel(loaded, weights, bundle, record.get("overrides", {}))
     return list(models.values())
 
 
 def models_of_sites(folders: Sequence[str | os.PathLike], weights: str | os.PathLike | None = None) -> list[SiteModel]:
-    """One set of weights for several sites, each with its own atlas; by default the weights that ship with `fedsr_site`.
+    """Return one set of weights for several sites, each with its own atlas; by default the weights of `fedsr_site`.
 
     Raises:
-        UserError: a folder is not a site, or the weights are not there.
+        UserError: a folder is not a site, or the weights do not exist.
     """
     bundle = bundle_path("fedsr_site")
     weights = Path(weights) if weights is not None else bundle / "models" / "model.pt"
     if not weights.is_file():
-        raise UserError(f"{weights}: not found, expected weights to measure: give the path of a model.pt with --weights")
+        fix = "give the path of a model.pt with --weights"
+        raise UserError(weights, found="no such file", expected="weights to measure", fix=fix)
     return [SiteModel(load_site(folder), weights, bundle) for folder in folders]
 
 
 def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRNet:
-    """The bundle's network with the given weights and the site's own atlas.
+    """Build the bundle's network with the given weights and the site's own atlas.
 
     Raises:
-        UserError: the weights are of another network.
+        UserError: the weights belong to another network.
     """
     parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
@@ -97,21 +106,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
 
-    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set of
-    weights is measured on all of them, each with its own atlas.
+    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set
+    of weights is measured on all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or one or more site folders.
-        out: folder of the tables (metrics.csv, cases.csv, metrics.json); by default evaluation/ in the run's folder.
+        out: folder for the tables (metrics.csv, cases.csv, metrics.json); by default evaluation/ in the run's folder.
         weights: checkpoint to measure on site folders; by default the one that comes with the bundle fedsr_site.
         section: training, validation or test.
         device: by default the first GPU, or the CPU where there is none.
-        figures: scans per site whose volumes are kept for the report's figures.
+        figures: number of scans per site whose volumes are kept for the report's figures.
         progress: show a bar (never when standard error is not a terminal).
 
     Returns:
-        The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as mean,
-        sd and number of cases; see `fedsr_monai.evaluation.tables.DEFINITIONS`.
+        The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as
+        mean, sd and number of cases; see `fedsr_monai.evaluation.tables.DEFINITIONS`.
 
     Raises:
         UserError: a folder is neither a run nor a site, a section has no labelled scan, or weights do not fit.
@@ -148,43 +157,39 @@ def evaluate_models(
     figures: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure every model on its site's labelled scans; the tables go to `out`, their summary is returned.
+    """Measure every model on its site's labelled scans, write the tables to `out`, and return their summary.
 
     Args:
-        models: what to measure.
+        models: the models to measure.
         out: evaluation folder.
         section: training, validation or test.
         device: by default the first GPU, or the CPU where there is none.
-        figures: scans a site whose volumes are kept for the report's figures.
+        figures: number of scans per site whose volumes are kept for the report's figures.
         progress: show a bar (never when standard error is not a terminal).
 
     Raises:
-        UserError: a section without labelled scans, or weights that do not fit.
+        UserError: a section has no labelled scans, or weights do not fit.
     """
-    if section not in SECTIONS:
-        raise UserError(f"section: found {section!r}, expected one of {', '.join(SECTIONS)}: correct it")
+    check_choice("section", section, SECTIONS)
+    check_whole_number("figures", figures, least=0)
     device = find_device(device)
     out = Path(out)
     for model in models:
         evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress)
-    return _read(out / "metrics.json")
+    return read_json(out / "metrics.json", "the summary of an evaluation", "evaluate again")
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """A line a site: mean Dice of the atlas as it lies, of the registration and of the segmentation."""
+    """Return one line per site: mean Dice of the unregistered atlas, of the registration and of the segmentation."""
     width = max(len(name) for name in summary["sites"])
     lines = []
     for name, site in summary["sites"].items():
-        tasks = ", ".join(f"{task} {of_task['mean']['dice']['mean']:.3f}" for task, of_task in site["tasks"].items())
+        tasks = ", ".join(f"{task} {_number(site['tasks'][task]['mean']['dice']['mean'])}" for task in TASKS)
         count = next(iter(site["tasks"].values()))["cases"]
         lines.append(f"{name:<{width}}  mean Dice of {count} scan{'s' * (count > 1)}: {tasks}")
     return lines
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected the record of a run: give the folder that `fedsr federate --out` wrote") from None
-    except ValueError as error:
-        raise UserError(f"{path}: unreadable ({error}), expected JSON: restore it from a copy or run again") from None
+def _number(value: float | None) -> str:
+    """Return a value of metrics.json, where null stands for nan, as text."""
+    return "nan" if value is None else f"{value:.3f}"

@@ -1,8 +1,7 @@
-"""Evaluation of one site's network on the labelled scans of that site."""
+"""Evaluate a network on the labelled scans of one site."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,11 @@ from fedsr_monai.evaluation.tables import (
     CASE_COLUMNS,
     METRIC_COLUMNS,
     TASKS,
-    read_csv,
+    read_measures,
     structure_rows,
     summarise,
-    write_csv,
 )
-from fedsr_monai.files import atomic_path, write_json
+from fedsr_monai.files import atomic_path, read_json, write_csv, write_json
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
@@ -40,33 +38,31 @@ def evaluate_network(
     keep_figures: int = 1,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Measure registration and segmentation on every labelled scan of a site against the unregistered atlas.
+    """Measure registration and segmentation on every labelled scan of a site, beside the unregistered atlas.
 
-    Three tasks a case: ``start`` (the atlas labels unmoved), ``registration`` (the warped atlas labels) and
-    ``segmentation`` (the most likely label a voxel). The network is evaluated with the atlas that it carries, on
-    ``device``; its mode is put back afterwards.
+    Each case has three tasks: `unregistered` (the atlas labels where they are), `registration` (the warped atlas
+    labels) and `segmentation` (the most likely label of each voxel). The network is evaluated on `device` with the
+    atlas that it carries, in evaluation mode; afterwards it has the mode that it had before.
 
     Args:
-        network: with ``forward``, ``register``, ``warp_labels`` and the buffers ``atlas_image``, ``atlas_label``.
+        network: a `FedSRNet`, or a module with its `forward`, `register`, `warp_labels`, `atlas_image`, `atlas_label`.
         site: the site whose scans are read, all on the grid of the atlas.
-        section: ``training``, ``validation`` or ``test``; scans without a label are left out.
+        section: training, validation or test; scans without a label are left out.
         device: where the network runs.
-        out_dir: evaluation folder. The site's rows replace those it had there, other sites' stay.
+        out_dir: evaluation folder. The rows of this site replace those that it had there; other sites' rows stay.
         keep_figures: number of cases whose volumes are kept for the report's figures.
         progress: whether to show a bar (never when standard error is not a terminal).
 
     Returns:
-        The rows of ``metrics.csv`` for this site.
+        The rows of `metrics.csv` for this site.
 
     Raises:
         UserError: no scan of the section has a label, or a scan is not on the grid of the atlas.
     """
     items = [item for item in getattr(site, section) if "label" in item]
     if not items:
-        raise UserError(
-            f"{site.root}: no labelled scan in '{section}', expected at least one to evaluate; "
-            "add 'label' entries to that section of site.json or choose another"
-        )
+        fix = f"add labels to '{section}' in site.json or choose another section"
+        raise UserError(site.root, f"no labelled scan in '{section}'", "at least one to evaluate", fix)
     was_training = network.training
     network.eval().to(device)
     rows: list[dict[str, Any]] = []
@@ -92,17 +88,22 @@ def evaluate_network(
 def run_case(
     network: torch.nn.Module, item: Mapping[str, str], device: str | torch.device
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Read a scan and run the network: all volumes [D, H, W] (``ddf``: [3, D, H, W]) and the network's seconds."""
+    """Read a scan and run the network on it.
+
+    Returns:
+        The volumes by name, [D, H, W] (`ddf`: [3, D, H, W], in voxels), and the seconds that the network took.
+
+    Raises:
+        UserError: the scan or its label map is not on the grid of the atlas.
+    """
     load = LoadImage(image_only=True, ensure_channel_first=True)
     image = load(item["image"]).as_tensor().float()
     label = load(item["label"]).as_tensor()
     expected = tuple(network.atlas_image.shape[-3:])
     for volume, path in ((image, item["image"]), (label, item["label"])):
         if tuple(volume.shape[-3:]) != expected:
-            raise UserError(
-                f"{path}: grid {tuple(volume.shape[-3:])}, expected the atlas' {expected}; "
-                "resample the scan to the atlas or load the network of this site"
-            )
+            fix = "resample the scan to the atlas or load the network of this site"
+            raise UserError(path, f"a grid of {tuple(volume.shape[-3:])} voxels", f"the atlas' {expected}", fix)
     scan = image[None].to(device)
     start = time.perf_counter()
     with torch.no_grad():
@@ -124,6 +125,7 @@ def run_case(
 
 
 def case_rows(volumes: Mapping[str, np.ndarray], site: Site) -> list[dict[str, Any]]:
+    """Return the rows of one case: each structure in each task, from the volumes of `run_case`."""
     predictions = zip(TASKS, (volumes["atlas_label"], volumes["warped_label"], volumes["segmentation"]), strict=True)
     return [
         {"task": task} | row
@@ -133,6 +135,7 @@ def case_rows(volumes: Mapping[str, np.ndarray], site: Site) -> list[dict[str, A
 
 
 def image_measures(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the measures of one case that need no labels: NCC without and with registration, percentage of folds."""
     brain = volumes["image"] > 0
     return {
         "ncc_unregistered": ncc(volumes["atlas_image"], volumes["image"], brain),
@@ -142,11 +145,12 @@ def image_measures(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def mean_dice(rows: Sequence[Mapping[str, Any]], task: str) -> float:
+    """Return the mean Dice of one task over the structures that exist."""
     return float(np.nanmean([row["dice"] for row in rows if row["task"] == task]))
 
 
 def write_volumes(path: Path, volumes: Mapping[str, np.ndarray], spacing: Sequence[float]) -> None:
-    """Keep what the figures need; half precision is far finer than an image or a field is drawn."""
+    """Write the volumes that the report's figures need, in half precision, which is finer than the drawing."""
     small = {name: v.astype(np.float16) if v.dtype == np.float32 else v for name, v in volumes.items()}
     small.pop("atlas_label")
     with atomic_path(path) as temporary:
@@ -156,16 +160,18 @@ def write_volumes(path: Path, volumes: Mapping[str, np.ndarray], spacing: Sequen
 def merge_evaluation(
     out_dir: Path, site: Site, section: str, rows: list[dict[str, Any]], cases: list[dict[str, Any]]
 ) -> None:
-    """Put one site's rows into an evaluation folder, in place of those that the site had there."""
+    """Write one site's rows into an evaluation folder, in place of those that the site had there."""
     tables = {"metrics.csv": (rows, METRIC_COLUMNS), "cases.csv": (cases, CASE_COLUMNS)}
     merged = {}
     for name, (new, columns) in tables.items():
         path = out_dir / name
-        others = [row for row in read_csv(path, columns) if row["site"] != site.name] if path.exists() else []
+        others = [row for row in read_measures(path, columns) if row["site"] != site.name] if path.exists() else []
         merged[name] = others + new
-        write_csv(path, merged[name], columns)
+        write_csv(path, columns, merged[name])
     summary_path = out_dir / "metrics.json"
-    data = json.loads(summary_path.read_text())["data"] if summary_path.exists() else {}
+    data = {}
+    if summary_path.exists():
+        data = read_json(summary_path, "the summary of an evaluation", "choose another folder")["data"]
     data[site.name] = {
         "path": str(site.root),
         "section": section,

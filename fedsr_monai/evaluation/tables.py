@@ -1,8 +1,7 @@
-"""Measures as tables: a row a structure, case and task; their means and deviations; CSV and JSON."""
+"""Tables of measures: one row per structure, case and task; their means and standard deviations."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.structures import structure_metrics
-from fedsr_monai.files import atomic_path
+from fedsr_monai.files import read_csv
 from fedsr_monai.labels import LABELS
 
 TASKS = ("unregistered", "registration", "segmentation")
@@ -40,7 +38,7 @@ DEFINITIONS = {
 def structure_rows(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], labels: Mapping[int, str] = LABELS
 ) -> list[dict[str, Any]]:
-    """The measures of every structure of one case, background left out.
+    """Measure every structure of one case; the background is left out.
 
     Args:
         prediction: label map [D, H, W].
@@ -49,7 +47,7 @@ def structure_rows(
         labels: names by label.
 
     Returns:
-        One row a label with the keys of `structure_metrics`, ``structure`` and ``label``.
+        One row per label, with the keys of `structure_metrics`, `structure` and `label`.
     """
     return [
         {"structure": name, "label": label} | structure_metrics(prediction == label, reference == label, spacing)
@@ -59,7 +57,7 @@ def structure_rows(
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1) and number of the values that are not nan; nan where too few are left."""
+    """Return mean, standard deviation (n - 1) and number of the values that are not nan; nan where too few are left."""
     kept = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
     return {
         "mean": float(kept.mean()) if kept.size else math.nan,
@@ -69,7 +67,7 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How often a structure was missed, spurious, or absent (`fedsr_monai.evaluation.structures`)."""
+    """Count how often a structure was missed, spurious, or absent (`fedsr_monai.evaluation.structures`)."""
     return {
         "missed": sum(row["missed"] for row in rows),
         "spurious": sum(row["reference_ml"] == 0 and row["volume_ml"] > 0 for row in rows),
@@ -78,7 +76,7 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def summarise_task(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of one task: over the structures of each case first, then over the cases; and structure by structure."""
+    """Average the rows of one task, over the structures of each case and then over the cases, and by structure."""
     cases: dict[tuple[str, str], list] = {}
     structures: dict[str, list] = {}
     for row in rows:
@@ -104,14 +102,14 @@ def summarise_task(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Means, deviations and counts by site, task and structure, as ``metrics.json`` holds them.
+    """Return means, standard deviations and counts by site, task and structure, as `metrics.json` has them.
 
     Args:
-        rows: the rows of ``metrics.csv``.
-        cases: the rows of ``cases.csv``.
+        rows: the rows of `metrics.csv`.
+        cases: the rows of `cases.csv`.
 
     Returns:
-        ``{"definitions", "sites": {site: {"tasks": {task: summary}, "cases": {measure: spread}}}, "all": the same}``.
+        `{"definitions", "sites": {site: {"tasks": {task: summary}, "cases": {measure: spread}}}, "all": the same}`.
     """
 
     def part(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,39 +126,13 @@ def summarise(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, An
     return {"definitions": DEFINITIONS, "sites": sites, "all": part(rows, cases)}
 
 
-def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write the rows in one step; numbers with six digits, nan as ``nan``."""
-
-    def text(value: Any) -> Any:
-        return f"{value:.6g}" if isinstance(value, float) else value
-
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({key: text(row[key]) for key in columns} for row in rows)
-
-
-def read_csv(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Read rows that `write_csv` wrote, numbers as numbers.
+def read_measures(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read rows that `fedsr_monai.files.write_csv` wrote, with numbers as numbers.
 
     Raises:
         UserError: a column is missing or a cell is not a number.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
-        if lacking:
-            raise UserError(f"{path}: column {lacking[0]!r} is missing, expected {','.join(columns)}; evaluate again")
-        rows = []
-        for row in reader:
-            try:
-                rows.append({column: _value(column, row[column]) for column in columns})
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"{path}: line {reader.line_num} holds a cell that is not a number, found {list(row.values())}; "
-                    "evaluate again"
-                ) from None
-    return rows
+    return read_csv(path, columns, _value, fix="evaluate again")
 
 
 def _value(column: str, text: str) -> Any:

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from fedsr_monai.files import atomic_path
 from fedsr_monai.labels import COLOURS
 from fedsr_monai.prepare.pipeline import Prepared
-from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.grid import PLANES, Grid
 from fedsr_monai.spatial.resampling import sample, voxel_map
 
 DRAWN = (3, 2, 4, 13, 10)  # contours that show an alignment without hiding the scan
 STEP = 0.75  # mm between pixels of the slices
-PLANES = ("sagittal", "coronal", "axial")
 _DEPTH = (0.46, 0.52, 0.48)  # of the brain's box: beside the midline, through the basal ganglia
 
 

@@ -1,4 +1,4 @@
-"""The report of a run and its evaluation as one HTML file."""
+"""Write a run and its evaluation as one HTML file. Nothing is measured here: that belongs to `evaluation`."""
 
 from fedsr_monai.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""The report's charts: SVG that takes the colours of the page, light or dark, and prints sharp."""
+"""The charts of the report: SVG that has the colours of the page, light or dark, and prints sharply."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ Points = Sequence[tuple[float, float]]
 
 
 def svg(parts: Sequence[str], width: float, height: float, label: str, options: str = "") -> str:
-    """A drawing as wide as its place on the page; ``label`` is for those who hear it."""
+    """Return a drawing as wide as its container; `label` is read by screen readers."""
     head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" {options}>'
     return head + "".join(parts) + "</svg>"
 
 
 def short(name: str, length: int = 19) -> str:
+    """Return a name, cut to `length` characters, as HTML."""
     return escape(name if len(name) <= length else name[: length - 1] + "…")
 
 
 def series_style(number: int) -> str:
+    """Return the stroke of a series: the colours of the style sheet, dashed from the ninth series on."""
     dashed = ' stroke-dasharray="5 3"' if number // SERIES % 2 else ""
     return f'stroke="var(--series-{number % SERIES + 1})"{dashed}'
 
 
 def legend(styles: Mapping[str, str]) -> str:
-    """A line and a name a series, as HTML."""
+    """Return the legend of a line chart as HTML: one line and name per series."""
     items = (
         f'<span class="key"><svg width="22" height="8"><line x1="1" x2="21" y1="4" y2="4" stroke-width="2.5" '
         f"{style}/></svg>{escape(name)}</span>"
@@ -39,12 +41,13 @@ def legend(styles: Mapping[str, str]) -> str:
 
 
 def task_legend(tasks: Sequence[str]) -> str:
+    """Return the legend of a Dice chart as HTML: one dot and name per task."""
     items = (f'<span class="key"><i class="dot {task}"></i>{TASK_NAMES[task]}</span>' for task in tasks)
     return f'<div class="legend">{"".join(items)}</div>'
 
 
 def nice_ticks(low: float, high: float, about: int = 4, whole: bool = False) -> list[float]:
-    """Round numbers that cover [low, high]; ``whole`` for counts."""
+    """Return round numbers that cover [low, high]; whole numbers with `whole`."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about
@@ -55,11 +58,12 @@ def nice_ticks(low: float, high: float, about: int = 4, whole: bool = False) -> 
 
 
 def tick_text(value: float) -> str:
+    """Return a tick's number as text, with a typographic minus sign."""
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
 def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: Mapping[str, str]) -> str:
-    """One small panel with a line a series, without points that are not finite; hovering a point tells its values."""
+    """Draw a small panel with one line per series, without points that are not finite; hovering shows values."""
     width, height, left, right, top, bottom = 340, 210, 46, 10, 28, 34
     kept = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     every = [point for points in kept.values() for point in points]
@@ -87,25 +91,25 @@ def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: M
     middle = (left + width - right) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(x_title)}</text>')
     for name, points in kept.items():
-        places = [at(x, y) for x, y in points]
+        positions = [at(x, y) for x, y in points]
         parts.append(
-            f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" {styles[name]}/>'
+            f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in positions)}" {styles[name]}/>'
         )
         if len(every) <= 600:
             parts += [
                 f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="6"><title>{escape(name)}, {escape(x_title)} '
                 f"{x:.4g}: {y:.4g}</title></circle>"
-                for (px, py), (x, y) in zip(places, points, strict=True)
+                for (px, py), (x, y) in zip(positions, points, strict=True)
             ]
     return svg(parts, width, height, title)
 
 
 def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) -> str:
-    """A row a structure or site: the mean Dice of each task as a dot, its standard deviation as a bar.
+    """Draw one row per structure or site: the mean Dice of each task as a dot, its standard deviation as a bar.
 
     Args:
-        rows: by name the `spread` of each task's Dice.
-        label: what the chart shows, for those who hear the page.
+        rows: the `spread` of each task's Dice, by name of the row and task.
+        label: what the chart shows, for screen readers.
     """
     width, left, right, top, step = 460, 154, 14, 6, 24
     height = top + step * len(rows) + 26
@@ -127,7 +131,7 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
             parts.append(f'<line class="link" x1="{min(means):.1f}" x2="{max(means):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         for offset, (task, spread) in enumerate(found.items()):
             mean, sd = spread["mean"], spread["sd"]
-            # the bars of the three tasks a little apart, so that they can be told where they overlap
+            # the bars of the three tasks are drawn a little apart, so that they can be told apart where they overlap
             if math.isfinite(sd):
                 bar = y + 3.5 * (offset - 1)
                 ends = f'x1="{x(mean - sd):.1f}" x2="{x(mean + sd):.1f}"'
@@ -141,10 +145,10 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
 
 
 def participation_chart(status: Mapping[str, Mapping[int, tuple[str, str]]], rounds: Sequence[int]) -> str:
-    """A row a site and a column a round: who took part, and on hovering why not.
+    """Draw one row per site and one column per round: who took part, and on hovering why not.
 
     Args:
-        status: by site and round the status and its reason.
+        status: the status and its reason, by site and round.
         rounds: the rounds, in order.
     """
     cell, top = 20, 18
@@ -163,7 +167,7 @@ def participation_chart(status: Mapping[str, Mapping[int, tuple[str, str]]], rou
         for column, number in enumerate(rounds):
             kind, reason = of_site.get(number, ("absent", "no record"))
             text = escape(f"{site}, round {number}: {kind}" + (f" ({reason})" if reason else ""))
-            place = f'x="{left + cell * column + 1.5}" y="{y + 1.5}" width="17" height="17" rx="3.5"'
-            parts.append(f'<rect class="status {escape(kind)}" {place}><title>{text}</title></rect>')
+            square = f'x="{left + cell * column + 1.5}" y="{y + 1.5}" width="17" height="17" rx="3.5"'
+            parts.append(f'<rect class="status {escape(kind)}" {square}><title>{text}</title></rect>')
     drawn = svg(parts, width, height, "participation by site and round", f'style="width:{width}px;max-width:none"')
     return f'<div class="scroll">{drawn}</div>'

@@ -1,4 +1,4 @@
-"""The report's pictures: from the volumes of one case to WebP bytes.
+"""The pictures of the report: from the volumes of one case to WebP bytes.
 
 All arrays are RAS+. Planes are drawn as a radiologist sees them: the patient's right on the left of axial and coronal
 slices, the front on the left of sagittal ones.
@@ -21,17 +21,18 @@ from scipy import ndimage
 
 from fedsr_monai.evaluation.registration import jacobian_determinant
 from fedsr_monai.labels import COLOURS
+from fedsr_monai.spatial.grid import PLANES
 
 FILM = "#0b0e12"  # behind every slice, in the light and the dark page
 INK = "#d7dde4"
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+ROWS = {plane: PLANES[plane] for plane in ("axial", "coronal", "sagittal")}
 MARKS = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 
 Volumes = Mapping[str, np.ndarray]
 
 
 def richest_slice(label: np.ndarray, axis: int) -> int:
-    """The slice across ``axis`` with the most structures, and of these the one that shows the largest parts of them."""
+    """Return the slice across `axis` with the most structures, and of these the one that shows most of them."""
     others = tuple(a for a in range(3) if a != axis)
     if not label.any():
         return label.shape[axis] // 2
@@ -41,14 +42,14 @@ def richest_slice(label: np.ndarray, axis: int) -> int:
 
 
 def slice_of(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """One plane [rows, columns] of [D, H, W], to be drawn with its origin below."""
+    """Return one plane [rows, columns] of a volume [D, H, W], to be drawn with its origin at the bottom."""
     return np.flip(np.take(volume, index, axis=axis).T, axis=1)
 
 
 def encode(figure: Figure) -> bytes:
-    """Draw to WebP, which every browser shows: a quarter of the size of PNG, and thin coloured lines keep their colour.
+    """Encode a figure as WebP, which every browser shows: a quarter of the size of PNG, and thin lines keep colour.
 
-    A palette of 256 colours, which would bring PNG down too, confuses the colours of the structures.
+    PNG with a palette of 256 colours would be small too, but confuses the colours of the structures.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -60,11 +61,15 @@ def encode(figure: Figure) -> bytes:
 def panels(
     volumes: Volumes, columns: Sequence[str], bars: int = 0, width: float = 12.0
 ) -> tuple[Figure, np.ndarray, list[Axes], dict[str, int]]:
-    """A sheet with a row a plane and a column a title, each panel at the true proportions of the voxels."""
+    """Make a sheet with one row per plane and one column per title, each panel in the true proportions of the voxels.
+
+    Returns:
+        The figure, its panels [3, columns], the axes of the colour bars, and the slice of each plane.
+    """
     spacing = [float(s) for s in volumes["spacing"]]
-    index = {plane: richest_slice(volumes["label"], axis) for plane, axis in PLANES.items()}
+    index = {plane: richest_slice(volumes["label"], axis) for plane, axis in ROWS.items()}
     size = np.array(volumes["label"].shape) * spacing
-    heights = [np.delete(size, axis)[1] / np.delete(size, axis)[0] for axis in PLANES.values()]
+    heights = [np.delete(size, axis)[1] / np.delete(size, axis)[0] for axis in ROWS.values()]
     ratios = [1.0] * len(columns) + [0.045 * len(columns) + 0.08] * bool(bars)
     cell = width / sum(ratios)
     figure = Figure(figsize=(width, cell * sum(heights) + 0.35), dpi=100, facecolor=FILM)
@@ -73,7 +78,7 @@ def panels(
         left=0.004, right=0.996, bottom=0.004, top=1 - 0.34 / figure.get_figheight(),
     )  # fmt: skip
     axes = np.empty((3, len(columns)), dtype=object)
-    for row, plane in enumerate(PLANES):
+    for row, plane in enumerate(ROWS):
         for column, title in enumerate(columns):
             axes[row, column] = axis = figure.add_subplot(grid[row, column], facecolor=FILM)
             axis.set_axis_off()
@@ -89,13 +94,13 @@ def panels(
     for number in range(bars):
         inner = grid[:, -1].subgridspec(bars, 3, width_ratios=[0.3, 0.35, 1.6], hspace=0.25)
         extra.append(bar := figure.add_subplot(inner[number, 1]))
-        place = bar.get_position()
-        bar.set_position([place.x0, place.y0 + 0.015, place.width, place.height - 0.03])  # room for the outer ticks
+        box = bar.get_position()
+        bar.set_position([box.x0, box.y0 + 0.015, box.width, box.height - 0.03])  # room for the outer ticks
     return figure, axes, extra, index
 
 
 def show(axis: Axes, plane: np.ndarray, ratio: float, **options):
-    """A slice at its true proportions; images smoothly, as they are sampled coarser than the screen."""
+    """Draw a slice in its true proportions; images are interpolated, as their voxels are larger than pixels."""
     options = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bicubic"} | options
     height, width = plane.shape
     axis.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), autoscale_on=False)
@@ -103,12 +108,13 @@ def show(axis: Axes, plane: np.ndarray, ratio: float, **options):
 
 
 def voxel_ratio(volumes: Volumes, axis: int) -> float:
+    """Return height over width of a voxel in the plane across `axis`."""
     across, up = np.delete(np.asarray(volumes["spacing"], dtype=float), axis)
     return float(up / across)
 
 
 def outline(axis: Axes, plane: np.ndarray, width: float = 1.2) -> None:
-    """The border of each structure in its colour, smoothed over the voxel's corners."""
+    """Draw the border of each structure in its colour, smoothed over the corners of the voxels."""
     for label in np.unique(plane[plane > 0]):
         mask = ndimage.zoom((plane == label).astype(np.float32), 3, order=1, grid_mode=True, mode="grid-constant")
         height, wide = plane.shape
@@ -119,12 +125,12 @@ def outline(axis: Axes, plane: np.ndarray, width: float = 1.2) -> None:
 
 
 def overlay_figure(volumes: Volumes) -> bytes:
-    """The scan, and on it the outlines of the reference, the segmentation and the warped atlas labels."""
+    """Draw the scan with the outlines of the reference, the segmentation and the warped atlas labels."""
     titles = {"Scan": None, "Reference": "label", "Segmentation": "segmentation", "Registration": "warped_label"}
     figure, axes, _, index = panels(volumes, list(titles))
     inside = volumes["image"][volumes["image"] > 0].astype(np.float32)  # in half precision percentiles overflow
     top = float(np.percentile(inside, 99.5)) if inside.size else 1.0
-    for row, (plane, axis) in enumerate(PLANES.items()):
+    for row, (plane, axis) in enumerate(ROWS.items()):
         for column, key in enumerate(titles.values()):
             scan = slice_of(volumes["image"], axis, index[plane])
             show(axes[row, column], scan, voxel_ratio(volumes, axis), vmax=top)
@@ -134,14 +140,14 @@ def overlay_figure(volumes: Volumes) -> bytes:
 
 
 def error_figure(volumes: Volumes) -> bytes:
-    """The atlas before and after registration, and how far its intensities, brought to the scan's brightness, are from the scan's, on one scale."""
-    titles = ["Scan", "Atlas as it lies", "Difference before", "Warped atlas", "Difference after"]
+    """Draw the atlas before and after registration, and its differences from the scan on one scale of brightness."""
+    titles = ["Scan", "Unregistered atlas", "Difference before", "Warped atlas", "Difference after"]
     figure, axes, (bar,), index = panels(volumes, titles, bars=1)
     scan, before, after = (volumes[key].astype(np.float32) for key in ("image", "atlas_image", "warped_image"))
     errors = tuple(np.abs(as_bright(atlas, scan, volumes["spacing"]) - scan) for atlas in (before, after))
     brain = errors[0][(scan > 0) | (before > 0)]
     limit = max(float(np.percentile(brain, 99)), 1e-3) if brain.size else 1.0
-    for row, (plane, axis) in enumerate(PLANES.items()):
+    for row, (plane, axis) in enumerate(ROWS.items()):
         drawn = zip(axes[row], (scan, before, errors[0], after, errors[1]), (0, 0, 1, 0, 1), strict=True)
         for panel, volume, is_error in drawn:
             options = {"cmap": "inferno", "vmax": limit} if is_error else {}
@@ -151,12 +157,14 @@ def error_figure(volumes: Volumes) -> bytes:
 
 
 def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float], reach: float = 15.0) -> np.ndarray:
-    """The atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each place.
+    """Return the atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each voxel.
 
-    Without it the picture of an error shows the two scanners' coil profiles and hardly the anatomy.
+    Without it the picture of an error shows mainly the coil profiles of the two scanners.
 
     Args:
-        spacing: mm a voxel.
+        atlas: intensities [D, H, W].
+        scan: intensities [D, H, W].
+        spacing: size of a voxel in mm along each axis.
         reach: sigma of the Gaussian neighbourhood in mm.
     """
     both = (atlas > 0) & (scan > 0)
@@ -166,7 +174,7 @@ def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float], rea
 
 
 def deformation_figure(volumes: Volumes, step: int = 4) -> bytes:
-    """The deformation as a bent grid, its length in millimetres, and its Jacobian determinant with the folds marked."""
+    """Draw the deformation as a bent grid, its length in millimetres, and its Jacobian determinant, folds marked."""
     figure, axes, (length_bar, jacobian_bar), index = panels(
         volumes, ["Deformation grid", "Displacement", "Jacobian determinant"], bars=2
     )
@@ -176,7 +184,7 @@ def deformation_figure(volumes: Volumes, step: int = 4) -> bytes:
     brain = volumes["image"] > 0
     limit = float(np.percentile(length[brain], 99.5)) if brain.any() else 1.0
     norm = TwoSlopeNorm(1.0, 0.0, 2.5)
-    for row, (plane, axis) in enumerate(PLANES.items()):
+    for row, (plane, axis) in enumerate(ROWS.items()):
         ratio = voxel_ratio(volumes, axis)
         cut = [slice_of(volume, axis, index[plane]) for volume in (volumes["image"], length, jacobian, brain)]
         for panel in axes[row]:
@@ -193,9 +201,9 @@ def deformation_figure(volumes: Volumes, step: int = 4) -> bytes:
 
 
 def bent_grid(ddf: np.ndarray, axis: int, index: int, step: int) -> LineCollection:
-    """The lines of a regular grid of the scan, drawn where the deformation takes them in this plane."""
+    """Return the lines of a regular grid on the scan, bent as the deformation moves them in this plane."""
     across, up = (a for a in range(3) if a != axis)
-    # Flipping the columns turns the sign of the displacement across.
+    # slice_of flips the columns, and with them the sign of the displacement across.
     x, y = -slice_of(ddf[across], axis, index), slice_of(ddf[up], axis, index)
     rows, columns = np.indices(x.shape)
     points = np.stack([columns + x, rows + y], axis=-1)
@@ -204,6 +212,7 @@ def bent_grid(ddf: np.ndarray, axis: int, index: int, step: int) -> LineCollecti
 
 
 def style_bar(bar, text: str) -> None:
+    """Label a colour bar and give it the colours of the sheet."""
     bar.set_label(text, color=INK, fontsize=10)
     bar.ax.tick_params(colors=INK, labelsize=9, length=2)
     bar.outline.set_edgecolor(INK)

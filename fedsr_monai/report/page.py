@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else."""
+"""The report as one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fedsr_monai import __version__
-from fedsr_monai.files import atomic_path
+from fedsr_monai.files import write_text
 from fedsr_monai.report.results import headline, results, simulated_note, site_section
 from fedsr_monai.report.sources import Sources, read_sources
 from fedsr_monai.report.style import CSS, SCRIPT
@@ -26,12 +26,12 @@ def write_report(
 ) -> Path:
     """Write the report of a federated run, of an evaluation, or of both as one self-contained HTML file.
 
-    What is not there (no run folder, no evaluation yet, no volumes for figures) leaves its section out.
+    A section whose data do not exist (no run, no evaluation yet, no volumes for figures) is left out.
 
     Args:
-        run_dir: folder that ``fedsr federate`` wrote, or None.
-        evaluation_dir: folder that ``fedsr evaluate`` wrote, or None.
-        out_html: the file to write; it is replaced in one step.
+        run_dir: folder that `fedsr federate` wrote, or None.
+        evaluation_dir: folder that `fedsr evaluate` wrote, or None.
+        out_html: the file to write.
         title: heading of the page.
 
     Returns:
@@ -42,13 +42,12 @@ def write_report(
     """
     sources = read_sources(run_dir, evaluation_dir)
     page = html_page(title, subtitle(sources), headline(sources) + simulated_note(sources), list(sections(sources)))
-    with atomic_path(out_html) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(out_html, page)
     return Path(out_html)
 
 
 def sections(sources: Sources) -> Iterator[tuple[str, str, str]]:
-    """Id, heading and content of each section that has any."""
+    """Yield id, heading and content of each section that has content."""
     names = list(sources.summary["sites"]) if sources.summary else []
     drawn = tqdm(names, desc="report", unit="site", disable=None)
     everything = [
@@ -65,6 +64,7 @@ def sections(sources: Sources) -> Iterator[tuple[str, str, str]]:
 
 
 def subtitle(sources: Sources) -> str:
+    """Return the line below the title: policy, rounds and date."""
     run = sources.run
     parts = [f"policy {run['policy']}"] if "policy" in run else []
     if sources.participation:
@@ -74,7 +74,7 @@ def subtitle(sources: Sources) -> str:
 
 
 def html_page(title: str, below: str, opening: str, contents: list[tuple[str, str, str]]) -> str:
-    """The whole page. ``title`` and ``below`` are plain text, the rest HTML."""
+    """Return the whole page. `title` and `below` are plain text, the rest is HTML."""
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in contents)
     bodies = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>\n' for name, heading, html in contents)
     return (

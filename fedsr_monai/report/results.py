@@ -1,4 +1,4 @@
-"""The report's sections on how good the result is: headline, tables and charts, and the pictures of each site."""
+"""The sections of the report on accuracy: headline, tables and charts, and the pictures of each site."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FIGURES = (
     (
         "Error maps",
         error_figure,
-        "How far the atlas' intensities are from the scan's, before and after registration, on one scale. Brightness that "
-        "varies smoothly (over some 15 mm: coil profiles, the scale of a scanner) is taken out first. Contrasts between "
-        "tissues differ from scanner to scanner, so that even a perfect registration leaves some difference.",
+        "Difference between the intensities of atlas and scan, before and after registration, on one scale. Smooth "
+        "changes of brightness (over about 15 mm: coil profiles, a scanner's scale) are removed first. Contrasts "
+        "between tissues differ from scanner to scanner, so that even a perfect registration leaves some difference.",
     ),
     (
         "Deformation",
@@ -41,6 +41,7 @@ FIGURES = (
 
 
 def tile(what: str, value: str, more: str = "", kind: str = "") -> str:
+    """Return one of the tiles with a main number, as HTML."""
     return (
         f'<div class="tile {kind}"><div class="what">{what}</div><div class="value">{value}</div>'
         f'<div class="more">{more}</div></div>'
@@ -48,7 +49,7 @@ def tile(what: str, value: str, more: str = "", kind: str = "") -> str:
 
 
 def headline(sources: Sources) -> str:
-    """The main numbers, in a sentence and in tiles."""
+    """Return the main numbers, in a sentence and in tiles."""
     if not sources.summary:
         return '<p class="lead">This run has not been evaluated yet.</p>'
     whole, sites = sources.summary["all"], sources.summary["sites"]
@@ -76,7 +77,9 @@ def headline(sources: Sources) -> str:
             tiles.append(tile(name, number(mean, 3), ", ".join(more), task))
     if "segmentation" in tasks:
         distance = tasks["segmentation"]["mean"]["hd95_mm"]
-        more = f"from {number(tasks['unregistered']['mean']['hd95_mm']['mean'], 2)} mm" if "unregistered" in tasks else ""
+        more = (
+            f"from {number(tasks['unregistered']['mean']['hd95_mm']['mean'], 2)} mm" if "unregistered" in tasks else ""
+        )
         tiles.append(tile("Segmentation HD95", f"{number(distance['mean'], 2)} <small>mm</small>", more))
     if whole["cases"]:
         ncc = whole["cases"]
@@ -93,22 +96,23 @@ def headline(sources: Sources) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def simulated_note(sources: Sources) -> str:
-    """What must be said wherever numbers on simulated subjects stand."""
+    """Return the note that belongs to numbers on simulated subjects; nothing if there are none."""
     if not sources.simulated:
         return ""
     return (
         f'<p class="note"><b>Simulated subjects</b> ({escape(", ".join(sources.simulated))}). Their anatomy is the '
         "atlas under a smooth deformation and their labels come from the same deformation, so that every structure "
-        "has its exact counterpart. Real brains are not like that: Dice here is optimistic.</p>"
+        "has an exact counterpart. Real brains differ more: Dice on them is lower.</p>"
     )
 
 
 def results(sources: Sources) -> str:
-    """Tables and charts over all sites."""
+    """Return tables and charts over all sites."""
     if not sources.summary:
         return ""
     whole, sites = sources.summary["all"], sources.summary["sites"]
@@ -135,7 +139,7 @@ def results(sources: Sources) -> str:
 
 
 def site_section(sources: Sources, name: str, opened: bool) -> str:
-    """One site, to be opened by a click: the pictures of its kept scan, and its structures."""
+    """Return the section of one site, which a click opens: pictures of its first scan, and its structures."""
     part = sources.summary["sites"][name]
     files = sources.figures.get(name, [])
     pictures = case_pictures(files[0]) if files else ""
@@ -150,7 +154,7 @@ def site_section(sources: Sources, name: str, opened: bool) -> str:
 
 
 def case_pictures(path: Path) -> str:
-    """The three figures of one scan, drawn from the volumes in ``path``."""
+    """Return the three figures of one scan, drawn from the volumes in the file `path`."""
     with np.load(path) as stored:
         volumes = dict(stored)
     parts = [f'<p class="soft scan">Scan {escape(path.stem)}</p>']
@@ -166,6 +170,7 @@ def case_pictures(path: Path) -> str:
 
 
 def colour_key(label: np.ndarray) -> str:
+    """Return the legend of the structures in a label map."""
     present = [int(k) for k in np.unique(label) if k]
     items = (f'<span class="key">{chip(k)}{escape(LABELS.get(k, str(k)))}</span>' for k in present)
     return f'<div class="legend">{"".join(items)}</div>'

@@ -1,4 +1,4 @@
-"""Looks and behaviour of the report's page; no font, image or script comes from elsewhere."""
+"""Style sheet and script of the report's page; no font, image or script is loaded from elsewhere."""
 
 CSS = """
 :root {
@@ -6,7 +6,7 @@ CSS = """
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #16202b; --soft: #5b6876; --line: #e1e5ea; --hover: #f0f4f8;
   --accent: #1f6fd1; --best: #e3effc; --warn: #b3261e; --note: #fff6de; --note-line: #e5c565;
-  --start: #8a95a1; --registration: #e07b27; --segmentation: #1f6fd1;
+  --unregistered: #8a95a1; --registration: #e07b27; --segmentation: #1f6fd1;
   --series-1: #2a78d6; --series-2: #eb6834; --series-3: #149c70; --series-4: #a1479f;
   --series-5: #c98500; --series-6: #4a3aa7; --series-7: #d94f7e; --series-8: #5f7a1f;
   --ok: #2f9e6e; --failed: #c93a34; --rejected: #9a4bb0; --timeout: #d9902f; --absent: #d3d9df;
@@ -15,7 +15,7 @@ CSS = """
   :root {
     --page: #0f1419; --card: #171d24; --ink: #e6ebf0; --soft: #98a5b3; --line: #2a333d; --hover: #1e2630;
     --accent: #6aa9f4; --best: #17324f; --warn: #ff8a80; --note: #2c2612; --note-line: #7a6524;
-    --start: #8893a0; --registration: #f0964a; --segmentation: #5b9ef0;
+    --unregistered: #8893a0; --registration: #f0964a; --segmentation: #5b9ef0;
     --series-1: #5b9ef0; --series-2: #f0875b; --series-3: #3fbf92; --series-4: #cf82cd;
     --series-5: #e0a83a; --series-6: #9d91f2; --series-7: #ef7fa4; --series-8: #a3c053;
     --ok: #35a676; --failed: #e5605a; --rejected: #b76fcb; --timeout: #e0a04a; --absent: #36414d;
@@ -81,7 +81,7 @@ table.sortable thead th[aria-sort] { color: var(--accent); }
 .key { display: inline-flex; align-items: center; gap: 6px; white-space: nowrap; }
 .key .chip { margin-right: 0; }
 .dot { width: 11px; height: 11px; border-radius: 50%; display: inline-block; }
-.dot.start { background: var(--start); }
+.dot.unregistered { background: var(--unregistered); }
 .dot.registration { background: var(--registration); }
 .dot.segmentation { background: var(--segmentation); }
 .square { width: 12px; height: 12px; border-radius: 3px; display: inline-block; }
@@ -106,10 +106,10 @@ svg.chart {
 .chart .link { stroke: var(--soft); stroke-opacity: .35; stroke-width: 2; }
 .chart .sd { stroke-width: 2; stroke-opacity: .55; }
 .chart .mark { stroke: var(--card); stroke-width: 1.5; }
-.start.mark { fill: var(--start); }
+.unregistered.mark { fill: var(--unregistered); }
 .registration.mark { fill: var(--registration); }
 .segmentation.mark { fill: var(--segmentation); }
-.start.sd { stroke: var(--start); }
+.unregistered.sd { stroke: var(--unregistered); }
 .registration.sd { stroke: var(--registration); }
 .segmentation.sd { stroke: var(--segmentation); }
 .status { fill: var(--soft); }
@@ -156,7 +156,7 @@ footer { max-width: 1180px; margin: 0 auto; padding: 6px 20px 40px; color: var(-
 }
 """
 
-# Sorting a table by a click on a column; a site opens when a link leads to it; everything is open on paper.
+# A click on a column sorts its table; a link to a site opens it; on paper everything is open.
 SCRIPT = """
 document.querySelectorAll("table.sortable").forEach(function (table) {
   var heads = table.tHead.rows[table.tHead.rows.length - 1].cells;

@@ -1,4 +1,4 @@
-"""The report's tables, as HTML."""
+"""The tables of the report, as HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.labels import ABBREVIATIONS, COLOURS
 
-# measure: heading, digits, whether more is better
+# by measure: heading, digits, whether more is better
 MEASURE_STYLE = {
     "dice": ("Dice", 3, True),
     "hd95_mm": ("HD95 (mm)", 2, False),
@@ -23,13 +23,14 @@ SHORT_TASKS = {"unregistered": "unreg.", "registration": "reg.", "segmentation":
 
 
 def number(value: float, digits: int) -> str:
+    """Return a number as text, a dash for nan."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def mean_cell(
     spread: Mapping[str, Any], digits: int, best: bool = False, first: bool = False, deviation: bool = False
 ) -> str:
-    """A mean, with its deviation beside it or on hovering; the exact value is what the column sorts by."""
+    """Return a cell with a mean and its standard deviation (beside it or as a tooltip), sorted by the exact mean."""
     mean, sd = spread["mean"], number(spread["sd"], digits)
     kind = " ".join(name for name, on in (("best", best), ("first", first)) if on)
     beside = f" <small>± {sd}</small>" if deviation and math.isfinite(spread["sd"]) else ""
@@ -40,7 +41,7 @@ def mean_cell(
 
 
 def measure_cells(by_task: Mapping[str, Mapping[str, Any]], measure: str, tasks: Sequence[str]) -> str:
-    """A cell a task, the best of them marked."""
+    """Return one cell per task, the best of them marked."""
     _, digits, more_is_better = MEASURE_STYLE[measure]
     means = {task: round(by_task[task][measure]["mean"], digits) for task in tasks}
     finite = [mean for mean in means.values() if math.isfinite(mean)]
@@ -52,11 +53,13 @@ def measure_cells(by_task: Mapping[str, Mapping[str, Any]], measure: str, tasks:
 
 
 def count_cells(counts: Sequence[int]) -> str:
+    """Return one cell per count; counts above 0 are marked as a warning."""
     kinds = (("first " if n == 0 else "") + ("warn" if count else "") for n, count in enumerate(counts))
     return "".join(f'<td class="{kind}">{count}</td>' for kind, count in zip(kinds, counts, strict=True))
 
 
 def table(heads: Sequence[str], rows: Sequence[str], caption: str = "", sortable: bool = True) -> str:
+    """Return a table from the cells of its header rows and its rows."""
     kind = "sortable" if sortable else ""
     head = "".join(f"<tr>{cells}</tr>" for cells in heads)
     foot = f"<figcaption>{caption}</figcaption>" if caption else ""
@@ -67,7 +70,7 @@ def table(heads: Sequence[str], rows: Sequence[str], caption: str = "", sortable
 
 
 def group_heads(groups: Mapping[str, Sequence[str]], first: str) -> list[str]:
-    """Two header rows: groups of columns, and the columns of each."""
+    """Return two header rows: groups of columns, and the columns of each."""
     top = f'<th rowspan="2" class="left">{first}</th>'
     top += "".join(f'<th colspan="{len(columns)}" class="first">{name}</th>' for name, columns in groups.items())
     bottom = "".join(
@@ -79,7 +82,7 @@ def group_heads(groups: Mapping[str, Sequence[str]], first: str) -> list[str]:
 
 
 def site_table(summary: Mapping[str, Any]) -> str:
-    """A row a site and one for all: overlap and distance of each task, NCC, folds, and what was missed."""
+    """Return a table with one row per site and one for all: overlap, distance, NCC, folds, missed structures."""
     parts = [(escape(name), part) for name, part in summary["sites"].items()]
     if len(parts) > 1:
         parts.append(("All sites", summary["all"]))
@@ -102,8 +105,8 @@ def site_table(summary: Mapping[str, Any]) -> str:
             cases = part["cases"] or {
                 key: {"mean": math.nan, "sd": math.nan, "n": 0} for key in summary["all"]["cases"]
             }
-            start, after = cases["ncc_unregistered"], cases["ncc_registration"]
-            cells += mean_cell(start, 3, first=True) + mean_cell(after, 3, best=after["mean"] > start["mean"])
+            before, after = cases["ncc_unregistered"], cases["ncc_registration"]
+            cells += mean_cell(before, 3, first=True) + mean_cell(after, 3, best=after["mean"] > before["mean"])
             cells += mean_cell(cases["folded_percent"], 3, first=True)
         cells += count_cells([of_task["missed"] for of_task in by_task.values()])
         rows.append(f'<tr class="{"total" if name == "All sites" else ""}">{cells}</tr>')
@@ -111,22 +114,22 @@ def site_table(summary: Mapping[str, Any]) -> str:
         group_heads(groups, "Site"),
         rows,
         "Mean ± standard deviation over scans; the structures of a scan are averaged first. <b>Marked</b>: the best of "
-        "a row. A missed structure counts with Dice 0 and the diagonal of the image as its distance.",
+        "a row. A missed structure counts with Dice 0 and the diagonal of the image as distance.",
     )
 
 
 def structure_table(part: Mapping[str, Any], measures: Sequence[str] = ("dice", "hd95_mm")) -> str:
-    """A row a structure: the measures of each task, how many scans have it, and how often it was missed."""
+    """Return a table with one row per structure: measures by task, scans that have it, how often it was missed."""
     tasks = [task for task in TASKS if task in part["tasks"]]
     columns = [SHORT_TASKS[task] for task in tasks]
     groups: dict[str, list[str]] = {MEASURE_STYLE[measure][0]: columns for measure in measures}
     groups |= {"Scans": ["n"], "Missed": columns}
     rows = []
-    for name, of_start in part["tasks"][tasks[0]]["structures"].items():
+    for name, of_first in part["tasks"][tasks[0]]["structures"].items():
         by_task = {task: part["tasks"][task]["structures"][name] for task in tasks}
-        cells = f'<th class="left">{structure_name(name, of_start["label"])}</th>'
+        cells = f'<th class="left">{structure_name(name, of_first["label"])}</th>'
         cells += "".join(measure_cells(by_task, measure, tasks) for measure in measures)
-        cells += f'<td class="first">{of_start["dice"]["n"]}</td>'
+        cells += f'<td class="first">{of_first["dice"]["n"]}</td>'
         cells += count_cells([of_task["missed"] for of_task in by_task.values()])
         rows.append(f"<tr>{cells}</tr>")
     means = {task: part["tasks"][task]["mean"] for task in tasks}
@@ -139,17 +142,18 @@ def structure_table(part: Mapping[str, Any], measures: Sequence[str] = ("dice", 
 
 
 def structure_name(name: str, label: int) -> str:
+    """Return a structure's name with its colour and abbreviation, as HTML."""
     return f"{chip(label)}{escape(name)} <small>{escape(ABBREVIATIONS.get(label, ''))}</small>"
 
 
 def chip(label: int) -> str:
-    """A small square in the colour of a structure's outlines."""
+    """Return a small square in the colour of a structure's outlines."""
     red, green, blue = COLOURS.get(label, (128, 128, 128))
     return f'<i class="chip" style="background:rgb({red},{green},{blue})"></i>'
 
 
 def size_text(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
+    """Return a number of bytes as text, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
@@ -158,7 +162,7 @@ def size_text(count: float) -> str:
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """Names and values, nested ones below each other."""
+    """Return a table of names and values; the items of a nested value are below each other."""
     rows = []
     for key, value in facts.items():
         if isinstance(value, Mapping):

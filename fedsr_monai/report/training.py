@@ -1,4 +1,4 @@
-"""The report's sections on how the result came about: losses, participation and traffic, configuration."""
+"""The sections of the report on the run: losses, participation and traffic, configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEAN = "mean of the round"
 
 
 def value(row: Mapping[str, str], key: str) -> float:
-    """A cell as a number; nan where it is empty or no number."""
+    """Return a cell as a number; nan if it is empty or not a number."""
     try:
         return float(row.get(key) or math.nan)
     except ValueError:
@@ -32,15 +32,16 @@ def value(row: Mapping[str, str], key: str) -> float:
 
 
 def total(rows: Iterable[Mapping[str, str]], key: str) -> float:
+    """Return the sum of a column over the rows that have a finite number in it."""
     return sum(v for v in (value(row, key) for row in rows) if math.isfinite(v))
 
 
 def training(sources: Sources) -> str:
-    """A panel a loss: a line a site, and the mean of each round where the run recorded it."""
+    """Return one panel per loss, with one line per site and the mean of each round if the run recorded it."""
     if not sources.history:
         return ""
     sites = list(dict.fromkeys(row["site"] for row in sources.history))
-    places = epoch_places(sources.history)
+    positions = epoch_positions(sources.history)
     losses = [key for key in sources.history[0] if key not in KEYS]
     in_rounds = any(int(row["round"]) > 0 for row in sources.history)
     styles = {site: series_style(number) for number, site in enumerate(sites)}
@@ -49,7 +50,9 @@ def training(sources: Sources) -> str:
     panels = []
     for loss in losses:
         series = {
-            site: [(x, value(row, loss)) for x, row in zip(places, sources.history, strict=True) if row["site"] == site]
+            site: [
+                (x, value(row, loss)) for x, row in zip(positions, sources.history, strict=True) if row["site"] == site
+            ]
             for site in sites
         }
         if MEAN in styles:
@@ -59,8 +62,11 @@ def training(sources: Sources) -> str:
     return f'{legend(styles)}<div class="multiples">{"".join(panels)}</div>'
 
 
-def epoch_places(history: list[dict[str, str]]) -> list[float]:
-    """Where each epoch lies on the axis of rounds: the last epoch of round r at r. Outside rounds, the epoch itself."""
+def epoch_positions(history: list[dict[str, str]]) -> list[float]:
+    """Return the position of each epoch on the axis of rounds: that of the last epoch of round r is r.
+
+    The position of an epoch outside rounds is its number.
+    """
     groups: dict[tuple[str, str], int] = {}
     order = []
     for row in history:
@@ -76,7 +82,7 @@ def epoch_places(history: list[dict[str, str]]) -> list[float]:
 
 
 def federation(sources: Sources) -> str:
-    """Who took part, why someone was left out, and what went over the wire."""
+    """Return the section on participation: who took part, why a site was left out, and the traffic."""
     rows = sources.participation
     if not rows:
         return ""
@@ -92,14 +98,14 @@ def federation(sources: Sources) -> str:
     if seconds and all(math.isfinite(s) for s in seconds):
         timing = f" A round took {statistics.median(seconds):.1f} s (median)"
         if sum(seconds) > 0:
-            share = 100 * total(sources.rounds, "server_seconds") / sum(seconds)
-            timing += f", of which the server's own work was {share:.2f} %"
+            percent = 100 * total(sources.rounds, "server_seconds") / sum(seconds)
+            timing += f", of which the server's own work was {percent:.2f} %"
         timing += "."
     shown = [kind for kind in STATUSES if any(row["status"] == kind for row in rows)]
     keys = "".join(map(status_key, shown))
     return (
         f"<p>{len(rounds)} rounds, {len(sites)} sites. {size_text(down)} went to the sites and {size_text(up)} came "
-        f"back, {size_text((down + up) / len(rounds))} a round.{timing}</p>"
+        f"back, {size_text((down + up) / len(rounds))} per round.{timing}</p>"
         f'<div class="legend">{keys}</div>{participation_chart(status, rounds)}'
         f"{left_out(rows)}<h3>By site</h3>{site_traffic(rows, sites)}"
         f"<details><summary>By round</summary>{round_traffic(rows, rounds, sources)}</details>"
@@ -107,10 +113,12 @@ def federation(sources: Sources) -> str:
 
 
 def status_key(status: str) -> str:
+    """Return the legend of one status of a site."""
     return f'<span class="key"><i class="square {escape(status)}"></i>{escape(STATUSES.get(status, status))}</span>'
 
 
 def left_out(rows: list[dict[str, str]]) -> str:
+    """Return the table of the sites that were left out of a round, and why."""
     missing = [row for row in rows if row["status"] != "ok"]
     if not missing:
         return '<p class="soft">Every site took part in every round.</p>'
@@ -127,11 +135,13 @@ def left_out(rows: list[dict[str, str]]) -> str:
 
 
 def traffic_cells(rows: list[dict[str, str]]) -> str:
+    """Return two cells: bytes to the sites and from them."""
     down, up = total(rows, "bytes_down"), total(rows, "bytes_up")
     return f'<td data-sort="{down:.0f}">{size_text(down)}</td><td data-sort="{up:.0f}">{size_text(up)}</td>'
 
 
 def site_traffic(rows: list[dict[str, str]], sites: list[str]) -> str:
+    """Return the table of participation, steps, time and traffic by site."""
     lines = []
     for site in sites:
         of_site = [row for row in rows if row["site"] == site]
@@ -146,11 +156,12 @@ def site_traffic(rows: list[dict[str, str]], sites: list[str]) -> str:
         f'<tr class="total"><th class="left">All sites</th><td></td><td></td>'
         f"<td>{total(rows, 'iterations'):.0f}</td><td></td>{traffic_cells(rows)}</tr>"
     )
-    heads = ["Images", "Rounds", "Steps", "Seconds a round", "To the site", "From the site"]
+    heads = ["Images", "Rounds", "Steps", "Seconds per round", "To the site", "From the site"]
     return table(['<th class="left">Site</th>' + "".join(f"<th>{head}</th>" for head in heads)], lines)
 
 
 def round_traffic(rows: list[dict[str, str]], rounds: list[int], sources: Sources) -> str:
+    """Return the table of participation, traffic and time by round."""
     seconds = {row["round"]: row for row in sources.rounds}
     lines = []
     for number in rounds:
@@ -161,12 +172,12 @@ def round_traffic(rows: list[dict[str, str]], rounds: list[int], sources: Source
             f"<tr><td>{number}</td><td>{took_part} of {len(of_round)}</td>{traffic_cells(of_round)}"
             f"<td>{value(times, 'seconds'):.1f}</td><td>{value(times, 'server_seconds'):.2f}</td></tr>"
         )
-    heads = ["Round", "Sites", "To the sites", "From the sites", "Seconds", "Server's seconds"]
+    heads = ["Round", "Sites", "To the sites", "From the sites", "Seconds", "Server seconds"]
     return table(["".join(f"<th>{head}</th>" for head in heads)], lines)
 
 
 def configuration(sources: Sources) -> str:
-    """``run.json`` as a table, so that the run can be repeated."""
+    """Return `run.json` as a table, so that the run can be repeated."""
     if not sources.run:
         return ""
     facts = {key: item for key, item in sources.run.items() if key not in ("sites", "versions")}

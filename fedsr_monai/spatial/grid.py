@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of a volume (RAS+) that cuts across each plane
+
 
 @dataclass(frozen=True)
 class Grid:

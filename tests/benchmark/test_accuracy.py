@@ -15,10 +15,12 @@ from fedsr_monai.simulation.sites import simulate_sites
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     root = tmp_path_factory.mktemp("sites")
-    return simulate_sites(root, sites=1, training=1, validation=0, test=2, spacing=6.0, shape=(32, 32, 32), processes=1)[0]
+    return simulate_sites(
+        root, sites=1, training=1, validation=0, test=2, spacing=6.0, shape=(32, 32, 32), processes=1
+    )[0]
 
 
-def test_a_row_a_structure_case_and_method_and_nothing_is_measured_twice(site, tmp_path, monkeypatch):
+def test_one_row_per_structure_case_and_method_and_nothing_is_measured_twice(site, tmp_path, monkeypatch):
     network = FedSRNet("small")
     result = run_accuracy([site], tmp_path / "accuracy", network, methods=(), cases=1)
     first = (tmp_path / "accuracy.csv").read_text()
@@ -43,6 +45,6 @@ def test_missed_structures_count_in_the_mean():
 
 
 def test_an_unknown_method_is_refused(site, tmp_path):
-    with pytest.raises(UserError, match=r"^method 'syn' is unknown; expected one of affine, n4_syn"):
+    with pytest.raises(UserError, match=r"methods: found 'syn', expected one of affine, n4_syn"):
         run_accuracy([site], tmp_path / "accuracy", None, methods=("syn",))
     assert not list(tmp_path.iterdir())

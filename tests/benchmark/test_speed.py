@@ -31,7 +31,9 @@ def test_warm_up_runs_are_not_counted():
 
 
 def test_whole_inference_runs_the_bundle_and_fails_aloud(tmp_path):
-    (site,) = simulate_sites(tmp_path, sites=1, training=1, validation=0, test=1, spacing=6.0, shape=(32, 32, 32), processes=1)
+    (site,) = simulate_sites(
+        tmp_path, sites=1, training=1, validation=0, test=1, spacing=6.0, shape=(32, 32, 32), processes=1
+    )
     whole_inference(load_site(site).test[0]["image"], "cpu")
     with pytest.raises(subprocess.CalledProcessError):
         whole_inference(tmp_path / "missing.nii.gz", "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,9 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tour")
 
 
-SIMULATE = "simulate @sites --sites 1 --training 2 --validation 0 --test 1 --spacing 6 --shape 32 32 32 --unseen --processes 1"
+SIMULATE = (
+    "simulate @sites --sites 1 --training 2 --validation 0 --test 1 --spacing 6 --shape 32 32 32 --unseen --processes 1"
+)
 FEDERATE = "federate --sites @sites/adult* --out @run --rounds 1 --override epoch_length=1 learning_rate=0.0005"
 
 
@@ -31,10 +34,15 @@ def test_the_tour(place, capsys):
     assert capsys.readouterr().out.split() == [f"{place}/sites/adult-3t", f"{place}/sites/paediatric"]
 
     assert fedsr(place, "check @sites") == 0
-    assert capsys.readouterr().out.splitlines() == [f"{place}/sites/{name}: fit for use" for name in ("adult-3t", "paediatric")]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{place}/sites/{name}: fit for use" for name in ("adult-3t", "paediatric")
+    ]
 
     assert fedsr(place, FEDERATE) == 0
-    assert capsys.readouterr().out == f"{place}/run: done; next: fedsr evaluate {place}/run, then fedsr report {place}/run\n"
+    assert (
+        capsys.readouterr().out
+        == f"{place}/run: done; next: fedsr evaluate {place}/run, then fedsr report {place}/run\n"
+    )
     record = json.loads((place / "run/run.json").read_text())
     assert record["overrides"] == {"seed": 0, "epoch_length": 1, "learning_rate": 0.0005}
 
@@ -42,7 +50,11 @@ def test_the_tour(place, capsys):
     assert capsys.readouterr().out == f"{place}/run/personalised/paediatric/model.pt\n"
 
     assert fedsr(place, "evaluate @run") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["adult-3t", "paediatric", f"{place}/run/evaluation"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "adult-3t",
+        "paediatric",
+        f"{place}/run/evaluation",
+    ]
     with open(place / "run/evaluation/metrics.csv", newline="") as file:
         assert {row["site"] for row in csv.DictReader(file)} == {"adult-3t", "paediatric"}
 
@@ -62,26 +74,26 @@ def test_the_tour(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "pattern"),
     [
-        ("federate @nowhere --out @x", "@nowhere: no such folder, expected a site folder with site.json: write one of your scans with `fedsr prepare`, or a simulated one with `fedsr simulate`"),
-        ("federate @sites --out @x --policy fedprox", "policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled; choose one of them"),
-        ("federate @sites --out @x --override learning_rat=1", "overrides: learning_rat: found no such id in "),
-        ("federate @sites --out @x --from_weights @none.pt", "@none.pt: not found, expected "),
-        ("federate @sites/adult-3t --out @run --rounds 1 --seed 5", "@run/run.json: "),
-        ("personalise @sites/adult-3t --weights @nothing", "personalise needs --out where --weights is no folder of a run: name a folder for the results"),
-        ("personalise @sites/adult-3t --weights @nothing --out @y", "@nothing: not found, expected a run folder of fedsr federate or a file of weights"),
-        ("simulate @sites --spacing 3", "spacing: found 3 mm without a shape, expected one of [1.5, 2.0, 2.5]; give the shape too"),
-        ("simulate @new --profiles martian", "profile 'martian' is unknown, expected one of adult-3t, "),
-        ("segment @none.nii.gz --out @z", "@none.nii.gz: no such file, expected a NIfTI scan; check the path"),
+        ("federate @nowhere --out @x", "@nowhere: .*no such folder.*site folder"),
+        ("federate @sites --out @x --policy fedprox", "policy: found 'fedprox', expected one of fedsr, fedrep, "),
+        ("federate @sites --out @x --override learning_rat=1", "overrides: learning_rat: .*learning_rate"),
+        ("federate @sites --out @x --from_weights @none.pt", "@none.pt: .*, expected "),
+        ("federate @sites/adult-3t --out @run --rounds 1 --seed 5", "@run/run.json: .*found 0, expected 5"),
+        ("personalise @sites/adult-3t --weights @nothing", ".*--out.*a folder for the results"),
+        ("personalise @sites/adult-3t --weights @nothing --out @y", "@nothing: .*, expected a run folder"),
+        ("simulate @sites --spacing 3", "spacing.* 3 mm .*1.5, 2.0, 2.5.*shape"),
+        ("simulate @new --profiles martian", "profile.*'martian'.*, expected one of adult-3t, "),
+        ("segment @none.nii.gz --out @z", "@none.nii.gz: .*no such file, expected a NIfTI scan"),
     ],
 )
-def test_mistakes_after_the_tour(place, capsys, line, message):
+def test_mistakes_after_the_tour(place, capsys, line, pattern):
     if not (place / "run").exists():  # the tour was run by nobody, or by another worker
         assert [fedsr(place, step) for step in (SIMULATE, FEDERATE)] == [0, 0]
         capsys.readouterr()
     assert fedsr(place, line) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fedsr: " + message.replace("@", f"{place}/")), error
+    assert re.match("fedsr: " + pattern.replace("@", f"{place}/"), error), error
     assert error.count("\n") == 1
     assert not any((place / name).exists() for name in "xyz")

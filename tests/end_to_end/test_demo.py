@@ -1,4 +1,4 @@
-"""`fedsr demo --quick` as a user runs it: one process, from nothing to the report, killed and taken up again."""
+"""`fedsr demo --quick` as a user runs it: one process, from nothing to the report, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_the_sites_of_the_rounds_and_the_one_that_joined_are_measured(demo):
     measured = rows(run / "evaluation" / "metrics.csv")
     assert {row["site"] for row in measured} == {"adult-3t", "elderly-3t", "paediatric"}
     assert {row["task"] for row in measured} == {"unregistered", "registration", "segmentation"}
-    start = [float(row["dice"]) for row in measured if row["task"] == "unregistered"]
-    assert 0.2 < sum(start) / len(start) < 0.95
+    unregistered = [float(row["dice"]) for row in measured if row["task"] == "unregistered"]
+    assert 0.2 < sum(unregistered) / len(unregistered) < 0.95
 
 
 def test_the_report_says_what_the_demo_began_with(demo):
@@ -65,7 +65,7 @@ def test_again_changes_no_weight(demo):
     assert before and {file: file.read_bytes() for file in files} == before
 
 
-def test_interrupted_is_one_line_and_goes_on(tmp_path):
+def test_interrupted_is_one_line_and_resumes(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, str(tmp_path / "demo")],
         stdout=subprocess.PIPE,
@@ -84,6 +84,6 @@ def test_interrupted_is_one_line_and_goes_on(tmp_path):
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert errors == "fedsr: interrupted; the same command goes on from what is finished\n"
+    assert errors == "fedsr: interrupted; run the same command again to resume\n"
     assert process.returncode == 130
     assert not list((tmp_path / "demo").rglob("*.part"))

@@ -10,7 +10,7 @@ import torch
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
 from fedsr_monai.evaluation.run import PERSONALISED, evaluate_models, load_network, models_of_run, models_of_sites
-from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_csv
+from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_measures
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.sites.writing import write_site
@@ -63,9 +63,12 @@ def join(run: Path, name: str, seed: int) -> None:
 def test_each_site_is_measured_with_its_own_network(run):
     summary = evaluate_models(models_of_run(run), run / "evaluation", figures=0)
     assert list(summary["sites"]) == ["east", "west"]
-    rows = read_csv(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
+    rows = read_measures(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
     assert len(rows) == 2 * 3 * 13
-    found = {(row["site"], row["task"]): [r["dice"] for r in rows if (r["site"], r["task"]) == (row["site"], row["task"])] for row in rows}
+    found = {
+        (row["site"], row["task"]): [r["dice"] for r in rows if (r["site"], r["task"]) == (row["site"], row["task"])]
+        for row in rows
+    }
     # the same scan and atlas, other random heads
     assert found["east", "unregistered"] == found["west", "unregistered"]
     assert found["east", "segmentation"] != found["west", "segmentation"]
@@ -101,11 +104,11 @@ def test_a_network_gets_its_sites_atlas_whatever_the_file_holds(run, phantom):
     assert torch.equal(network.encoder.state_dict()["stages.0.conv.weight"], state["encoder.stages.0.conv.weight"])
 
 
-def test_evaluate_prints_a_line_a_site(run, capsys):
+def test_evaluate_prints_one_line_per_site(run, capsys):
     assert main(["evaluate", str(run), "--figures", "1", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["east", "west", str(run / "evaluation")]
-    assert lines[0].startswith("east  mean Dice of 1 scan: start 0.")
+    assert lines[0].startswith("east  mean Dice of 1 scan: unregistered 0.")
     assert sorted(path.name for path in (run / "evaluation" / "cases").rglob("*.npz")) == ["b.npz", "b.npz"]
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").stat().st_size > 50_000
@@ -120,18 +123,27 @@ def test_evaluate_one_set_of_weights_on_sites(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("{run} --section exam", "section: found 'exam', expected one of training, validation, test: correct it"),
-        ("{run} --section training", "{sites}/east: no labelled scan in 'training', expected at least one to evaluate; "),
-        ("{run} {sites}/young", "{run}: is the folder of a run, expected it alone and without --weights: "),
-        ("{sites}", "evaluate needs --out for site folders: name a folder for the tables"),
-        ("{sites} --weights nowhere.pt --out x", "nowhere.pt: not found, expected weights to measure: give the path of a model.pt with --weights"),
+        ("{run} --section exam", "section: found 'exam', expected one of training, validation, test; correct it"),
+        (
+            "{run} --section training",
+            "{sites}/east: found no labelled scan in 'training', expected at least one to evaluate; ",
+        ),
+        (
+            "{run} {sites}/young",
+            "{run}: found the folder of a run beside other folders or --weights, expected it alone; ",
+        ),
+        ("{sites}", "--out: found nothing, expected it for site folders; name a folder for the tables"),
+        (
+            "{sites} --weights nowhere.pt --out x",
+            "nowhere.pt: found no such file, expected weights to measure; give the path of a model.pt with --weights",
+        ),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, words, message):
-    places = {"run": run, "sites": run.parent / "sites"}
-    assert main(["evaluate", *words.format(**places).split()]) == 2
+    folders = {"run": run, "sites": run.parent / "sites"}
+    assert main(["evaluate", *words.format(**folders).split()]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fedsr: " + message.format(**places)) and error.count("\n") == 1
+    assert error.startswith("fedsr: " + message.format(**folders)) and error.count("\n") == 1
     assert not (run / "evaluation").exists()
 
 
@@ -139,7 +151,7 @@ def test_a_run_that_has_not_finished_says_so(run, capsys):
     (run / "sites" / "west" / "model.pt").unlink()
     assert main(["evaluate", str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"fedsr: {run}/sites/west/model.pt: not found, expected the network of the last round: "
+        f"fedsr: {run}/sites/west/model.pt: found no such file, expected the network of the last round; "
         "finish the run with the command that began it\n"
     )
 

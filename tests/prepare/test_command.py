@@ -13,7 +13,7 @@ from fedsr_monai.cli import main
         ("none --out x", "fedsr: none: no such folder, expected scans (BIDS, FreeSurfer subjects, or NIfTI files); check the path"),
         ("a --out x --atlas_image b", "fedsr: --atlas_image and --atlas_label: found one without the other, expected both or none; give both"),
         ("a --out x --processes 0", "fedsr: --processes: found 0, expected a whole number of at least 1; correct it"),
-        ("a", "fedsr: prepare needs --out: see `fedsr prepare --help`"),
+        ("a", "fedsr: --out: found nothing, expected a value: it is needed; see `fedsr prepare --help`"),
     ],
 )
 def test_mistakes(capsys, monkeypatch, tmp_path, words, message):

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, TASKS, summarise, write_csv
-from fedsr_monai.files import write_json
+from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, TASKS, summarise
+from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.labels import LABELS
 
 SHAPE = (24, 28, 20)
@@ -66,8 +66,8 @@ def evaluation(tmp_path):
         }
         for site, case in pairs
     ]
-    write_csv(folder / "metrics.csv", rows, METRIC_COLUMNS)
-    write_csv(folder / "cases.csv", cases, CASE_COLUMNS)
+    write_csv(folder / "metrics.csv", METRIC_COLUMNS, rows)
+    write_csv(folder / "cases.csv", CASE_COLUMNS, cases)
     data = {site: {"path": "/data", "section": "test", "simulated": False} for site in ("north", "south")}
     write_json(folder / "metrics.json", summarise(rows, cases) | {"data": data})
     assert tuple(DICE) == TASKS

@@ -66,7 +66,10 @@ def test_error_maps_share_one_scale(volumes):
 def test_a_coil_profile_is_no_error_and_a_shift_is(volumes):
     scan, spacing = volumes["image"].astype(np.float32), (1.0, 1.0, 1.0)
     profile = np.linspace(0.7, 1.4, scan.shape[1], dtype=np.float32)[:, None]
-    plain, matched = (np.abs(atlas - scan)[scan > 0].mean() for atlas in (scan * profile, as_bright(scan * profile, scan, spacing, 4.0)))
+    plain, matched = (
+        np.abs(atlas - scan)[scan > 0].mean()
+        for atlas in (scan * profile, as_bright(scan * profile, scan, spacing, 4.0))
+    )
     assert matched < 0.35 * plain
     shifted = np.roll(scan, 2, axis=0)
     assert np.abs(as_bright(shifted, scan, spacing) - scan).mean() > 0.5 * np.abs(shifted - scan).mean()
