@@ -1,4 +1,4 @@
-"""What starting our FLARE components costs beside FLARE's own hello job, in the simulator: one site, one round, next to no work.
+"""Measure what starting our FLARE components costs beside FLARE's own hello job: in the simulator, one site, one round, next to no work.
 
     python benchmarks/flare_startup.py [repeats]
 
@@ -31,7 +31,7 @@ IMPORTS = {"hello": [], "hello+torch": ["torch"], "hello+monai": MONAI}
 
 
 class HelloTrainer(NPTrainer):
-    """FLARE's trainer after some imports."""
+    """Import some modules, then be FLARE's trainer."""
 
     def __init__(self, imports: list[str]) -> None:
         for name in imports:
@@ -40,7 +40,7 @@ class HelloTrainer(NPTrainer):
 
 
 class HelloPersistor(NPModelPersistor):
-    """FLARE's persistor after some imports."""
+    """Import some modules, then be FLARE's persistor."""
 
     def __init__(self, imports: list[str]) -> None:
         for name in imports:
@@ -49,6 +49,7 @@ class HelloPersistor(NPModelPersistor):
 
 
 def hello_job(folder: Path, imports: list[str]) -> Path:
+    """Write FLARE's numpy hello job, with imports added, and return its folder."""
     app = folder / "hello" / "app" / "config"
     app.mkdir(parents=True)
     (folder / "hello" / "meta.json").write_text(
@@ -85,26 +86,26 @@ def hello_job(folder: Path, imports: list[str]) -> Path:
 
 
 def measure(kind: str) -> tuple[float, float]:
-    """CPU and wall seconds of one job."""
+    """Return CPU and wall seconds of one job."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workspace = folder / "workspace"
         (workspace / "local").mkdir(parents=True)
         if kind == "fedsr":
             from fedsr_monai.flare.job import export_job
-            from fedsr_monai.flare.kit import prepare_kit
+            from fedsr_monai.flare.startup_kit import prepare_startup_kit
             from tests.helpers.miniature import write_bundle, write_sites
 
             bundle = write_bundle(folder / "bundle")
             (site,) = write_sites(folder / "data", {"a": 1})
             job = export_job(folder / "first", {"a": 1}, 1, bundle=bundle)
-            prepare_kit(workspace, site, folder / "state")
+            prepare_startup_kit(workspace, site, folder / "state")
             file = workspace / "local" / "fedsr.json"
             file.write_text(json.dumps(json.loads(file.read_text()) | {"bundles": {"bundle": str(bundle)}}))
         else:
             job = hello_job(folder, IMPORTS[kind])
             (workspace / "local" / "resources.json").write_text('{"class_allow_list": ["nvflare.", "flare_startup."]}')
-        paths = [str(ROOT), str(ROOT / "tests" / "fl"), str(ROOT / "benchmarks")]
+        paths = [str(ROOT), str(ROOT / "benchmarks")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
         command = [
             sys.executable,
@@ -128,7 +129,7 @@ def measure(kind: str) -> tuple[float, float]:
 
 
 def measure_imports(names: list[str]) -> tuple[float, float]:
-    """CPU and wall seconds of a Python that imports some modules and ends."""
+    """Return CPU and wall seconds of a Python process that imports some modules and ends."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], env=environment, check=True)
@@ -137,14 +138,15 @@ def measure_imports(names: list[str]) -> tuple[float, float]:
 
 
 def main(repeats: int) -> None:
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fl")]
+    """Measure every kind of job `repeats` times and write flare.csv."""
+    sys.path.insert(0, str(ROOT))
     import nvflare
 
     alone = ["nvflare.apis.executor", *MONAI]
     imports = {"imports": alone, "imports+fedsr": [*alone, "fedsr_monai.flare.executor"]}
     seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*IMPORTS, "fedsr", *imports)}
     for _ in range(repeats):
-        for kind, found in seconds.items():  # in turn, so that a busy minute hits all of them
+        for kind, found in seconds.items():  # one after the other, so that a busy minute affects all of them
             found.append(measure_imports(imports[kind]) if kind in imports else measure(kind))
             print(kind, *(f"{value:.1f}" for value in found[-1]), flush=True)
     with open(ROOT / "benchmarks" / "flare.csv", "w", newline="") as file:

@@ -63,14 +63,19 @@ def user_error(error: BaseException | None) -> UserError | None:
     return next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Return the user's mistake behind `error`, or else the exception that the others were raised from."""
+    mistake = user_error(error)
+    while mistake is None and error.__cause__ is not None:
+        error = error.__cause__
+    return mistake or error
+
+
 def one_line(error: BaseException) -> str:
     """Return an exception as one line: the user's mistake behind it, else its root cause with the type."""
-    mistake = user_error(error)
-    if mistake is not None:
-        return " ".join(str(mistake).split())
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    error = root_cause(error)
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def plain_errors() -> None:

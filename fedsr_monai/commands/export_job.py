@@ -24,25 +24,25 @@ def export_job(
 ) -> None:
     """Write an NVIDIA FLARE job for a run across hospitals: three JSON files without code or paths.
 
-    The package is installed at every site, and each site names its own data (see flare-site). A later job with the same --run goes on from
-    the rounds that are complete.
+    The package is installed at every site, and each site names its own data (see flare-site). A later job with the same --run
+    resumes after the last complete round.
 
     Args:
         out: folder for the job
-        sites: names of the sites in FLARE, as NAME or NAME=SCANS (training scans agreed on; another number is
-            rejected); by default all that are connected
-        rounds: communication rounds in all
-        run: name of the run, under which server and sites keep its state; by default the name of the folder
-        local_epochs: epochs a site trains each round
+        sites: names of the sites in FLARE, as NAME or NAME=SCANS (number of training scans as agreed beforehand;
+            another number is rejected); by default all connected sites
+        rounds: communication rounds in total
+        run: name of the run, under which server and sites keep its state; by default the name of the job's folder
+        local_epochs: epochs that a site trains each round
         policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas)
         weighting: of the sites in the average: images (by their number) or uniform
-        min_sites: fewest good answers that make a round; by default half of the sites
-        wait: seconds that the others have once min_sites have answered
-        timeout: seconds that a round may take; 0 for no limit
-        start_from_bundle: start from the weights that come with the bundle, instead of random ones
+        min_sites: fewest acceptable results that complete a round; by default half of the sites
+        wait: seconds that the other sites have once min_sites have answered
+        timeout: seconds that a round may take in total; 0 for no limit
+        start_from_bundle: begin with the weights that come with the bundle, instead of random ones
         bundle: name of the bundle that the sites have installed
         override: numbers and words for ids of the bundle's train.json, as ID=VALUE
-        seed: of everything random
+        seed: of all random numbers
 
     Example:
         fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20
@@ -70,15 +70,15 @@ def export_job(
 
 
 def named_sites(texts: list[str]) -> dict[str, int | None]:
-    """`NAME` or `NAME=SCANS` texts as a mapping.
+    """Parse `NAME` and `NAME=SCANS` into numbers of scans by name.
 
     Raises:
-        UserError: a number is none, or a name is there twice.
+        UserError: a number of scans is not a whole number, or a name is given twice.
     """
     sites: dict[str, int | None] = {}
     for text in (part.strip() for word in texts for part in word.split(",") if part.strip()):
         name, equals, count = text.partition("=")
         if not name or name in sites or (equals and not count.isdigit()):
-            raise UserError(f"--sites: found {text!r}, expected each site once, as NAME or NAME=SCANS: correct it")
+            raise UserError("--sites", found=repr(text), expected="each site once, as NAME or NAME=SCANS")
         sites[name] = int(count) if equals else None
     return sites

@@ -1,23 +1,23 @@
-"""`fedsr flare-site`: prepare a participant's NVIDIA FLARE folder."""
+"""`fedsr flare-site`: set up a participant's NVIDIA FLARE startup kit."""
 
 from __future__ import annotations
 
 
-def flare_site(kit: str, site: str | None = None, state: str | None = None) -> None:
-    """Prepare a hospital's NVIDIA FLARE folder: name its data, and allow this package's classes.
+def flare_site(startup_kit: str, site: str | None = None, state: str | None = None) -> None:
+    """Set up a hospital's NVIDIA FLARE startup kit: name its data, and allow this package's classes.
 
-    Writes local/fedsr.json, and the list of allowed classes in local/resources.json (FLARE 2.8 and later refuse others). Run it at every
-    site, and without --site at the server.
+    Writes local/fedsr.json, and adds to the allowed classes in local/resources.json (FLARE 2.8 and later refuse others).
+    Run it at every site, and without --site at the server.
 
     Args:
-        kit: the FLARE folder (startup kit) of the site or the server; for the simulator, its workspace
-        site: the site folder; stays on this machine
-        state: folder for the states of runs; by default fedsr/ in the FLARE folder
+        startup_kit: the FLARE folder of the site or the server, with startup/ and local/; for the simulator, its workspace
+        site: the site folder; its path does not leave this machine
+        state: folder for the states of runs; by default fedsr/ in the startup kit
 
     Example:
         fedsr flare-site hospital-a --site /data/mysite
     """
-    from fedsr_monai.flare.kit import prepare_kit
+    from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
-    for path in prepare_kit(kit, site, state):
+    for path in prepare_startup_kit(startup_kit, site, state):
         print(path)

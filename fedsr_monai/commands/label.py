@@ -14,14 +14,14 @@ def label(
     """Serve fedsr_site with MONAI Label on a folder of scans, for 3D Slicer: segment, correct, train on what was corrected.
 
     Runs in an environment of its own, which `make label-env` makes. A copy of the bundle is served; training fine-tunes its
-    segmentation head on the corrected labels. The same command goes on with what was trained.
+    segmentation head on the corrected labels. The same command continues with what was trained.
 
     Args:
         studies: folder of NIfTI scans, skull-stripped and roughly in the atlas' space; corrected labels go to labels/ in it
         out: folder for MONAI Label's app with the copy of the bundle; by default <studies>-label beside the scans
-        weights: checkpoint to begin with; by default the one that comes with the bundle
+        weights: checkpoint to serve; by default the one that comes with the bundle
         site: site folder whose grid and atlas are used, with the weights of that site
-        host: address to listen on; the default is reached from this machine alone
+        host: address to listen on; the default can be reached from this machine only
         port: port to listen on
 
     Example:

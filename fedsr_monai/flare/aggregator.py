@@ -1,4 +1,4 @@
-"""The server's rule under FLARE: the same `Server` as in `fedsr federate`, fed with what FLARE delivers."""
+"""Aggregate under FLARE: the same `Server` as in `fedsr federate`, fed with what FLARE delivers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SITE = "fedsr_site"  # in the server's own context: the authenticated sender, se
 
 
 class FedSRAggregator(Aggregator):
-    """Checks every answer, and aggregates when the round is over.
+    """Check every result when it arrives, and aggregate when the round is over.
 
     Args:
         persistor_id: the component that holds the run's `Server`.
@@ -32,20 +32,25 @@ class FedSRAggregator(Aggregator):
     def __init__(self, persistor_id: str = "persistor") -> None:
         super().__init__()
         self.persistor_id = persistor_id
-        self.answers: dict[str, ClientResult] = {}
+        self.results: dict[str, ClientResult] = {}
         self.asked: list[str] = []
         self.absent: dict[str, str] = {}
         self.started = time.perf_counter()
         self.seconds = 0.0
         self.bytes_down = 0
-        # Answers come in threads of their own, a late one even while the round is aggregated.
+        # Results arrive in threads of their own, a late one even while the round is aggregated.
         self.lock = threading.Lock()
 
     def server(self, fl_ctx: FLContext) -> Server:
+        """Return the run's server."""
         return fl_ctx.get_engine().get_component(self.persistor_id).server
 
-    def start(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Begin the run with the SA vectors of one site's atlas, as `fedsr federate` does; False if they are not acceptable."""
+    def begin_run(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Begin the run with the SA vectors of one site's atlas, as `fedsr federate` does.
+
+        Returns:
+            False if they are not acceptable; the log then says why.
+        """
         persistor = fl_ctx.get_engine().get_component(self.persistor_id)
         missing = persistor.missing()
         try:
@@ -54,9 +59,9 @@ class FedSRAggregator(Aggregator):
                 site, []
             )
         except Exception as error:  # as in `accept`
-            reasons = [f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected SA features"]
+            reasons = [f"site {site!r}: found a result that cannot be read ({_text(error)}), expected SA features"]
         for reason in reasons:
-            self.log_warning(fl_ctx, f"not begun with: {reason}")
+            self.log_warning(fl_ctx, f"initial SA features refused: {reason}")
         if not reasons:
             persistor.begin({key: torch.tensor(value) for key, value in tensors.items()})
         return not reasons
@@ -65,75 +70,83 @@ class FedSRAggregator(Aggregator):
         """Begin a round.
 
         Args:
-            asked: the sites that it is sent to.
-            absent: reasons by site not to ask it.
+            asked: names of the sites that the global tensors are sent to.
+            absent: the reason for each site that is not asked, by name.
         """
         with self.lock:
             server = self.server(fl_ctx)
             server.open_round()
-            self.answers = {}
+            self.results = {}
             self.asked, self.absent = list(asked), dict(absent)
             self.started, self.seconds = time.perf_counter(), 0.0
             self.bytes_down = size_in_bytes(server.tensors)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Take one answer; False, with the reason in the records and the log, if it is not acceptable. Never raises."""
+        """Receive one result; never raises.
+
+        Returns:
+            False if the result is not acceptable; the records and the log then say why.
+        """
         site = fl_ctx.get_prop(SITE)
         with self.lock:
             clock = time.perf_counter()
             try:
                 reasons = self.receive(site, shareable, fl_ctx)
-            except Exception as error:  # whatever a site sends must not end the run of the others
-                reasons = [
-                    f"site {site!r}: found an answer that cannot be read ({_text(error)}), expected encoder and SA features"
-                ]
+            except Exception as error:  # whatever one site sends must not end the run for the others
+                found = f"found a result that cannot be read ({_text(error)})"
+                reasons = [f"site {site!r}: {found}, expected encoder and SA features"]
                 if site not in self.server(fl_ctx).answers:
                     self.server(fl_ctx).rejected[site] = reasons
-                    self.answers.setdefault(site, ClientResult(site, "rejected"))
+                    self.results.setdefault(site, ClientResult(site, "rejected"))
             self.seconds += time.perf_counter() - clock
         for reason in reasons:
-            self.log_warning(fl_ctx, f"left out: {reason}")
+            self.log_warning(fl_ctx, f"rejected: {reason}")
         return not reasons
 
     def receive(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> list[str]:
+        """Read one result and hand it to the server; returns the reasons to reject it.
+
+        Raises:
+            Exception: of any kind, where the result cannot be read.
+        """
         server = self.server(fl_ctx)
         tensors, statistics = read_update(shareable, server.tensors)
-        # FLARE's client returns the cookies of the task: the round that the answer is for.
+        # FLARE's client returns the task's cookies: they name the round that the result is for.
         reasons = server.receive(site, shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), tensors, statistics)
         counted = not reasons
         if counted or site not in server.answers:
             seconds = time.perf_counter() - self.started
-            self.answers[site] = ClientResult(
+            self.results[site] = ClientResult(
                 site, "ok", statistics=statistics if counted else {}, seconds=seconds, bytes_up=size_of(shareable)
             )
         return reasons
 
     def failed(self, site: str, reason: str, fl_ctx: FLContext) -> None:
-        """Note that `site` answered with an error."""
+        """Record that `site` answered with an error."""
         with self.lock:
             if site not in self.server(fl_ctx).answers:
-                self.answers[site] = ClientResult(site, "failed", reason, seconds=time.perf_counter() - self.started)
+                self.results[site] = ClientResult(site, "failed", reason, seconds=time.perf_counter() - self.started)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
-        """The next global tensors; the checkpoint and the tables are on the disk when they are returned.
+        """Return the next global tensors, after the checkpoint and the tables have been written.
 
         Raises:
-            UserError: too few acceptable answers. FLARE then ends the job with this line; the last complete round stands.
+            UserError: too few acceptable results. FLARE then ends the job with this line; the last complete round stands.
         """
         with self.lock:
             server = self.server(fl_ctx)
             seconds = time.perf_counter() - self.started
             for site in self.asked:
-                self.answers.setdefault(
-                    site, ClientResult(site, "timeout", "no answer before the round was closed", seconds=seconds)
+                self.results.setdefault(
+                    site, ClientResult(site, "timeout", "no result before the round was closed", seconds=seconds)
                 )
             for site, reason in self.absent.items():
-                self.answers.setdefault(site, ClientResult(site, "absent", reason))
+                self.results.setdefault(site, ClientResult(site, "absent", reason))
             out = fl_ctx.get_engine().get_component(self.persistor_id).out
-            close_round(server, self.answers, list(self.answers), out, self.bytes_down, self.started, self.seconds)
+            close_round(server, self.results, list(self.results), out, self.bytes_down, self.started, self.seconds)
             return global_dxo(server.send()).to_shareable()
 
 
 def _text(error: Exception) -> str:
-    """An error as a short line: of other errors than a wrong value, the type alone."""
+    """Return an error as a short line: the message of a `ValueError`, the type alone of anything else."""
     return " ".join(str(error).split())[:200] if type(error) is ValueError else type(error).__name__

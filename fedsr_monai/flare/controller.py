@@ -1,4 +1,4 @@
-"""The course of a run: FLARE's scatter-and-gather with authenticated names, resumed rounds, and a last word to the sites."""
+"""Control a run: FLARE's scatter-and-gather with authenticated names, resumed rounds, and a final task that saves the sites' models."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from fedsr_monai.flare.aggregator import SITE
 from fedsr_monai.flare.exchange import global_dxo
-from fedsr_monai.flare.executor import ERROR, SAVE, START, TRAIN
+from fedsr_monai.flare.executor import ERROR, INITIAL, SAVE, TRAIN
 
 
 class FedSRController(ScatterAndGather):
-    """`ScatterAndGather` with five changes.
+    """Run `ScatterAndGather` with five changes.
 
     - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.
-    - A new run begins with the SA vectors of the first site's atlas (by name; of the next one, if it has none to offer).
-    - A job goes on from the round that an earlier one completed; `rounds` counts all of them.
-    - A site that FLARE holds for disconnected is not asked, so that it does not cost every round the waiting time again.
-    - After the last round the sites get the global tensors once more, and write their model.
+    - A new run begins with the SA vectors of the first site's atlas (by name; of the next site, if the first one fails).
+    - A job resumes after the last round that an earlier job completed; `rounds` counts all of them.
+    - A site that FLARE reports as disconnected is not asked, so that it does not cost the waiting time in every round.
+    - After the last round the sites receive the global tensors once more, and save their models.
 
     Args:
-        rounds: communication rounds in all.
+        rounds: communication rounds in total, including those of earlier jobs.
         sites: names of the sites that should take part, for the records.
-        min_clients: answers (also bad ones) after which `wait_time_after_min_received` begins.
-        wait_time_after_min_received: seconds for the other sites to answer.
-        train_timeout: seconds that a round may take in all; 0 for no limit.
+        min_clients: results (also rejected ones) after which `wait_time_after_min_received` begins.
+        wait_time_after_min_received: seconds that the other sites then have.
+        train_timeout: seconds that a round may take in total; 0 for no limit.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FedSRController(ScatterAndGather):
         self.sites = list(sites or [])
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Load the run's state, and count the rounds from where it stands."""
+        """Load the run's state, and count rounds from there."""
         super().start_controller(fl_ctx)
         if getattr(self.persistor, "server", None) is not None:
             self._start_round = self.persistor.server.round
@@ -67,12 +67,13 @@ class FedSRController(ScatterAndGather):
             fl_ctx.set_prop(AppConstants.NUM_ROUNDS, self._num_rounds, private=True, sticky=False)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Begin or resume the run, play its rounds, and let every site save its model."""
         if not self.persistor.begun and not self.begin_run(abort_signal, fl_ctx):
             return
         super().control_flow(abort_signal, fl_ctx)
         if abort_signal.triggered or self.persistor.server.round < self.rounds:
             return
-        self.log_info(fl_ctx, "The rounds are complete: every site writes its model.")
+        self.log_info(fl_ctx, "The rounds are complete: every site saves its model.")
         task = Task(
             name=SAVE, data=global_dxo(self.persistor.server.send()).to_shareable(), timeout=self._train_timeout
         )
@@ -85,15 +86,19 @@ class FedSRController(ScatterAndGather):
         )
 
     def begin_run(self, abort_signal: Signal, fl_ctx: FLContext) -> bool:
-        """Ask one site after the other for the SA vectors to begin with; False if the job has to end."""
+        """Ask one site after another for the initial SA vectors.
+
+        Returns:
+            False if the job has to end.
+        """
 
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
             if client_task.result.get_return_code() == ReturnCode.OK:
-                self.aggregator.start(client_task.client.name, client_task.result, fl_ctx)
+                self.aggregator.begin_run(client_task.client.name, client_task.result, fl_ctx)
 
         for name in self.connected()[0]:
             task = Task(
-                name=START, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive
+                name=INITIAL, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive
             )
             super().broadcast_and_wait(
                 task=task, fl_ctx=fl_ctx, targets=[name], min_responses=1, abort_signal=abort_signal
@@ -103,19 +108,19 @@ class FedSRController(ScatterAndGather):
             if self.persistor.begun:
                 self._global_weights = self.persistor.learnable()
                 return True
-            self.log_warning(fl_ctx, f"not begun with site {name!r}: asking the next one")
-        self.system_panic("no site has offered SA features to begin with: their logs say more", fl_ctx)
+            self.log_warning(fl_ctx, f"site {name!r} gave no initial SA features: asking the next site")
+        self.system_panic("no site gave initial SA features: see the log of each site", fl_ctx)
         return False
 
     def connected(self) -> tuple[list[str], dict[str, str]]:
-        """The sites to ask, by name, and reasons by site not to ask it."""
+        """Return the sorted names of the sites to ask, and the reason for each other site, by name."""
         names = sorted(client.name for client in self._engine.get_clients())
         absent = {name: "not connected" for name in self.sites if name not in names}
         absent |= {name: "disconnected" for name in names if self.get_client_disconnect_time(name)}
         return [name for name in names if name not in absent], absent
 
     def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: Any = None, **kwargs: Any) -> None:
-        """Ask the sites that are there."""
+        """Send a task to the connected sites only."""
         asked, absent = self.connected()
         if task.name == TRAIN:
             self.aggregator.open_round(asked, absent, fl_ctx)
@@ -130,7 +135,7 @@ class FedSRController(ScatterAndGather):
 
 
 def error_text(code: Any, result: Shareable) -> str:
-    """One line on an answer that is an error; what a site wrote is cut to a plain word."""
+    """Return one line about a result that is an error; of what the site wrote, a plain word at most."""
     kind = result.get_header(ERROR)
     word = kind[:60] if isinstance(kind, str) and kind.isidentifier() else str(code)[:60]
-    return f"{word} at the site; its log says more"
+    return f"{word} at the site; see its log"

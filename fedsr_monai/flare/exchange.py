@@ -1,12 +1,11 @@
-"""A round's tensors as FLARE's data exchange objects (DXO) and back.
+"""Convert a round's tensors to FLARE's data exchange objects (DXO) and back.
 
-The encoder travels to the server as a *difference* (`WEIGHT_DIFF`) and the SA vectors as a part of their own (`APP_DEFINED`), so that
-FLARE's privacy filters, which clip and prune differences, act on the one and leave the other alone.
+The encoder travels to the server as a *difference* (`WEIGHT_DIFF`) and the SA vectors in a DXO of their own (`APP_DEFINED`), so that
+FLARE's privacy filters, which clip and prune differences, act on the encoder and leave the SA vectors alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,48 +14,56 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.shareable import Shareable
 
+from fedsr_monai.checks import is_number
+
 WEIGHTS_PART, SA_PART = "weights", "sa"
 KINDS = {WEIGHTS_PART: DataKind.WEIGHT_DIFF, SA_PART: DataKind.APP_DEFINED}
 STATISTICS = "statistics"
 IMAGES = "images"
-MOST_ROWS, MOST_LOSSES, LONGEST_NAME = 1000, 50, 50
+# Limits on what is kept of the statistics that a site sends.
+MAX_ROWS, MAX_LOSSES, MAX_NAME_LENGTH = 1000, 50, 50
 
 
 def difference(trained: torch.Tensor, sent: torch.Tensor) -> np.ndarray:
-    """`trained - sent` in float64, from which `add` finds `trained` again to the last bit.
+    """Return `trained - sent` in float64, from which `add` recovers `trained` to the last bit.
 
-    In float32 it would not: the rounding of the difference is of the size of the weight's own last bits. In float64, difference
-    and sum err by at most 2^-53 of |difference| and |trained|. The nearest float32 is then `trained` itself as long as this is
-    less than a quarter of its last bit, which holds for |sent| < 2^26 |trained| (and for trained = 0, where nothing is rounded).
-    A weight that shrinks in one round to less than 1/67,108,864 of itself without becoming 0 is off by at most 2^-52 |sent|.
+    float32 would not do: the rounding error of the difference would be as large as the last bits of the weight. In float64,
+    difference and sum err by at most 2^-53 of |difference| and |trained|. The nearest float32 is then `trained` itself as long as
+    this is less than a quarter of its last bit, which holds for |sent| < 2^26 |trained| (and for trained = 0, where nothing is
+    rounded). A weight that shrinks in one round to less than 1/67,108,864 of itself without becoming 0 is off by at most
+    2^-52 |sent|.
+
+    Args:
+        trained: weights after the round, any shape, float32.
+        sent: weights that the round began with, same shape.
     """
     return trained.detach().cpu().double().numpy() - sent.detach().cpu().double().numpy()
 
 
 def add(sent: torch.Tensor, diff: np.ndarray) -> torch.Tensor:
-    """`sent` plus a difference, in the type of `sent`; see `difference`."""
+    """Return `sent` plus a difference, in the type of `sent`; see `difference`."""
     return (sent.double() + torch.as_tensor(diff).double()).to(sent.dtype)
 
 
 def global_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
-    """What the server sends: the global tensors."""
+    """Return what the server sends to the sites: the global tensors by key."""
     return DXO(DataKind.WEIGHTS, data={key: tensor.numpy() for key, tensor in tensors.items()})
 
 
 def global_tensors(shareable: Shareable) -> dict[str, torch.Tensor]:
-    """What a site received: tensors of its own (FLARE may hand out the same arrays twice)."""
+    """Return what a site received, as copies, because FLARE may hand out the same arrays twice."""
     return {key: torch.tensor(value) for key, value in from_shareable(shareable).data.items()}
 
 
 def update_dxo(
     tensors: Mapping[str, torch.Tensor], sent: Mapping[str, torch.Tensor], statistics: Mapping[str, Any]
 ) -> DXO:
-    """What a site answers: differences, SA vectors, statistics.
+    """Return a site's result of a round: differences, SA vectors and statistics.
 
     Args:
         tensors: after the allow-list.
         sent: what the round began with, by the same keys.
-        statistics: of `FedSRAlgo`; `images` is the answer's weight in the average.
+        statistics: of `FedSRAlgo`; `images` is the site's weight in the average.
     """
     # Filters such as PercentilePrivacy bound the step of one iteration, so this is the number of iterations, not of images.
     meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: statistics["iterations"]}
@@ -70,21 +77,30 @@ def update_dxo(
     )
 
 
-def start_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
-    """The SA vectors that a site's labelled atlas gives, before any training."""
+def initial_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
+    """Return the SA vectors that a site's labelled atlas gives before any training."""
     sa = {key: value.numpy() for key, value in tensors.items() if key.startswith("sa.")}
     return DXO(DataKind.COLLECTION, data={SA_PART: DXO(DataKind.APP_DEFINED, data=sa)})
 
 
 def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and statistics from a site's answer, not yet checked: what cannot be added to `sent` is passed on as it came.
+    """Read tensors and statistics from a site's result, without checking them.
+
+    A difference that fits a tensor of `sent` is added to it; anything else is passed on unchanged, for the server's checks to name.
+
+    Args:
+        shareable: the result as it arrived.
+        sent: what the round began with, by key.
+
+    Returns:
+        Tensors by key, and the statistics (`images`, `losses`, `epochs`, `iterations`, `seconds`).
 
     Raises:
-        ValueError: it is not an answer of this kind; the message names no content.
+        ValueError: it is not a result of this kind; the message repeats nothing of its content but a name.
     """
     dxo = from_shareable(shareable)
     if dxo.data_kind != DataKind.COLLECTION:
-        raise ValueError(f"found a DXO of kind {str(dxo.data_kind)[:LONGEST_NAME]!r}, expected a COLLECTION")
+        raise ValueError(f"found a DXO of kind {str(dxo.data_kind)[:MAX_NAME_LENGTH]!r}, expected a COLLECTION")
     tensors: dict[str, Any] = {}
     for name, part in dxo.data.items():
         if (
@@ -93,11 +109,11 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
             or part.data_kind != KINDS[name]
             or not isinstance(part.data, dict)
         ):
-            raise ValueError(f"found a part {str(name)[:LONGEST_NAME]!r} of another kind, expected weights and sa")
+            raise ValueError(f"found a part {str(name)[:MAX_NAME_LENGTH]!r} of another kind, expected weights and sa")
         for key, value in part.data.items():
             if (key.startswith("sa.") if isinstance(key, str) else False) != (name == SA_PART):
                 raise ValueError(
-                    f"found {str(key)[:LONGEST_NAME]!r} in {name}, expected sa.* in sa and all others in weights"
+                    f"found {str(key)[:MAX_NAME_LENGTH]!r} in {name}, expected sa.* in sa and all others in weights"
                 )
             addable = (
                 name == WEIGHTS_PART
@@ -115,21 +131,21 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
 
 
 def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts, times and mean losses of a round and nothing else, whatever was found: it is written into tables and JSON."""
+    """Return the counts, times and mean losses of a round and nothing else: they are written into tables and JSON."""
     rows = statistics.get("epochs")
-    epochs = [_numbers(row) for row in rows[:MOST_ROWS] if isinstance(row, dict)] if isinstance(rows, list) else []
+    epochs = [_numbers(row) for row in rows[:MAX_ROWS] if isinstance(row, dict)] if isinstance(rows, list) else []
     plain = {
         "losses": _numbers(statistics.get("losses")),
         "epochs": [row for row in epochs if {"epoch", "iteration"} <= set(row)],
     }
     for key in ("iterations", "seconds"):
-        if _is_number(statistics.get(key)):
+        if is_number(statistics.get(key)):
             plain[key] = statistics[key]
     return plain
 
 
 def size_of(shareable: Shareable) -> int:
-    """Bytes of the arrays in an answer."""
+    """Return the bytes of the arrays in a result."""
 
     def size(value: Any) -> int:
         if isinstance(value, DXO):
@@ -142,11 +158,7 @@ def size_of(shareable: Shareable) -> int:
 
 
 def _numbers(values: Any) -> dict[str, float]:
-    items = list(values.items())[:MOST_LOSSES] if isinstance(values, dict) else []
+    items = list(values.items())[:MAX_LOSSES] if isinstance(values, dict) else []
     return {
-        key: value for key, value in items if isinstance(key, str) and len(key) <= LONGEST_NAME and _is_number(value)
+        key: value for key, value in items if isinstance(key, str) and len(key) <= MAX_NAME_LENGTH and is_number(value)
     }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The site's side under FLARE: tasks in, `FedSRAlgo`, answers out."""
+"""Execute FLARE's tasks at a site with `FedSRAlgo`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.errors import UserError, one_line, root_cause
 from fedsr_monai.federation.algo import ROUND, FedSRAlgo
 from fedsr_monai.federation.executors import SiteJob
-from fedsr_monai.flare.exchange import global_tensors, start_dxo, update_dxo
+from fedsr_monai.flare.exchange import global_tensors, initial_dxo, update_dxo
 from fedsr_monai.flare.settings import Settings, settings_from_job
 from fedsr_monai.flare.site_config import FILE, SiteConfig, read_site_config
 
-START, TRAIN, SAVE = "start", "train", "save"
-ERROR = "fedsr_error"  # header of an answer that is an error: the error's type
+INITIAL, TRAIN, SAVE = "initial_features", "train", "save_model"
+ERROR = "fedsr_error"  # header of a reply that is an error: the error's type
 
 
 class FedSRExecutor(Executor):
-    """Carries out `start` (SA vectors of the atlas), `train` (one round) and `save` (write the site's model) with the site's own data.
+    """Execute `initial_features` (SA vectors of the atlas), `train` (one round) and `save_model` with the site's own data.
 
-    What a round needs from the rounds before lies on the disk, in `<state>/<run>/sites/<name>`, so a new process each round changes
-    nothing, and a site that was away goes on with its own heads.
+    What a round needs from earlier rounds is on disk, in `<state>/<run>/sites/<name>`, so a new process each round changes
+    nothing, and a site that was away continues with its own heads.
 
     Args:
-        settings: of the run, see `fedsr_monai.flare.settings.Settings`. Data and paths come from the site's `local/fedsr.json`.
+        settings: of the run, see `fedsr_monai.flare.settings.Settings`. Data and paths are in the site's `local/fedsr.json`.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -48,13 +48,13 @@ class FedSRExecutor(Executor):
         self.algo: FedSRAlgo | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Never raises: an error costs this site the task. The server learns its type only, as its text may hold a file's name."""
+        """Execute a task; never raises. The server learns the type of an error only, as its text may contain a file name."""
         try:
-            if task_name not in (START, TRAIN, SAVE):
+            if task_name not in (INITIAL, TRAIN, SAVE):
                 return make_reply(ReturnCode.TASK_UNKNOWN)
             self.algo = self.algo or self.make_algo(fl_ctx)
-            if task_name == START:
-                return start_dxo(self.algo.get_weights().weights).to_shareable()
+            if task_name == INITIAL:
+                return initial_dxo(self.algo.get_weights().weights).to_shareable()
             if task_name == SAVE:
                 self.algo.save_model(global_tensors(shareable), Path(self.algo.folder) / "model.pt")
                 return make_reply(ReturnCode.OK)
@@ -63,11 +63,12 @@ class FedSRExecutor(Executor):
             if abort_signal.triggered:
                 return make_reply(ReturnCode.TASK_ABORTED)
             self.log_exception(fl_ctx, f"{task_name}: {one_line(error)}")
-            return make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={ERROR: type(_cause(error)).__name__})
+            return make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={ERROR: type(root_cause(error)).__name__})
         finally:
             forget_seed()
 
     def train(self, shareable: Shareable, abort_signal: Signal) -> Shareable:
+        """Train one round."""
         sent = global_tensors(shareable)
         round = shareable.get_header(AppConstants.CURRENT_ROUND)
         with interrupted_by(abort_signal, self.algo):
@@ -76,52 +77,61 @@ class FedSRExecutor(Executor):
         return update_dxo(result.weights, sent, result.statistics).to_shareable()
 
     def make_algo(self, fl_ctx: FLContext) -> FedSRAlgo:
+        """Make the site's algorithm from the job's settings and the site's configuration.
+
+        Raises:
+            UserError: see `site_job`.
+        """
         settings = settings_from_job(self.content)
         name = fl_ctx.get_identity_name()
-        place = read_site_config(fl_ctx.get_workspace().get_root_dir(), name)
-        return site_job(settings, place, name).make_algo()
+        config = read_site_config(fl_ctx.get_workspace().get_root_dir(), name)
+        return site_job(settings, config, name).make_algo()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Release the algorithm at the end of the job."""
         if event_type == EventType.END_RUN and self.algo is not None:
             self.algo.finalize()
             self.algo = None
 
 
-def site_job(settings: Settings, place: SiteConfig, name: str) -> SiteJob:
-    """What `FedSRAlgo` needs, from the job's settings and the site's own.
+def site_job(settings: Settings, config: SiteConfig, name: str) -> SiteJob:
+    """Return what `FedSRAlgo` needs, from the job's settings and the site's own configuration.
 
     Raises:
         UserError: the site does not name its data, does not allow the policy, or has another bundle than the run's.
     """
-    if place.site is None:
+    if config.site is None:
+        expected = f"the site folder of {name!r}"
         raise UserError(
-            f"local/{FILE}: site: found nothing, expected the site folder of {name!r}; write it with `fedsr flare-site`"
+            f"local/{FILE}: site", found="nothing", expected=expected, fix="write it with `fedsr flare-site`"
         )
-    if settings.policy not in place.policies:
+    if settings.policy not in config.policies:
         raise UserError(
-            f"local/{FILE}: policies: found {', '.join(place.policies)}, expected {settings.policy} (job) among them; "
-            "add it if this site agrees to what it sends"
+            f"local/{FILE}: policies",
+            found=", ".join(config.policies) or "none",
+            expected=f"{settings.policy} (job) among them",
+            fix="add it if this site agrees to what it sends",
         )
-    root = place.bundle(settings.bundle)
+    root = config.bundle(settings.bundle)
     settings.check_bundle(root)
     weights = settings.weights(root)
     return SiteJob(
         name=name,
-        dataset_dir=place.site,
-        folder=str(place.state / settings.run / "sites" / name),
+        dataset_dir=config.site,
+        folder=str(config.state / settings.run / "sites" / name),
         images=0,  # FedSRAlgo counts them
         bundle_root=str(root),
         policy=settings.policy,
         local_epochs=settings.local_epochs,
         seed=settings.seed,
-        overrides={**settings.all_overrides(), **place.overrides},
+        overrides={**settings.all_overrides(), **config.overrides},
         weights=None if weights is None else str(weights),
     )
 
 
 @contextmanager
 def interrupted_by(signal: Signal, algo: FedSRAlgo) -> Iterator[None]:
-    """While the block runs, stop the training when FLARE aborts the task."""
+    """Stop the training when FLARE aborts the task while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
@@ -139,17 +149,11 @@ def interrupted_by(signal: Signal, algo: FedSRAlgo) -> Iterator[None]:
 
 
 def forget_seed() -> None:
-    """Take the random generators' state from the machine again.
+    """Seed the random generators from the operating system.
 
     A round seeds them with (seed, site, round), which the server knows too. FLARE's privacy filters draw their noise from numpy's
-    generator after the round: with that seed, whoever knows it could subtract the noise.
+    generator after the round: whoever knows that seed could subtract the noise.
     """
     random.seed()
     np.random.seed(np.frombuffer(os.urandom(64), np.uint32))
     torch.seed()
-
-
-def _cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error

@@ -1,4 +1,4 @@
-"""A privacy filter for the SA vectors, which FLARE's filters for weight differences leave alone."""
+"""Filter SA vectors for privacy; FLARE's own filters act on weight differences and leave them alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nvflare.apis.shareable import Shareable
 
 
 class SAPrivacy(DXOFilter):
-    """Clips each SA vector to a length and adds Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
+    """Clip each SA vector to a length and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
 
     It acts on what a site sends (`task_result_filters` of the site's `privacy.json`, direction out) and on `sa.*` only. The noise comes
-    from the operating system's generator, not from the run's seed. It bounds what one answer tells; it is no accountant: nothing
-    is claimed about a privacy budget over the rounds.
+    from the operating system's generator, not from the run's seed. It bounds what one result reveals; it does not account for
+    a privacy budget over the rounds.
 
     Args:
-        clip: largest length |f| of a vector; its features are of order 1, so sqrt(channels) leaves most as they are.
+        clip: largest length |f| of a vector; features are of order 1, so sqrt(channels) leaves most vectors unchanged.
         sigma: noise in units of `clip`; 0 only clips.
 
     Raises:
@@ -34,6 +34,7 @@ class SAPrivacy(DXOFilter):
         self.sigma = float(sigma)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
+        """Filter the DXO that holds `sa.*`; None for any other, which FLARE then leaves unchanged."""
         if not isinstance(dxo.data, dict) or not all(str(key).startswith("sa.") for key in dxo.data):
             return None
         generator = np.random.default_rng(secrets.randbits(256))
@@ -41,7 +42,7 @@ class SAPrivacy(DXOFilter):
         return dxo
 
     def protect(self, vector: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """One vector [C], clipped and with noise, in its own type."""
+        """Return one vector [C], clipped and with noise, in its own type."""
         values = vector.astype(np.float64)
         length = float(np.linalg.norm(values))
         values *= min(1.0, self.clip / length) if length > 0 else 1.0

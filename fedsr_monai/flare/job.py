@@ -1,4 +1,4 @@
-"""The job that a coordinator submits: three JSON files, no code, no path."""
+"""Write the job that a coordinator submits: three JSON files without code or paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import installed_bundle
+from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.records import digest
 from fedsr_monai.files import write_json
@@ -17,6 +18,7 @@ from fedsr_monai.flare.settings import Settings
 
 APP = "fedsr"
 COMPONENT = "fedsr_monai.flare."
+TASKS = ["initial_features", "train", "save_model"]
 
 
 def export_job(
@@ -39,17 +41,17 @@ def export_job(
 
     Args:
         out: folder of the job; its name is the job's.
-        sites: the sites' FLARE names, each with its number of training scans where that is agreed on beforehand, else None.
-            Empty: every site that is connected takes part.
-        rounds: communication rounds in all; a later job of the same run goes on from those that are done.
+        sites: the sites' FLARE names, each with its number of training scans if that is agreed beforehand, else None.
+            Empty: every connected site takes part.
+        rounds: communication rounds in total; a later job of the same run resumes after those that are complete.
         run: name of the run; by default that of `out`.
-        bundle: name of an installed bundle, or the folder of one that all sites have under that folder's name.
+        bundle: name of an installed bundle, or the folder of one that all sites have configured under that folder's name.
         policy, local_epochs, seed: see `Settings`.
         weighting: of the average, by number of `images` or `uniform`.
-        min_sites: fewest acceptable answers that make a round; by default half of `sites`.
-        wait: seconds that the others have once `min_sites` have answered.
-        timeout: seconds that a round may take in all; 0 for no limit.
-        start_from_bundle: start from the weights that come with the bundle, instead of random ones.
+        min_sites: fewest acceptable results that complete a round; by default half of `sites`.
+        wait: seconds that the other sites have once `min_sites` have answered.
+        timeout: seconds that a round may take in total; 0 for no limit.
+        start_from_bundle: begin with the weights that come with the bundle, instead of random ones.
         overrides: numbers and words for ids of the bundle's train.json.
 
     Returns:
@@ -62,7 +64,8 @@ def export_job(
     root = Path(bundle).absolute() if (Path(bundle) / "configs" / "train.json").is_file() else installed_bundle(bundle)
     weights = root / "models" / "model.pt"
     if start_from_bundle and not weights.is_file():
-        raise UserError(f"{weights}: not found, expected the weights of the bundle; leave --start_from_bundle out")
+        fix = "leave --start_from_bundle out"
+        raise UserError(weights, found="no such file", expected="the weights of the bundle", fix=fix)
     settings = Settings(
         run=out.name if run is None else run,
         rounds=rounds,
@@ -76,20 +79,19 @@ def export_job(
         weights_sha256=digest(weights) if start_from_bundle else None,
     )
     settings.check_bundle(root)
-    if weighting not in ("images", "uniform"):
-        raise UserError(f"weighting: found {weighting!r}, expected images or uniform; choose one of them")
-    most = len(sites) or None
-    min_sites = math.ceil(most / 2) if min_sites is None and most else min_sites
-    if min_sites is None:
-        raise UserError("min_sites: found none, expected a number where no sites are named; give --min_sites")
-    if isinstance(min_sites, bool) or not isinstance(min_sites, int) or min_sites < 1 or (most and min_sites > most):
-        raise UserError(f"min_sites: found {min_sites!r}, expected 1 to {most or 'the number of sites'}; correct it")
+    check_choice("weighting", weighting, ("images", "uniform"))
+    if min_sites is None and not sites:
+        expected = "a number where no sites are named"
+        raise UserError("min_sites", found="nothing", expected=expected, fix="give --min_sites")
+    min_sites = math.ceil(len(sites) / 2) if min_sites is None else min_sites
+    check_whole_number("min_sites", min_sites)
+    if sites and min_sites > len(sites):
+        raise UserError("min_sites", found=str(min_sites), expected=f"at most {len(sites)}, the number of sites")
     for name, value in (("wait", wait), ("timeout", timeout)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UserError(f"{name}: found {value!r}, expected whole seconds of at least 0; correct it")
+        check_whole_number(f"{name} (seconds)", value, 0)
     for site, images in sites.items():
-        if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
-            raise UserError(f"sites: {site}: found {images!r} scans, expected a whole number of at least 1; correct it")
+        if images is not None:
+            check_whole_number(f"sites: {site} (training scans)", images)
 
     write_json(out / "meta.json", meta(out.name, list(sites), min_sites))
     write_json(out / APP / "config" / "config_fed_client.json", client_config(settings))
@@ -99,7 +101,7 @@ def export_job(
 
 
 def meta(name: str, sites: list[str], min_sites: int) -> dict[str, Any]:
-    """Who gets what. `min_clients` below the number of sites lets a job go on without one that is lost."""
+    """Return meta.json: who gets what. `min_clients` below the number of sites lets a job continue without a lost site."""
     return {
         "name": name,
         "resource_spec": {},
@@ -109,13 +111,15 @@ def meta(name: str, sites: list[str], min_sites: int) -> dict[str, Any]:
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
+    """Return config_fed_client.json: one executor for all tasks."""
     executor = {"path": COMPONENT + "executor.FedSRExecutor", "args": {"settings": asdict(settings)}}
-    return {"format_version": 2, "executors": [{"tasks": ["start", "train", "save"], "executor": executor}]}
+    return {"format_version": 2, "executors": [{"tasks": TASKS, "executor": executor}]}
 
 
 def server_config(
     settings: Settings, sites: Mapping[str, int | None], weighting: str, min_sites: int, wait: int, timeout: int
 ) -> dict[str, Any]:
+    """Return config_fed_server.json: persistor, aggregator and controller."""
     images = {site: count for site, count in sites.items() if count is not None}
     persistor = {"settings": asdict(settings), "weighting": weighting, "min_sites": min_sites, "images": images}
     controller = {

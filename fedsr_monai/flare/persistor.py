@@ -1,4 +1,4 @@
-"""The run's state at the server: encoder and SA features as safetensors, tables as CSV; no pickle, no decoder."""
+"""Keep the run's state at the server: encoder and SA features as safetensors, tables as CSV; no pickle, no heads."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ RESULT = "fedsr"  # folder in the job's result
 
 
 class FedSRPersistor(LearnablePersistor):
-    """Makes the `Server` of a run, or takes it up where an earlier job of the same name left it.
+    """Make the `Server` of a run, or resume it where an earlier job of the same run ended.
 
     The run folder, `<state>/<run>`, is that of `fedsr federate`: run.json, server/, participation.csv, rounds.csv, history.csv. At the
-    end of the job a copy lies in the job's result, which FLARE keeps and hands out.
+    end of the job it is copied into the job's result, which FLARE keeps and hands out.
 
     Args:
         settings: of the run, see `fedsr_monai.flare.settings.Settings`.
         weighting: of the average, `images` or `uniform`.
-        min_sites: fewest acceptable answers that make a round.
-        images: training scans by site as agreed on beforehand; another count is rejected.
+        min_sites: fewest acceptable results that complete a round.
+        images: training scans by site as agreed beforehand; another count is rejected.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class FedSRPersistor(LearnablePersistor):
         self.begun = False
 
     def load(self, fl_ctx: FLContext) -> ModelLearnable:
-        """The global tensors to go on from.
+        """Return the global tensors to begin or resume with.
 
         Raises:
             UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this line.
         """
         settings = settings_from_job(self.content)
-        place = read_site_config(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
-        self.out = place.state / settings.run
-        self.server = self.make_server(settings, place)
+        config = read_site_config(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
+        self.out = config.state / settings.run
+        self.server = self.make_server(settings, config)
         self.begun = self.server.resume()
         write_tables(self.out, self.server.history)
         if not self.begun and not self.missing():
@@ -68,21 +68,27 @@ class FedSRPersistor(LearnablePersistor):
         return self.learnable()
 
     def missing(self) -> dict[str, torch.Tensor]:
-        """What the server cannot make itself: SA vectors of zeros are those that a site's labelled atlas sets first."""
+        """Return the SA vectors that a site's labelled atlas has to give first (they are zeros); empty if none is missing."""
         sa = {key: value for key, value in self.server.tensors.items() if key.startswith("sa.")}
         return {} if any(value.any() for value in sa.values()) else sa
 
     def begin(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write the checkpoint of the very beginning, with these tensors in it."""
+        """Write the checkpoint of round 0, with these tensors in it."""
         self.server.tensors |= tensors
         self.server.begin()
         self.begun = True
 
     def learnable(self) -> ModelLearnable:
+        """Return the global tensors as FLARE's model."""
         return make_model_learnable(global_dxo(self.server.send()).data, {})
 
-    def make_server(self, settings: Settings, place: SiteConfig) -> Server:
-        root = place.bundle(settings.bundle)
+    def make_server(self, settings: Settings, config: SiteConfig) -> Server:
+        """Make the server, and write or check the run's `run.json`.
+
+        Raises:
+            UserError: the settings or the installed bundle are not those that the run began with.
+        """
+        root = config.bundle(settings.bundle)
         settings.check_bundle(root)
         begin(
             self.out,
@@ -111,10 +117,10 @@ class FedSRPersistor(LearnablePersistor):
         )
 
     def save(self, learnable: ModelLearnable, fl_ctx: FLContext) -> None:
-        """Nothing: the checkpoint and its records are written in one step when the round is aggregated."""
+        """Do nothing: checkpoint and records are written when the round is aggregated."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """At the end of the job, however it ended, copy the run folder into the job's result."""
+        """Copy the run folder into the job's result at the end of the job, however it ended."""
         if event_type == EventType.END_RUN and self.server is not None:
             target = Path(fl_ctx.get_workspace().get_run_dir(fl_ctx.get_job_id())) / RESULT
             shutil.copytree(self.out, target, ignore=shutil.ignore_patterns("sites", ".*"), dirs_exist_ok=True)

@@ -1,10 +1,10 @@
-"""What a job says about a run, checked where it arrives: a site trusts its own files, not the job."""
+"""Describe a run in a job, and check it where it arrives: a site trusts its own files, not the job."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from monai.bundle import ConfigParser
 
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import check_overrides
+from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.exchange import allowed_prefixes
 from fedsr_monai.federation.records import digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Where things lie and what they run on is a site's own business.
-OWN = (
+# Ids of a bundle's configuration that every site sets for itself: its paths and its hardware.
+SITE_IDS = (
     "bundle_root",
     "dataset_dir",
     "output_dir",
@@ -33,19 +34,24 @@ OWN = (
 
 @dataclass(frozen=True)
 class Settings:
-    """A run, the same for server and sites. Plain values: it travels as JSON, and nothing in it is a path or is executed.
+    """Describe a run, the same for server and sites.
+
+    All values are plain: they travel as JSON, and none is a path or is executed.
 
     Attributes:
-        run: name of the run; its state is kept under it, so a second job of the same name goes on from the first.
-        rounds: communication rounds in all.
-        version: of this package; one of another version may train differently, so it refuses.
+        run: name of the run; its state is kept under it, so that a second job with the same name resumes it.
+        rounds: communication rounds in total.
+        version: of this package; a participant with another version refuses, as it may train differently.
         bundle: name of the bundle that the sites have installed.
-        bundle_sha256: of its train.json; a site with another one refuses.
+        bundle_sha256: of its train.json; a participant with another one refuses.
         policy: what is exchanged, a key of `fedsr_monai.federation.exchange.POLICIES`.
-        local_epochs: a site trains each round.
-        seed: of everything random.
+        local_epochs: epochs that a site trains each round.
+        seed: of all random numbers.
         overrides: numbers and words for ids of the bundle's train.json.
-        weights_sha256: of the weights that come with the bundle, to start from them; None starts from random ones.
+        weights_sha256: of the weights that come with the bundle, to begin with them; None begins with random ones.
+
+    Raises:
+        UserError: a value is not what it must be.
     """
 
     run: str
@@ -61,88 +67,85 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("run", "bundle"):
-            if not isinstance(getattr(self, name), str) or not NAME.fullmatch(getattr(self, name)):
-                raise UserError(
-                    f"job: {name}: found {getattr(self, name)!r}, expected letters, digits, '.', '_' and '-'; correct it"
-                )
-        for name, least in (("rounds", 1), ("local_epochs", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"job: {name}: found {value!r}, expected a whole number of at least {least}; correct it"
-                )
+            if not isinstance(value, str) or not NAME.fullmatch(value):
+                raise UserError(f"job: {name}", found=repr(value), expected="letters, digits, '.', '_' and '-'")
+        for name, least in (("rounds", 1), ("local_epochs", 1), ("seed", 0)):
+            check_whole_number(f"job: {name}", getattr(self, name), least)
         if not allowed_prefixes(self.policy):
-            raise UserError(
-                f"job: policy: found {self.policy!r}, which exchanges nothing; expected fedsr, fedrep or fedavg"
-            )
+            found = f"{self.policy!r}, which exchanges nothing"
+            raise UserError("job: policy", found=found, expected="fedsr, fedrep or fedavg", fix="choose one of them")
 
     def check_bundle(self, root: Path) -> None:
-        """Compare the package and the bundle that are installed here with those that the run was made for.
+        """Compare the package and the bundle that are installed here with those of the run.
 
         Raises:
             UserError: another version, train.json or weights, or an override that a job may not set.
         """
         if self.version != __version__:
-            raise UserError(
-                f"fedsr_monai: found version {__version__}, expected {self.version!r} (job); install the same version everywhere"
-            )
+            found, expected = f"version {__version__}", f"{self.version!r} (job)"
+            raise UserError("fedsr_monai", found=found, expected=expected, fix="install the same version everywhere")
         config = root / "configs" / "train.json"
+        fix = "install the same version of the bundle everywhere"
         if digest(config) != self.bundle_sha256:
-            raise UserError(
-                f"{config}: found sha256 {digest(config)[:12]}..., expected {self.bundle_sha256[:12]}... (job); "
-                "install the version of the bundle that the run uses everywhere"
-            )
+            expected = f"{self.bundle_sha256[:12]}... (job)"
+            raise UserError(config, found=f"sha256 {digest(config)[:12]}...", expected=expected, fix=fix)
         weights = self.weights(root)
         if weights is not None and (not weights.is_file() or digest(weights) != self.weights_sha256):
-            raise UserError(
-                f"{weights}: found other weights or none, expected sha256 {self.weights_sha256[:12]}... (job); "
-                "install the version of the bundle that the run uses everywhere"
-            )
+            expected = f"sha256 {self.weights_sha256[:12]}... (job)"
+            raise UserError(weights, found="other weights or none", expected=expected, fix=fix)
         check_overrides([config], self.overrides)
         values = ConfigParser.load_config_file(config)
         for key, value in self.overrides.items():
             check_plain(key, value, values)
 
     def weights(self, root: Path) -> Path | None:
-        """The weights to start from, below the bundle."""
+        """Return the file of the weights to begin with, below the bundle; None for random weights."""
         return None if self.weights_sha256 is None else root / "models" / "model.pt"
 
     def all_overrides(self) -> dict[str, Any]:
-        """Overrides of the bundle's configuration as `fedsr federate` sets them."""
+        """Return all overrides of the bundle's configuration, as `fedsr federate` sets them."""
         # A schedule over the bundle's `epochs` spans the run, not the round.
         return {"epochs": self.rounds * self.local_epochs, "seed": self.seed, **self.overrides}
 
 
 def settings_from_job(content: Mapping[str, Any]) -> Settings:
-    """`Settings` from the JSON of a job.
+    """Make `Settings` from the JSON of a job.
 
     Raises:
         UserError: a key is missing or unknown, or a value is not what it must be.
     """
     known = {item.name for item in fields(Settings)}
     for key in sorted(set(content) - known):
-        raise UserError(
-            f"job: {key}: found an unknown setting, expected {', '.join(sorted(known))}; export the job anew"
-        )
-    try:
-        return Settings(**content)
-    except TypeError as error:
-        raise UserError(f"job: {error}; export the job anew") from None
+        expected = f"one of {', '.join(sorted(known))}"
+        raise UserError(f"job: {key}", found="an unknown setting", expected=expected, fix="export the job again")
+    missing = [item.name for item in fields(Settings) if item.name not in content and _is_required(item)]
+    if missing:
+        raise UserError(f"job: {missing[0]}", found="nothing", expected="a value", fix="export the job again")
+    return Settings(**content)
 
 
 def check_plain(key: str, value: Any, config: Mapping[str, Any]) -> None:
     """Refuse an override that could be more than a hyper-parameter.
 
-    A MONAI configuration runs what starts with `$`, reads the file that follows `%`, and makes the class that `_target_` names. So
-    an override from a job may only replace a number, truth value, word or list of these by another such value.
+    A MONAI configuration evaluates what starts with `$`, reads the file that follows `%`, and builds the class that `_target_`
+    names. So an override from a job may only replace a number, truth value, word or list of these by another such value.
+
+    Args:
+        key: id of the bundle's configuration, with `#` or `::` between its parts.
+        value: the job's value.
+        config: the bundle's configuration.
 
     Raises:
-        UserError: it is not of that kind, or it is for each site to decide.
+        UserError: the override is of another kind, or each site sets the id for itself.
     """
     parts = key.replace("::", "#").split("#")
-    if any(part.startswith("_") for part in parts) or parts[0] in OWN:
+    if any(part.startswith("_") for part in parts) or parts[0] in SITE_IDS:
         raise UserError(
-            f"overrides: {key}: found an id that is not the job's to set; set it in the site's own fedsr.json"
+            f"overrides: {key}",
+            found="an id that a job must not set",
+            expected="hyper-parameters only",
+            fix="set it in the site's own fedsr.json",
         )
     found: Any = config
     for part in parts:
@@ -154,9 +157,12 @@ def check_plain(key: str, value: Any, config: Mapping[str, Any]) -> None:
             found = None
     for what, item in (("the bundle's value", found), ("the job's", value)):
         if not _plain(item):
-            raise UserError(
-                f"overrides: {key}: found {item!r} ({what}), expected a number, a truth value, a word or a list of these; leave it out"
-            )
+            expected = "a number, a truth value, a word or a list of these"
+            raise UserError(f"overrides: {key}", found=f"{item!r} ({what})", expected=expected, fix="leave it out")
+
+
+def _is_required(item: Field) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _plain(value: Any) -> bool:

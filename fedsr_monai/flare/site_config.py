@@ -1,7 +1,7 @@
-"""What a hospital decides by itself: `local/fedsr.json` in its FLARE folder, beside FLARE's own `privacy.json`.
+"""Read a participant's own configuration: `local/fedsr.json` in its FLARE folder, beside FLARE's own `privacy.json`.
 
-It is a file of its own because FLARE >= 2.8 tells the server what it finds in `resources.json`, and a folder's name is nobody's
-business.
+It is a file of its own because FLARE >= 2.8 sends the content of `resources.json` to the server, and the path of a hospital's data
+must not leave the hospital.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from typing import Any
 
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import read_json
 
 FILE = "fedsr.json"
 # fedavg sends the heads too: a site has to allow it.
 POLICIES = ("fedsr", "fedrep")
-NAME = "{SITE_NAME}"
+SITE_NAME = "{SITE_NAME}"
+KINDS = {"site": str, "state": str, "bundles": dict, "overrides": dict, "policies": list}
+NAMES = {str: "text", dict: "an object", list: "a list"}
 
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """Where a participant keeps things, and what it allows.
+    """Where a participant keeps its data, and what it allows.
 
     Attributes:
         state: folder for the states of runs, kept between jobs.
         site: its site folder; None at the server.
         bundles: folders of bundles by name, for bundles that are not part of the package.
-        overrides: values for ids of the bundle's configuration that only count here, such as `device`. They win over the job's.
+        overrides: values for ids of the bundle's configuration that apply at this participant only, such as `device`. They take
+            precedence over the job's.
         policies: exchange policies that this site takes part in.
     """
 
@@ -40,43 +44,42 @@ class SiteConfig:
     policies: tuple[str, ...] = POLICIES
 
     def bundle(self, name: str) -> Path:
-        """The folder of the bundle of that name: the one named here, or the one that comes with the package."""
+        """Return the folder of a bundle: the one configured here, or the one that comes with the package.
+
+        Raises:
+            UserError: there is no bundle of that name.
+        """
         return Path(self.bundles[name]) if name in self.bundles else installed_bundle(name)
 
 
 def read_site_config(workspace: str | Path, name: str) -> SiteConfig:
     """Read `local/fedsr.json` below a participant's FLARE folder; the server needs none.
 
-    `{SITE_NAME}` in a path stands for the participant's name, so that sites which share a `local` folder (the simulator's) can
-    have one file.
+    `{SITE_NAME}` in a path stands for the participant's name, so that sites that share a `local` folder (in the simulator) can
+    share the file.
 
     Args:
         workspace: the participant's FLARE folder, which holds `local`.
-        name: of the participant.
+        name: the participant's FLARE name.
 
     Raises:
-        UserError: the file is damaged, has an unknown key, or a path in it is not absolute.
+        UserError: the file is damaged, has an unknown key or a value of another type, or a path in it is not absolute.
     """
     path = Path(workspace) / "local" / FILE
-    content: Any = {}
+    content: dict[str, Any] = {}
     if path.exists():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8").replace(NAME, name))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: found damaged JSON ({error}), expected an object; write it anew with `fedsr flare-site`"
-            ) from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: found {type(content).__name__}, expected an object; write it anew with `fedsr flare-site`"
-        )
-    known = ("site", "state", "bundles", "overrides", "policies")
-    for key in sorted(set(content) - set(known)):
-        raise UserError(f"{path}: {key}: found an unknown key, expected {', '.join(known)}; correct it")
+        content = read_json(path, "the configuration of a site", "write it again with `fedsr flare-site`")
+        content = json.loads(json.dumps(content).replace(SITE_NAME, name))
+    for key, value in content.items():
+        if key not in KINDS:
+            raise UserError(f"{path}: {key}", found="an unknown key", expected=f"one of {', '.join(KINDS)}")
+        if not isinstance(value, KINDS[key]) and value is not None:
+            raise UserError(f"{path}: {key}", found=repr(value), expected=NAMES[KINDS[key]])
+    content = {key: value for key, value in content.items() if value is not None}
+    bundles = content.get("bundles", {})
     state = content.get("state", str(Path(workspace).absolute() / "fedsr"))
-    paths = {"site": content.get("site"), "state": state, **content.get("bundles", {})}
-    for key, value in paths.items():
+    for key, value in {"site": content.get("site"), "state": state, **bundles}.items():
         if value is not None and not Path(value).is_absolute():
-            raise UserError(f"{path}: {key}: found {value!r}, expected an absolute path; correct it")
+            raise UserError(f"{path}: {key}", found=repr(value), expected="an absolute path")
     policies = tuple(content.get("policies", POLICIES))
-    return SiteConfig(Path(state), content.get("site"), content.get("bundles", {}), content.get("overrides", {}), policies)
+    return SiteConfig(Path(state), content.get("site"), bundles, content.get("overrides", {}), policies)

@@ -1,9 +1,8 @@
-"""The folder that MONAI Label serves: its own app for bundles, and a copy of `fedsr_site` in it."""
+"""Make the folder that MONAI Label serves: its own app for bundles, and a copy of `fedsr_site` in it."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,15 +11,17 @@ from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import read_json, write_json
 from fedsr_monai.handlers.checkpoint import save_checkpoint
 from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.sites.site import load_atlas, load_site
 
 BUNDLE = "fedsr_site"
+RECORD = "fedsr.json"  # in the app folder: what it was made with
 
 
 def bundle_app() -> Path:
-    """The folder of MONAI Label's app for bundles, as it is installed.
+    """Return the folder of MONAI Label's app for bundles, as installed.
 
     Raises:
         UserError: MONAI Label is not installed in this environment.
@@ -29,19 +30,19 @@ def bundle_app() -> Path:
         files = importlib.metadata.files("monailabel") or []
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            "MONAI Label: found none in this environment, expected the one that it has for itself; "
-            "make it with `make label-env` and use its fedsr (.venv-label/bin/fedsr)"
+            "MONAI Label",
+            found="none in this environment",
+            expected="an environment of its own",
+            fix="make it with `make label-env` and use its fedsr (.venv-label/bin/fedsr)",
         ) from None
     for file in files:
         if file.match("sample-apps/monaibundle/main.py"):
             return Path(file.locate()).resolve().parent
-    raise UserError("MONAI Label: found no sample-apps/monaibundle in it, expected version 0.8.5; install it again")
+    raise UserError("MONAI Label", found="no sample-apps/monaibundle", expected="version 0.8.5", fix="install it again")
 
 
-def make_app(
-    app: Path, weights: str | os.PathLike | None = None, site: str | os.PathLike | None = None
-) -> Path:
-    """Make the app folder, in one step; one that is there is kept as it is, with what was trained in it.
+def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os.PathLike | None = None) -> Path:
+    """Make the app folder in one step; an existing one is kept, with what was trained in it.
 
     Args:
         app: folder to make.
@@ -49,36 +50,39 @@ def make_app(
         site: site folder whose grid and atlas are used.
 
     Returns:
-        The folder of the bundle in it.
+        The folder of the bundle in the app.
 
     Raises:
-        UserError: the folder is something else, or holds another site or weights than are asked for; or weights or
-            site cannot be used.
+        UserError: the folder holds something else, or an app made with another site or other weights; or weights or site
+            cannot be used.
     """
     bundle = app / "model" / BUNDLE
     wanted = {"weights": weights and str(Path(weights).absolute()), "site": site and str(Path(site).absolute())}
-    if (app / "fedsr.json").is_file():
-        made = json.loads((app / "fedsr.json").read_text())
+    if (app / RECORD).is_file():
+        made = read_json(app / RECORD, "what `fedsr label` made the app with", "choose another --out")
         for name, value in wanted.items():
-            if value is not None and value != made[name]:
+            if value is not None and value != made.get(name):
                 raise UserError(
-                    f"{app}: was made with {name} {made[name] or 'of the bundle'}, expected {value}; leave --{name} out to go on with "
-                    "what was trained there, or choose another --out"
+                    app,
+                    found=f"an app made with {name} {made.get(name) or 'of the bundle'}",
+                    expected=value,
+                    fix=f"leave --{name} out to continue with what was trained there, or choose another --out",
                 )
         return bundle
     if app.exists() and (not app.is_dir() or any(app.iterdir())):
-        raise UserError(f"{app}: is something else, expected an app of `fedsr label` or nothing; choose another --out")
+        expected = "an app of `fedsr label` or an empty folder"
+        raise UserError(app, found="something else", expected=expected, fix="choose another --out")
     partial = app.with_name(f".{app.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(bundle_app(), partial, ignore=shutil.ignore_patterns("__pycache__"))
     copy_bundle(partial / "model" / BUNDLE, weights, site)
-    (partial / "fedsr.json").write_text(json.dumps(wanted, indent=1) + "\n")
+    write_json(partial / RECORD, wanted)
     partial.replace(app)
     return bundle
 
 
 def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.PathLike | None) -> None:
-    """Copy the bundle, set up for labels that a person corrects: training moves the segmentation head alone.
+    """Copy the bundle, set up for labels that a person corrects: training changes the segmentation head alone.
 
     Raises:
         UserError: weights or site cannot be used.
@@ -88,9 +92,9 @@ def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.
     values = {"dataset_dir": None if site is None else str(load_site(site).root)}
     for name, more in (("inference", {}), ("evaluate", {}), ("train", {"heads": ["segmentation"]})):
         file = folder / "configs" / f"{name}.json"
-        config = json.loads(file.read_text())
+        config = read_json(file, "a configuration of the bundle", "install the package again")
         config |= {key: value for key, value in (values | more).items() if key in config}
-        file.write_text(json.dumps(config, indent=4) + "\n")
+        write_json(file, config)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
     load_weights(network, source / "models" / "model.pt" if weights is None else weights)

@@ -1,4 +1,4 @@
-"""`fedsr label`: MONAI Label's server on a folder of scans."""
+"""Start MONAI Label's server on a folder of scans."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
-    """Become MONAI Label's server; does not return.
+    """Turn this process into MONAI Label's server; does not return.
 
     Raises:
-        UserError: MONAI Label is not installed here, there is no such folder of scans, the port is taken, or the app
+        UserError: MONAI Label is not installed here, the folder of scans does not exist, the port is taken, or the app
             cannot be made (see `make_app`).
     """
     studies = Path(studies).absolute()
     bundle_app()
     if not studies.is_dir():
-        raise UserError(f"{studies}: no such folder, expected one with NIfTI scans; check the path")
+        raise UserError(studies, found="no such folder", expected="one with NIfTI scans", fix="check the path")
     check_port(host, port)
     app = studies.with_name(f"{studies.name}-label") if out is None else Path(out).absolute()
     bundle = make_app(app, weights, site)
-    print(f"{bundle}: the copy that is served; training writes its models/model.pt")
+    print(f"{bundle}: the copy of the bundle that is served; training writes its models/model.pt")
     if host not in LOOPBACK:
-        print(f"{host}:{port}: whoever reaches this address can read the scans; MONAI Label asks for no password by itself")
+        print(
+            f"{host}:{port}: everyone who can reach this address can read the scans; MONAI Label does not ask for a password by default"
+        )
     print(f"http://{host}:{port} is the address for 3D Slicer; stop with Ctrl-C", flush=True)
     startup = str(Path(__file__).with_name("startup"))
     path = os.pathsep.join(part for part in (startup, os.environ.get("PYTHONPATH")) if part)
     arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
-    # The two last keep it from looking for models on the network.
+    # The last two keep it from looking for models on the network.
     for setting in (("models", BUNDLE), ("zoo_source", "ngc"), ("sam2", "false")):
         arguments += ["--conf", *setting]
     command = [sys.executable, "-m", "monailabel.main", *arguments]
@@ -49,7 +51,11 @@ def serve(
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises a UserError if nothing can listen there."""
+    """Refuse an address on which no server can listen.
+
+    Raises:
+        UserError: the port is taken, or the address is not one of this machine.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -57,4 +63,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{host}:{port}: {reason}, expected a free port; choose another --host or --port") from None
+        raise UserError(
+            f"{host}:{port}", found=str(reason), expected="a free port", fix="choose another --host or --port"
+        ) from None

@@ -16,7 +16,7 @@ SITES = {"a": 3, "b": 2, "c": 1}
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Path:
+def inputs(tmp_path_factory) -> Path:
     """`bundle` and the site folders `data/a`, `data/b` and `data/c`."""
     root = tmp_path_factory.mktemp("flare")
     write_bundle(root / "bundle")
@@ -25,26 +25,26 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def federated(place):
-    """Rounds of `fedsr federate` over the sites of `place`, to compare with."""
-    folders = [str(place / "data" / name) for name in SITES]
+def federated(inputs):
+    """Rounds of `fedsr federate` over the sites of `inputs`, to compare with."""
+    folders = [str(inputs / "data" / name) for name in SITES]
 
     def run(out: Path, rounds: int, **options) -> Path:
-        return federate(folders, out, rounds, bundle=str(place / "bundle"), **options)
+        return federate(folders, out, rounds, bundle=str(inputs / "bundle"), **options)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def reference(place, federated) -> Path:
-    return federated(place / "reference", 3)
+def reference(inputs, federated) -> Path:
+    return federated(inputs / "reference", 3)
 
 
 @pytest.fixture
-def stage(place, tmp_path):
+def stage(inputs, tmp_path):
     def make(name: str = "stage", **options) -> Stage:
         options = {"sites": SITES, "rounds": 3, "min_sites": 1, **options}
-        made = Stage(tmp_path / name, place / "data", bundle=place / "bundle", **options)
+        made = Stage(tmp_path / name, inputs / "data", bundle=inputs / "bundle", **options)
         made.begin()
         return made
 

@@ -11,8 +11,8 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
 from fedsr_monai.flare.job import export_job
-from fedsr_monai.flare.kit import prepare_kit
 from fedsr_monai.flare.site_config import read_site_config
+from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 
 def validate(job: Path) -> dict:
@@ -55,21 +55,21 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--sites a=x", "--sites: found 'a=x', expected each site once, as NAME or NAME=SCANS: correct it"),
-        ("--sites a a", "--sites: found 'a', expected each site once, as NAME or NAME=SCANS: correct it"),
-        ("--rounds 5", "min_sites: found none, expected a number where no sites are named; give --min_sites"),
-        ("--sites a b --min_sites 3", "min_sites: found 3, expected 1 to 2; correct it"),
+        ("--sites a=x", "--sites: found 'a=x', expected each site once, as NAME or NAME=SCANS; correct it"),
+        ("--sites a a", "--sites: found 'a', expected each site once, as NAME or NAME=SCANS; correct it"),
+        ("--rounds 5", "min_sites: found nothing, expected a number where no sites are named; give --min_sites"),
+        ("--sites a b --min_sites 3", "min_sites: found 3, expected at most 2, the number of sites; correct it"),
         (
             "--sites a --policy pooled",
-            "job: policy: found 'pooled', which exchanges nothing; expected fedsr, fedrep or fedavg",
+            "job: policy: found 'pooled', which exchanges nothing, expected fedsr, fedrep or fedavg; choose one of them",
         ),
         ("--sites a --rounds 0", "job: rounds: found 0, expected a whole number of at least 1; correct it"),
-        ("--sites a --wait -1", "wait: found -1, expected whole seconds of at least 0; correct it"),
-        ("--sites a --weighting most", "weighting: found 'most', expected images or uniform; choose one of them"),
-        ("--sites a=0", "sites: a: found 0 scans, expected a whole number of at least 1; correct it"),
+        ("--sites a --wait -1", "wait (seconds): found -1, expected a whole number of at least 0; correct it"),
+        ("--sites a --weighting most", "weighting: found 'most', expected one of images, uniform; correct it"),
+        ("--sites a=0", "sites: a (training scans): found 0, expected a whole number of at least 1; correct it"),
         (
             "--sites a --override device=cpu",
-            "overrides: device: found an id that is not the job's to set; set it in the site's own fedsr.json",
+            "overrides: device: found an id that a job must not set, expected hyper-parameters only; set it in the site's own fedsr.json",
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message
     assert not (tmp_path / "job").exists()
 
 
-def test_the_commands_write_a_job_and_prepare_a_kit(tmp_path, place, capsys):
+def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, capsys):
     assert (
         main(["export-job", str(tmp_path / "first"), "--sites", "a=3", "b", "--min_sites", "1", "--start_from_bundle"])
         == 0
@@ -90,25 +90,25 @@ def test_the_commands_write_a_job_and_prepare_a_kit(tmp_path, place, capsys):
     (kit / "local").mkdir(parents=True)
     (kit / "local" / "resources.json.default").write_text('{"format_version": 2, "class_allow_list": ["nvflare.x."]}')
     capsys.readouterr()
-    assert main(["flare-site", str(kit), "--site", str(place / "data" / "a")]) == 0
+    assert main(["flare-site", str(kit), "--site", str(inputs / "data" / "a")]) == 0
     assert capsys.readouterr().out.split() == [f"{kit}/local/fedsr.json", f"{kit}/local/resources.json"]
     assert json.loads((kit / "local/resources.json").read_text()) == {
         "format_version": 2,
         "class_allow_list": ["nvflare.x.", "fedsr_monai.flare."],
     }
     found = read_site_config(kit, "a")
-    assert (found.site, found.state, found.policies) == (str(place / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))
+    assert (found.site, found.state, found.policies) == (str(inputs / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))
 
 
-def test_preparing_a_kit_again_keeps_what_is_there(tmp_path, place):
+def test_preparing_a_startup_kit_again_keeps_its_other_entries(tmp_path, inputs):
     kit = tmp_path / "kit"
     kit.mkdir()
-    prepare_kit(kit, "/data/{SITE_NAME}", tmp_path / "state")
+    prepare_startup_kit(kit, "/data/{SITE_NAME}", tmp_path / "state")
     content = json.loads((kit / "local/fedsr.json").read_text())
     (kit / "local/fedsr.json").write_text(json.dumps({**content, "policies": ["fedrep"]}))
-    assert prepare_kit(kit, place / "data" / "b") == [kit / "local" / "fedsr.json"]
+    assert prepare_startup_kit(kit, inputs / "data" / "b") == [kit / "local" / "fedsr.json"]
     found = read_site_config(kit, "b")
-    assert (found.site, found.state, found.policies) == (str(place / "data" / "b"), tmp_path / "state", ("fedrep",))
+    assert (found.site, found.state, found.policies) == (str(inputs / "data" / "b"), tmp_path / "state", ("fedrep",))
     if (kit / "local/resources.json").exists():  # FLARE from 2.8 on
         allowed = json.loads((kit / "local/resources.json").read_text())["class_allow_list"]
         assert allowed.count("fedsr_monai.flare.") == 1 and any(item.startswith("nvflare.") for item in allowed)
@@ -117,12 +117,15 @@ def test_preparing_a_kit_again_keeps_what_is_there(tmp_path, place):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "fedsr.json: found damaged JSON .*; write it anew with `fedsr flare-site`$"),
-        ("[]", "fedsr.json: found list, expected an object; write it anew"),
+        ("{", "fedsr.json: found damaged JSON .*; write it again with `fedsr flare-site`$"),
+        ("[]", "fedsr.json: found JSON of type list, expected an object"),
         (
             '{"path": "/x"}',
-            "fedsr.json: path: found an unknown key, expected site, state, bundles, overrides, policies; correct it$",
+            "fedsr.json: path: found an unknown key, expected one of site, state, bundles, overrides, policies",
         ),
+        ('{"policies": "fedsr"}', "fedsr.json: policies: found 'fedsr', expected a list"),
+        ('{"site": 3}', "fedsr.json: site: found 3, expected text"),
+        ('{"bundles": ["/x"]}', "fedsr.json: bundles: found .*, expected an object"),
         ('{"site": "data"}', "fedsr.json: site: found 'data', expected an absolute path; correct it$"),
     ],
 )
@@ -133,13 +136,11 @@ def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
         read_site_config(tmp_path, "a")
 
 
-def test_a_kit_that_is_not_there_or_a_site_that_is_none_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match="nowhere: not found, expected a participant's FLARE folder .startup kit.; name it$"
-    ):
-        prepare_kit(tmp_path / "nowhere")
+def test_a_missing_startup_kit_or_site_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: found no such folder, expected a FLARE startup kit"):
+        prepare_startup_kit(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder, expected a site folder"):
-        prepare_kit(tmp_path, tmp_path / "nowhere")
+        prepare_startup_kit(tmp_path, tmp_path / "nowhere")
 
 
 def test_the_site_name_stands_in_for_shared_folders(tmp_path):

@@ -61,7 +61,7 @@ def test_neither_heads_nor_atlas_nor_voxels_are_in_the_bytes_that_are_sent(tmp_p
             private += [value.numpy().copy() for value in heads.values()]
             private += [np.asarray(algo.train_workflow.train_dataset[index]["image"]) for index in range(images[name])]
     for name in run.names:
-        run.ask(name, "save", run.task())
+        run.ask(name, "save_model", run.task())
     wire = b"".join(run.wire)
     needles = [piece for array in private for piece in pieces(array)]
     assert len(needles) > 1000 and len(run.wire) >= 1 + 2 * 2 * 2 + 2 * 2

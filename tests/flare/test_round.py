@@ -73,7 +73,7 @@ def test_the_real_network_begins_with_the_first_sites_sa_features(tmp_path):
         run.round()
     assert differing(run.out, reference, 2) == []
     for name in run.names:
-        assert run.ask(name, "save", run.task()).get_return_code() == ReturnCode.OK
+        assert run.ask(name, "save_model", run.task()).get_return_code() == ReturnCode.OK
         ours = torch.load(run.root / name / "fedsr/run/sites" / name / "model.pt", weights_only=True)
         theirs = torch.load(reference / "sites" / name / "model.pt", weights_only=True)
         assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
@@ -84,14 +84,17 @@ def test_a_bad_start_is_refused_and_the_next_site_asked(tmp_path):
     write_sites(tmp_path / "data", images, shape=(32, 32, 32))
     run = Stage(tmp_path / "stage", tmp_path / "data", images, rounds=1)
     run.persistor.load(run.context())
-    honest = run.ask("a", "start", Shareable())
+    honest = run.ask("a", "initial_features", Shareable())
     for change in (lambda v: v * 1e6, lambda v: v * np.nan, lambda v: v[:1], lambda v: v.astype(np.float64)):
         reply = run.send(honest)
         values = part(reply, "sa")
         values["sa.registration.0"] = change(values["sa.registration.0"])
-        assert not run.aggregator.start("a", reply, run.context()) and not run.persistor.begun
-    assert not run.aggregator.start("a", Shareable(), run.context())
-    assert run.aggregator.start("b", run.ask("b", "start", Shareable()), run.context()) and run.persistor.begun
+        assert not run.aggregator.begin_run("a", reply, run.context()) and not run.persistor.begun
+    assert not run.aggregator.begin_run("a", Shareable(), run.context())
+    assert (
+        run.aggregator.begin_run("b", run.ask("b", "initial_features", Shareable()), run.context())
+        and run.persistor.begun
+    )
 
 
 def test_a_site_that_raises_is_named_and_comes_back(stage, federated, tmp_path, table):
@@ -102,7 +105,7 @@ def test_a_site_that_raises_is_named_and_comes_back(stage, federated, tmp_path, 
     assert [run.round() for _ in range(3)][1] == {"a": True, "b": False, "c": True}
     rows = table(run.out / "participation.csv")
     assert status(rows) == ["ok", "ok", "ok", "ok", "failed", "ok", "ok", "ok", "ok"]
-    assert rows[4]["reason"] == "RuntimeError at the site; its log says more"
+    assert rows[4]["reason"] == "RuntimeError at the site; see its log"
 
     twin = tmp_path / "twin"
     (twin / "sites" / "b").mkdir(parents=True)
@@ -209,9 +212,9 @@ HOSTILE = {
         replaced("sa", "sa.registration.0", lambda v: v * 1000),
         "sa.registration.0: found an update of norm ",
     ),
-    "another kind": (other_kind, "found an answer that cannot be read (found a DXO of kind"),
-    "parts swapped": (swapped, "found an answer that cannot be read (found a part 'weights' of another kind"),
-    "nothing": (lambda reply: reply.pop("DXO"), "found an answer that cannot be read ("),
+    "another kind": (other_kind, "found a result that cannot be read (found a DXO of kind"),
+    "parts swapped": (swapped, "found a result that cannot be read (found a part 'weights' of another kind"),
+    "nothing": (lambda reply: reply.pop("DXO"), "found a result that cannot be read ("),
     "late": (of_round(0), "round: found 0, expected 1 (a late answer)"),
     "early": (of_round(7), "round: found 7, expected 1 (not the open round)"),
     "no round": (of_round(None), "round: found None, expected 1 (not the open round)"),
@@ -319,7 +322,7 @@ def test_too_few_answers_end_the_job_and_lose_nothing(stage, reference, table):
         run.round(between)
     rows = table(run.out / "participation.csv")
     assert status(rows) == ["ok"] * 4 + ["rejected", "timeout"]
-    assert rows[5]["reason"] == "no answer before the round was closed"
+    assert rows[5]["reason"] == "no result before the round was closed"
 
     later = stage(min_sites=2)  # the next job of the same name
     assert later.persistor.server.round == 1

@@ -13,29 +13,28 @@ import torch
 
 from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.flare.job import export_job
-from fedsr_monai.flare.kit import prepare_kit
+from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 ROOT = Path(__file__).parents[2]
 FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 
 
 @pytest.fixture
-def simulate(place, tmp_path):
+def simulate(inputs, tmp_path):
     """Run a job in the simulator; returns the run folder, which server and sites share here."""
 
     def run(rounds: int, threads: int, own: dict | None = None, **options) -> Path:
         job = export_job(
-            tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, "run", place / "bundle", **options
+            tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, "run", inputs / "bundle", **options
         )
         workspace = tmp_path / f"workspace-{rounds}"
         workspace.mkdir()
-        prepare_kit(workspace, place / "data" / "{SITE_NAME}", tmp_path / "state")
+        prepare_startup_kit(workspace, inputs / "data" / "{SITE_NAME}", tmp_path / "state")
         file = workspace / "local" / "fedsr.json"
-        content = json.loads(file.read_text()) | {"bundles": {"bundle": str(place / "bundle")}, **(own or {})}
+        content = json.loads(file.read_text()) | {"bundles": {"bundle": str(inputs / "bundle")}, **(own or {})}
         file.write_text(json.dumps(content))
         command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job), "-w", str(workspace)]
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fl")])
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "-c", "a,b,c", "-t", str(threads)], env=environment, capture_output=True, text=True, timeout=600
         )
@@ -85,7 +84,7 @@ def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simul
     run = simulate(2, threads=3, own={"overrides": FAIL}, min_sites=2, wait=5)
     rows = table(run / "participation.csv")
     assert [(row["site"], row["status"]) for row in rows[3:]] == [("a", "ok"), ("b", "timeout"), ("c", "ok")]
-    assert rows[4]["reason"] == "no answer before the round was closed"
+    assert rows[4]["reason"] == "no result before the round was closed"
     assert not (run / "sites" / "b" / "model.pt").exists()
 
     run = simulate(3, threads=3, own={"overrides": FAIL}, min_sites=3)

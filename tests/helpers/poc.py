@@ -1,4 +1,4 @@
-"""A run over real processes: server, hospitals and a coordinator that speak gRPC with mutual TLS, on this machine alone.
+"""Run a federation over real processes: server, hospitals and a coordinator that speak gRPC with mutual TLS, on this machine alone.
 
     python tests/helpers/poc.py [--folder KEEP]
 
@@ -29,7 +29,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fl")]
+sys.path.insert(0, str(ROOT))  # a script finds only what is beside it
 
 SITES = {"hospital-a": 3, "hospital-b": 2, "hospital-c": 1}
 ROUNDS = 3
@@ -82,7 +82,7 @@ def main() -> int:
     os.environ |= {
         "HOME": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fl"), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
     }
     os.chdir(folder)
@@ -116,7 +116,7 @@ def run(folder: Path) -> int:
     write_sites(folder / "data", SITES, shape=(32, 32, 32))
     folders = [str(folder / "data" / name) for name in SITES]
     fedsr("federate", *folders, "--out", "reference", "--rounds", str(ROUNDS), "--override", *OVERRIDES)
-    say("fedsr federate: the reference is there")
+    say("fedsr federate: the reference is complete")
 
     (folder / "project.yml").write_text(json.dumps(PROJECT))  # JSON is YAML
     log = open(folder / "flare.log", "w")
@@ -205,8 +205,8 @@ def compare(folder: Path, kits: Path, result: Path) -> bool:
     )
     for site in SITES:
         ours, theirs = (
-            torch.load(place / "sites" / site / "model.pt", weights_only=True)
-            for place in (kits / site / "fedsr" / "trial", folder / "reference")
+            torch.load(root / "sites" / site / "model.pt", weights_only=True)
+            for root in (kits / site / "fedsr" / "trial", folder / "reference")
         )
         differing += [f"{site} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]
     say(f"sites: {len(SITES)} networks with their own heads, {len(differing)} tensors differ")

@@ -81,8 +81,8 @@ class Stage:
         bundles = {} if bundle is None else {bundle.name: str(bundle)}
         self.engines = {name: Engine(root / name, []) for name in self.names}
         for name, engine in self.engines.items():
-            place = {"site": str(data / name), "bundles": bundles, **(own or {})}
-            (Path(engine.workspace.get_site_config_dir()) / "fedsr.json").write_text(json.dumps(place))
+            own_config = {"site": str(data / name), "bundles": bundles, **(own or {})}
+            (Path(engine.workspace.get_site_config_dir()) / "fedsr.json").write_text(json.dumps(own_config))
         self.engine = Engine(root / "server", self.names)
         (root / "server" / "local" / "fedsr.json").write_text(json.dumps({"bundles": bundles}))
         self.persistor = FedSRPersistor(**components["persistor"])
@@ -111,7 +111,7 @@ class Stage:
         self.persistor.load(self.context())
         for name in self.names:
             if not self.persistor.begun:
-                self.aggregator.start(name, self.ask(name, "start", Shareable()), self.context())
+                self.aggregator.begin_run(name, self.ask(name, "initial_features", Shareable()), self.context())
 
     def task(self) -> Shareable:
         task = self.send(global_dxo(self.persistor.server.send()).to_shareable())

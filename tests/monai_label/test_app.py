@@ -1,4 +1,4 @@
-"""The folder that MONAI Label serves; needs no MONAI Label."""
+"""Make the folder that MONAI Label serves; needs no MONAI Label."""
 
 from __future__ import annotations
 
@@ -68,25 +68,23 @@ def test_what_was_trained_is_kept(installed, weights, tmp_path):
     (bundle / "models" / "model.pt").write_text("trained")
     assert make_app(tmp_path / "app") == bundle
     assert (bundle / "models" / "model.pt").read_text() == "trained"
-    with pytest.raises(
-        UserError,
-        match=rf"^{tmp_path}/app: was made with weights of the bundle, expected {weights}; leave --weights out to go on "
-        "with what was trained there, or choose another --out$",
-    ):
+    with pytest.raises(UserError) as caught:
         make_app(tmp_path / "app", weights)
+    assert (caught.value.where, caught.value.expected) == (str(tmp_path / "app"), str(weights))
+    assert caught.value.found == "an app made with weights of the bundle" and "--out" in caught.value.fix
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 def test_a_folder_of_something_else_is_left_alone(installed, tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match=r"app: is something else, expected an app of `fedsr label` or nothing; choose"):
+    with pytest.raises(UserError, match=r"app: found something else, expected an app of `fedsr label`.*--out"):
         make_app(tmp_path / "app")
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["thesis.txt"]
 
 
 def test_weights_that_cannot_be_used_leave_no_app(installed, tmp_path):
-    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network"):
+    with pytest.raises(UserError, match=r"none.pt: .*expected the weights"):
         make_app(tmp_path / "app", tmp_path / "none.pt")
     assert not (tmp_path / "app").exists()
 
@@ -96,19 +94,12 @@ def test_a_port_that_is_taken_is_named():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(
-            UserError,
-            match=rf"^127.0.0.1:{port}: Address already in use, expected a free port; choose another --host or --port$",
-        ):
+        with pytest.raises(UserError, match=rf"^127.0.0.1:{port}: found Address already in use.*--port"):
             check_port("127.0.0.1", port)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("monailabel") is not None, reason="MONAI Label is installed here"
-)
+@pytest.mark.skipif(importlib.util.find_spec("monailabel") is not None, reason="MONAI Label is installed here")
 def test_the_environment_of_training_says_where_to_go(tmp_path, capsys):
     assert main(["label", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "fedsr: MONAI Label: found none in this environment, expected the one that it has for itself; make it with "
-        "`make label-env` and use its fedsr (.venv-label/bin/fedsr)\n"
-    )
+    message = capsys.readouterr().err
+    assert message.startswith("fedsr: MONAI Label: found none in this environment") and "make label-env" in message

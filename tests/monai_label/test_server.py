@@ -57,7 +57,18 @@ def server(studies: Path, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["timeout", str(SECONDS), sys.executable, "-m", "fedsr_monai", "label", str(studies), "--port", str(port), *options]
+    command = [
+        "timeout",
+        str(SECONDS),
+        sys.executable,
+        "-m",
+        "fedsr_monai",
+        "label",
+        str(studies),
+        "--port",
+        str(port),
+        *options,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with open(studies.parent / "server.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=studies.parent)
@@ -111,7 +122,10 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
             nib.save(corrected, tmp_path / "corrected.nii.gz")
             with open(tmp_path / "corrected.nii.gz", "rb") as file:
                 answer = requests.put(
-                    f"{address}/datastore/label", params={"image": name, "tag": "final"}, files={"label": file}, timeout=60
+                    f"{address}/datastore/label",
+                    params={"image": name, "tag": "final"},
+                    files={"label": file},
+                    timeout=60,
                 )
             assert answer.status_code == 200, answer.text
         stored = nib.load(studies / "labels" / "final" / "scan1.nii.gz")

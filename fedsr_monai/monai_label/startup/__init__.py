@@ -1,1 +1,1 @@
-"""The folder that `fedsr label` puts on the path of MONAI Label's processes: Python runs `sitecustomize` by itself."""
+"""What runs first in MONAI Label's processes: `fedsr label` puts this folder on their path, and Python imports `sitecustomize`."""

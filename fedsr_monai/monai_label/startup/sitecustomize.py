@@ -1,7 +1,7 @@
-"""Lets torchvision be imported where its compiled operators cannot be loaded.
+"""Let torchvision be imported where its compiled operators cannot be loaded.
 
 MONAI Label needs two drawing functions of torchvision, in plain Python. A torchvision built for CUDA beside a torch built
-for the CPU cannot load its compiled part, and then fails to import because it describes two operators that nobody declared
+for the CPU cannot load its compiled part, and then fails to import because it describes two operators that no library has declared
 (``operator torchvision::nms does not exist``). Declaring them is enough; nothing calls them here. MONAI Label trains in
 processes of its own, so this must run in each of them: Python imports a module of this name when it starts.
 """
@@ -18,7 +18,7 @@ OPERATORS = (
 
 
 def declare() -> torch.library.Library | None:
-    """Declare the operators unless torchvision's own library provides them; they live as long as what is returned."""
+    """Declare the operators, unless torchvision's own library provides them; they exist as long as the object returned."""
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         return None
