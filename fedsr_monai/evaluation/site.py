@@ -24,6 +24,7 @@ from fedsr_monai.evaluation.tables import (
     summarise,
 )
 from fedsr_monai.files import atomic_path, read_json, write_csv, write_json
+from fedsr_monai.labels.agreement import agreement
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
@@ -45,7 +46,7 @@ def evaluate_network(
     atlas that it carries, in evaluation mode; afterwards it has the mode that it had before.
 
     Args:
-        network: a `FedSRNet`, or a module with its `forward`, `register`, `warp_labels`, `atlas_image`, `atlas_label`.
+        network: a `FedSRNet`, or a module with its `predict`, `warp_labels`, `atlas_image`, `atlas_label`.
         site: the site whose scans are read, all on the grid of the atlas.
         section: training, validation or test; scans without a label are left out.
         device: where the network runs.
@@ -107,20 +108,20 @@ def run_case(
     scan = image[None].to(device)
     start = time.perf_counter()
     with torch.no_grad():
-        segmentation = network(scan).argmax(dim=1)
-        ddf, warped_image = network.register(scan)
-        warped_label = network.warp_labels(ddf)
+        found = network.predict(scan)
+        warped_label = network.warp_labels(found.ddf)
+        segmentation = found.logits.argmax(dim=1)
     volumes = {
         "image": image,
         "label": label.to(torch.uint8),
         "segmentation": segmentation.to(torch.uint8),
         "atlas_image": network.atlas_image,
         "atlas_label": network.atlas_label,
-        "warped_image": warped_image,
+        "warped_image": found.warped_image,
         "warped_label": warped_label,
     }
     arrays = {name: volume.reshape(expected).cpu().numpy() for name, volume in volumes.items()}
-    arrays["ddf"] = ddf.reshape(3, *expected).float().cpu().numpy()
+    arrays["ddf"] = found.ddf.reshape(3, *expected).float().cpu().numpy()
     return arrays, time.perf_counter() - start
 
 
@@ -135,12 +136,13 @@ def case_rows(volumes: Mapping[str, np.ndarray], site: Site) -> list[dict[str, A
 
 
 def image_measures(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the measures of one case that need no labels: NCC without and with registration, percentage of folds."""
+    """Return the measures of one case that need no reference: NCC, folded voxels, agreement of the two heads."""
     brain = volumes["image"] > 0
     return {
         "ncc_unregistered": ncc(volumes["atlas_image"], volumes["image"], brain),
         "ncc_registration": ncc(volumes["warped_image"], volumes["image"], brain),
         "folded_percent": folded_percent(torch.from_numpy(volumes["ddf"]), torch.from_numpy(brain)),
+        "head_agreement": agreement(volumes["segmentation"], volumes["warped_label"]),
     }
 
 

@@ -15,7 +15,7 @@ from fedsr_monai.labels import LABELS
 
 TASKS = ("unregistered", "registration", "segmentation")
 MEASURES = ("dice", "jaccard", "avd_ml", "avd_percent", "hd95_mm", "asd_mm")
-CASE_MEASURES = ("seconds", "ncc_unregistered", "ncc_registration", "folded_percent")
+CASE_MEASURES = ("seconds", "ncc_unregistered", "ncc_registration", "folded_percent", "head_agreement")
 METRIC_COLUMNS = ("site", "case", "task", "structure", "label", *MEASURES, "volume_ml", "reference_ml", "missed")
 CASE_COLUMNS = ("site", "case", *CASE_MEASURES)
 TEXT_COLUMNS = {"method", "site", "case", "task", "structure"}
@@ -32,6 +32,7 @@ DEFINITIONS = {
     "asd_mm": "average symmetric surface distance, in mm",
     "ncc": "correlation of the intensities of scan and (warped) atlas inside the scan's brain",
     "folded_percent": "voxels of the scan's brain whose Jacobian determinant is <= 0",
+    "head_agreement": "mean Dice between the labels of segmentation and registration: needs no reference",
 }
 
 

@@ -14,7 +14,7 @@ from fedsr_monai.labels import LABELS
 from fedsr_monai.report.charts import dice_chart, task_legend
 from fedsr_monai.report.figures import deformation_figure, error_figure, overlay_figure
 from fedsr_monai.report.sources import Sources
-from fedsr_monai.report.tables import chip, number, site_table, structure_table
+from fedsr_monai.report.tables import chip, number, scan_table, site_table, structure_table
 
 FIGURES = (
     (
@@ -139,15 +139,18 @@ def results(sources: Sources) -> str:
 
 
 def site_section(sources: Sources, name: str, opened: bool) -> str:
-    """Return the section of one site, which a click opens: pictures of its first scan, and its structures."""
+    """Return the section of one site, which a click opens: pictures of its first scan, its scans and structures."""
     part = sources.summary["sites"][name]
     files = sources.figures.get(name, [])
     pictures = case_pictures(files[0]) if files else ""
     dice = ", ".join(f"{task} {number(of['mean']['dice']['mean'], 3)}" for task, of in part["tasks"].items())
-    what = "Pictures and structures" if files else "Structures"
+    what = "Pictures, scans and structures" if files else "Scans and structures"
+    rows, cases = ([row for row in of_all if row["site"] == name] for of_all in (sources.rows, sources.cases))
+    scans = scan_table(rows, cases)
     return (
         f'<details class="site"{" open" if opened else ""}><summary>{what}'
-        f'<span class="soft">Dice: {dice}</span></summary>{pictures}<h3>Structures</h3>{structure_table(part)}'
+        f'<span class="soft">Dice: {dice}</span></summary>{pictures}<h3>Scans</h3>{scans}'
+        f"<h3>Structures</h3>{structure_table(part)}"
         f"<details><summary>Jaccard, ASD and AVD</summary>{structure_table(part, ('jaccard', 'asd_mm'))}"
         f"{structure_table(part, ('avd_ml', 'avd_percent'))}</details></details>"
     )

@@ -21,6 +21,7 @@ class Sources:
     Attributes:
         run: content of `run.json`.
         summary: `summarise` of the evaluation's tables.
+        rows, cases: rows of metrics.csv and cases.csv.
         history, participation, rounds: rows of the run's tables, as text.
         figures: files with volumes for the figures, by site.
         simulated: names of the sites whose scans are simulated.
@@ -28,6 +29,8 @@ class Sources:
 
     run: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    cases: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, str]] = field(default_factory=list)
     participation: list[dict[str, str]] = field(default_factory=list)
     rounds: list[dict[str, str]] = field(default_factory=list)
@@ -55,9 +58,10 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     simulated = {name for name, folder in folders.items() if (folder / RECORD).exists()}
     if evaluation_dir is not None and (Path(evaluation_dir) / "metrics.csv").exists():
         evaluation_dir = Path(evaluation_dir)
-        rows = read_measures(evaluation_dir / "metrics.csv", METRIC_COLUMNS)
-        cases = evaluation_dir / "cases.csv"
-        sources.summary = summarise(rows, read_measures(cases, CASE_COLUMNS) if cases.exists() else [])
+        sources.rows = read_measures(evaluation_dir / "metrics.csv", METRIC_COLUMNS)
+        if (evaluation_dir / "cases.csv").exists():
+            sources.cases = read_measures(evaluation_dir / "cases.csv", CASE_COLUMNS)
+        sources.summary = summarise(sources.rows, sources.cases)
         data = {}
         if (evaluation_dir / "metrics.json").exists():
             summary = read_json(evaluation_dir / "metrics.json", "the summary of an evaluation", "evaluate again")

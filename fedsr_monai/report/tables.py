@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fedsr_monai.evaluation.tables import TASKS
+from fedsr_monai.evaluation.tables import TASKS, spread
 from fedsr_monai.labels import ABBREVIATIONS, COLOURS
 
 # by measure: heading, digits, whether more is better
@@ -41,7 +41,7 @@ def mean_cell(
 
 
 def measure_cells(by_task: Mapping[str, Mapping[str, Any]], measure: str, tasks: Sequence[str]) -> str:
-    """Return one cell per task, the best of them marked."""
+    """Return one cell per task with mean and standard deviation, the best of them marked."""
     _, digits, more_is_better = MEASURE_STYLE[measure]
     means = {task: round(by_task[task][measure]["mean"], digits) for task in tasks}
     finite = [mean for mean in means.values() if math.isfinite(mean)]
@@ -91,7 +91,7 @@ def site_table(summary: Mapping[str, Any]) -> str:
     has_cases = bool(summary["all"]["cases"])
     groups: dict[str, list[str]] = {"Scans": ["n"], "Dice": columns, "HD95 (mm)": columns}
     if has_cases:
-        groups |= {"NCC": ["unregistered", "reg."], "Folded": ["%"]}
+        groups |= {"NCC": ["unreg.", "reg."], "Folded": ["%"], "Heads agree": ["Dice"]}
     groups["Missed"] = columns
     rows = []
     for name, part in parts:
@@ -108,6 +108,7 @@ def site_table(summary: Mapping[str, Any]) -> str:
             before, after = cases["ncc_unregistered"], cases["ncc_registration"]
             cells += mean_cell(before, 3, first=True) + mean_cell(after, 3, best=after["mean"] > before["mean"])
             cells += mean_cell(cases["folded_percent"], 3, first=True)
+            cells += mean_cell(cases["head_agreement"], 3, first=True)
         cells += count_cells([of_task["missed"] for of_task in by_task.values()])
         rows.append(f'<tr class="{"total" if name == "All sites" else ""}">{cells}</tr>')
     return table(
@@ -116,6 +117,34 @@ def site_table(summary: Mapping[str, Any]) -> str:
         "Mean ± standard deviation over scans; the structures of a scan are averaged first. <b>Marked</b>: the best of "
         "a row. A missed structure counts with Dice 0 and the diagonal of the image as distance.",
     )
+
+
+def scan_table(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with one row per scan of a site: Dice, NCC, folds, agreement of the heads, missed structures.
+
+    Args:
+        rows: the rows of metrics.csv of the site.
+        cases: the rows of cases.csv of the site; may be empty.
+    """
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    columns = [SHORT_TASKS[task] for task in tasks]
+    by_case = {case["case"]: case for case in cases}
+    groups: dict[str, list[str]] = {"Dice": columns}
+    if by_case:
+        groups |= {"NCC": ["unreg.", "reg."], "Folded": ["%"], "Heads agree": ["Dice"]}
+    groups["Missed"] = columns
+    lines = []
+    for name in dict.fromkeys(row["case"] for row in rows):
+        by_task = {task: [row for row in rows if (row["case"], row["task"]) == (name, task)] for task in tasks}
+        means = {task: {"dice": spread(row["dice"] for row in of_task)} for task, of_task in by_task.items()}
+        cells = f'<th class="left">{escape(name)}</th>' + measure_cells(means, "dice", tasks)
+        if by_case:
+            case = by_case.get(name, {})
+            for measure in ("ncc_unregistered", "ncc_registration", "folded_percent", "head_agreement"):
+                cells += mean_cell(spread([case.get(measure, math.nan)]), 3, first=measure != "ncc_registration")
+        cells += count_cells([sum(row["missed"] for row in of_task) for of_task in by_task.values()])
+        lines.append(f"<tr>{cells}</tr>")
+    return table(group_heads(groups, "Scan"), lines)
 
 
 def structure_table(part: Mapping[str, Any], measures: Sequence[str] = ("dice", "hd95_mm")) -> str:

@@ -11,6 +11,7 @@ from monai.networks.blocks import Warp
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation import evaluate_network
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures
+from fedsr_monai.networks.fedsr_net import Prediction
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.sites.writing import write_site
@@ -38,16 +39,13 @@ class FakeNetwork(torch.nn.Module):
         self.register_buffer("atlas_label", torch.from_numpy(label)[None, None])
         self.shift = shift
 
-    def forward(self, image):
+    def predict(self, image):
         assert not self.training and not torch.is_grad_enabled()
         logits = torch.zeros(1, 14, *SHAPE)
         logits[:, 6] = torch.where(image[:, 0] > 0, 1.0, -1.0)
-        return logits
-
-    def register(self, image):
         ddf = torch.zeros(1, 3, *SHAPE)
         ddf[:, 0] = -self.shift
-        return ddf, Warp()(self.atlas_image, ddf)
+        return Prediction(logits, ddf, Warp()(self.atlas_image, ddf))
 
     def warp_labels(self, ddf):
         return Warp(mode="nearest")(self.atlas_label.float(), ddf).to(torch.uint8)
@@ -101,6 +99,8 @@ def test_the_evaluation_folder(make_site, tmp_path):
     assert [r["structure"] for r in back] == [r["structure"] for r in rows]
     cases = {case["case"]: case for case in read_measures(out / "cases.csv", CASE_COLUMNS)}
     assert cases["s2"]["ncc_registration"] == pytest.approx(1, abs=1e-5) and cases["s2"]["ncc_unregistered"] < 0.9
+    # thalamus: all of the body against the warped half of it, putamen: nothing
+    assert cases["s2"]["head_agreement"] == pytest.approx((2 / 3 + 0) / 2)
     assert cases["s0"]["ncc_unregistered"] == pytest.approx(1) and cases["s0"]["folded_percent"] == 0
     summary = json.loads((out / "metrics.json").read_text())
     assert summary["sites"]["a"]["tasks"]["segmentation"]["missed"] == 3

@@ -64,7 +64,15 @@ def test_sites_and_tasks_are_apart_and_all_cases_equal():
         *rows_of("b", "2", "segmentation", {"x": 0.9}),
     ]
     cases = [
-        {"site": "b", "case": c, "seconds": 1.0, "ncc_unregistered": 0.5, "ncc_registration": n, "folded_percent": 0.0}
+        {
+            "site": "b",
+            "case": c,
+            "seconds": 1.0,
+            "ncc_unregistered": 0.5,
+            "ncc_registration": n,
+            "folded_percent": 0.0,
+            "head_agreement": 0.8,
+        }
         for c, n in (("1", 0.8), ("2", 0.9))
     ]
     summary = summarise(rows, cases)

@@ -63,6 +63,7 @@ def evaluation(tmp_path):
             "ncc_unregistered": 0.5,
             "ncc_registration": 0.8125,
             "folded_percent": 0.0625,
+            "head_agreement": 0.875,
         }
         for site, case in pairs
     ]

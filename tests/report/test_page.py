@@ -63,7 +63,7 @@ def test_the_whole_report(run, pictured, tmp_path):
     # (12 x 0.875 + 0) / 13 at one site of two, 0.875 at the other
     assert "0.500 with the unregistered atlas, 0.750 after registration and 0.841 by segmentation" in page.text
     assert "policy fedsr · 2 of 4 rounds" in page.text
-    assert len(page.sources) == 3 and "Pictures and structures" in page.text
+    assert len(page.sources) == 3 and "Pictures, scans and structures" in page.text
 
 
 def test_the_file_needs_nothing_else(run, pictured, tmp_path):
@@ -154,3 +154,11 @@ def test_epochs_are_within_their_round():
         for site, number, epoch in [("a", "1", "1"), ("b", "1", "1"), ("a", "1", "2"), ("a", "2", "3"), ("c", "0", "7")]
     ]
     assert epoch_positions(rows) == [0.5, 1.0, 1.0, 2.0, 7.0]
+
+
+def test_each_scan_has_a_row_with_the_agreement_of_its_heads(evaluation, tmp_path):
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    scan = page.row("s1")
+    assert [cell[1] for cell in scan[4:8]] == ["0.500", "0.812", "0.062", "0.875"]
+    assert [cell[1] for cell in scan[-3:]] == ["0", "0", "1"] and scan[-1][0] == "warn"
+    assert [cell[1] for cell in page.row("north")[11:12]] == ["0.875"]
