@@ -62,6 +62,12 @@ def personalise(
 
     Raises:
         UserError: a path or setting is wrong, the weights do not fit, or `out` holds a training with other settings.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> model = fm.personalise("sites/adult-3t", "run", "run/personalised/adult-3t", epochs=1, epoch_length=1)
+        >>> model.name
+        'model.pt'
     """
     for name, value in (("epochs", epochs), ("epoch_length", epoch_length)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

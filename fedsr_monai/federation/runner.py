@@ -66,6 +66,12 @@ def federate(
 
     Raises:
         UserError: an argument or site is wrong, `out` holds a run with other settings, or too few sites answered.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> run = fm.federate(["sites/adult-3t"], "run", rounds=1, overrides={"epoch_length": 1})
+        >>> (run / "sites" / "adult-3t" / "model.pt").is_file()
+        True
     """
     out = Path(out)
     _check_arguments(rounds, local_epochs, weighting, timeout, processes, participation)

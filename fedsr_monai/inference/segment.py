@@ -74,6 +74,14 @@ def segment(
     Raises:
         UserError: a scan, the site or the weights cannot be used; several scans that were refused are named a line
             each.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> weights = "run/personalised/adult-3t/model.pt"
+        >>> scans = ["sites/adult-3t/images/test-001.nii.gz"]
+        >>> paths = fm.segment(scans, "labels", weights=weights, site="sites/adult-3t", progress=False)
+        >>> [path.name for path in paths]
+        ['test-001_dseg.nii.gz']
     """
     if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0 or (refine and not register):
         raise UserError(f"refine: found {refine!r}, expected a whole number of steps, and register with it; correct it")

@@ -69,6 +69,15 @@ class FedSRNet(nn.Module):
         label_guidance, passes: see :class:`RegistrationHead`.
         integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity fields.
         spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
+
+    Examples:
+        >>> import torch
+        >>> import fedsr_monai as fm
+        >>> network = fm.FedSRNet().eval()
+        >>> with torch.no_grad():
+        ...     logits = network(torch.rand(1, 1, 32, 32, 32))
+        >>> tuple(logits.shape)
+        (1, 14, 32, 32, 32)
     """
 
     def __init__(

@@ -95,6 +95,12 @@ def prepare_site(
     Raises:
         UserError: the source, the atlas or an argument is wrong, or scans were refused: then they are named a line each, and the
             site folder holds the others.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> site = fm.prepare_site("scans", "mysite", spacing=4.0, shape=(40, 48, 40), processes=1)
+        >>> (site / "site.json").is_file()
+        True
     """
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise UserError(f"--processes: found {processes!r}, expected a whole number of at least 1; correct it")

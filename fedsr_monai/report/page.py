@@ -39,6 +39,12 @@ def write_report(
 
     Raises:
         UserError: there is nothing to report, a file is damaged, or the report cannot be written.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> report = fm.write_report("run", "evaluation", "run/report.html")
+        >>> report.is_file()
+        True
     """
     sources = read_sources(run_dir, evaluation_dir)
     page = html_page(title, subtitle(sources), headline(sources) + simulated_note(sources), list(sections(sources)))

@@ -57,6 +57,14 @@ def simulate_sites(
     Raises:
         UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the
             template packages are not installed, or the disk is full.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> folders = fm.simulate_sites(
+        ...     "sites", sites=1, training=1, validation=0, test=1, spacing=6.0, shape=(32, 32, 32), processes=1
+        ... )
+        >>> [folder.name for folder in folders]
+        ['adult-3t']
     """
     counts = dict(zip(SECTIONS, (training, validation, test)))
     limits = {"sites": (sites, 1), "seed": (seed, 0), "processes": (processes, 1)}

@@ -24,6 +24,13 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
 
     `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing
     is raised for a broken site, however broken.
+
+    Examples:
+        >>> import fedsr_monai as fm
+        >>> fm.check_site("sites/adult-3t")
+        []
+        >>> fm.check_site("nowhere")[0].expected
+        'a site folder with site.json'
     """
     root = Path(path).absolute()
     try:
