@@ -1,1 +1,1 @@
-"""`fedsr segment`: the inference workflow of a bundle over scans, and what it writes."""
+"""Labelling and registering scans with trained weights: the list of scans, the bundle's workflow over it, and the files that it writes."""

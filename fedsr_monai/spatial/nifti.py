@@ -17,8 +17,8 @@ from fedsr_monai.files import write_bytes
 
 
 def volume_stem(path: str | os.PathLike) -> str:
-    """Return the file name without `.nii` or `.nii.gz`."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
+    """Return the file name without `.nii`, `.nii.gz`, `.mgz` or `.mgh`."""
+    return re.sub(r"\.(nii(\.gz)?|mgz|mgh)$", "", Path(path).name)
 
 
 def read_nifti(path: str | os.PathLike) -> tuple[nib.Nifti1Image, np.ndarray]:

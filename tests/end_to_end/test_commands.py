@@ -85,7 +85,7 @@ def test_the_tour(place, capsys):
         ("personalise @sites/adult-3t --weights @nothing --out @y", "@nothing: .*, expected a run folder"),
         ("simulate @sites --spacing 3", "spacing.* 3 mm .*1.5, 2.0, 2.5.*shape"),
         ("simulate @new --profiles martian", "profile.*'martian'.*, expected one of adult-3t, "),
-        ("segment @none.nii.gz --out @z", "@none.nii.gz: .*no such file, expected a NIfTI scan"),
+        ("segment @none.nii.gz --out @z", "@none.nii.gz: .*no such file, expected a scan"),
     ],
 )
 def test_mistakes_after_the_tour(place, capsys, line, pattern):

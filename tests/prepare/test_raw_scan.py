@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fedsr_monai.errors import UserError
 from fedsr_monai.inference.segment import segment
-from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks import FedSRNet, Prediction
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.displacement import field_on_scan, write_displacement
 from fedsr_monai.spatial.grid import Grid
@@ -54,12 +53,11 @@ def test_a_raw_scan_is_labelled_where_it_lies_and_the_field_maps_the_atlas_to_it
     logits = 8 * torch.nn.functional.one_hot(torch.from_numpy(label)[None].long(), 14).movedim(-1, 1).float()
     seen = {}
 
-    def forward(self, scan):
+    def predict(self, scan):
         seen["scan"] = scan
-        return logits
+        return Prediction(logits, ddf)
 
-    monkeypatch.setattr(FedSRNet, "forward", forward)
-    monkeypatch.setattr(FedSRNet, "register", lambda self, scan: (ddf, None))
+    monkeypatch.setattr(FedSRNet, "predict", predict)
     (written,) = segment([path], tmp_path / "out", weights=weights, site=site, register=True, raw=True)
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"scan_dseg.nii.gz", "scan_warp.nii.gz", "scan_alignment.png"}
 
@@ -116,15 +114,3 @@ def test_ants_agrees(tmp_path, ddf):
     theirs = ants.apply_transforms(fixed, moving, [str(tmp_path / "warp.nii.gz")], interpolator="linear").numpy()
     ours = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape, shift=field)[0].numpy()
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9999
-
-
-def test_masks_go_with_raw_scans(tmp_path, site, weights):
-    volume, _, own, _ = raw_scan(0)
-    path = save(tmp_path / "scan.nii.gz", volume, own.affine)
-    for masks, raw, message in (
-        ([path], False, "--masks: given for scans that are stripped already, expected it with --raw; add --raw or leave it out"),
-        ([path, path], True, "--masks: found 2 masks for 1 scans, expected one a scan; give all of them, in their order"),
-    ):
-        with pytest.raises(UserError) as caught:
-            segment([path], tmp_path / "out", weights=weights, site=site, raw=raw, masks=masks)
-        assert str(caught.value) == message

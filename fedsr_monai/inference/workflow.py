@@ -1,0 +1,137 @@
+"""A bundle's inference configuration, taken apart: what happens between reading a scan and writing its labels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.transforms import Compose, LoadImaged, SaveImaged
+
+from fedsr_monai.atlas.standard import standard_atlas
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.device import find_device
+from fedsr_monai.errors import UserError, user_error
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.sites.site import load_atlas
+from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import write_volume
+
+Atlas = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """The parts of a bundle's `configs/inference.json`.
+
+    Attributes:
+        network: with its weights, in evaluation mode, on `device`.
+        grid: of the network.
+        device: where the network is.
+        preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the network's input on the grid.
+        inferer: calls the network.
+        postprocessing: from logits on the grid ("pred") to labels on the voxels of the scan.
+    """
+
+    network: FedSRNet
+    grid: Grid
+    device: torch.device
+    preprocessing: Compose
+    inferer: Inferer
+    postprocessing: Compose
+
+
+def load_workflow(
+    bundle: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    site: str | os.PathLike | None = None,
+    device: str | torch.device | None = None,
+) -> Workflow:
+    """Build the network, read its weights and take the reader and the writer off the bundle's transforms.
+
+    MONAI Label and MONAI Deploy use a bundle in the same way: they read and write by themselves.
+
+    Args:
+        bundle: name or folder of the bundle.
+        weights: checkpoint; by default the bundle's models/model.pt.
+        site: site folder whose grid is used; by default the bundle's own grid.
+        device: by default the first GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: there is no such bundle, site, device or checkpoint; or the weights are those of a site, and the site is not given.
+    """
+    root = bundle_path(bundle)
+    parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
+    values: dict[str, Any] = {"bundle_root": str(root), "dataset_dir": None if site is None else str(site)}
+    if weights is not None:
+        values["ckpt_path"] = str(weights)
+    if device is not None:
+        values["device"] = f"$torch.device('{find_device(device)}')"
+    parser.update(values)
+    try:
+        grid, device, file = (parser.get_parsed_content(key) for key in ("grid", "device", "ckpt_path"))
+        network = load_weights(parser.get_parsed_content("network_def"), file, atlas=site is None)
+        preprocessing, inferer, postprocessing = (
+            parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
+        )
+    except Exception as error:
+        raise user_error(error) or error
+    if site is None:
+        check_atlas(network.atlas_label[0], grid, file)
+    reader, *before = preprocessing.transforms
+    if not isinstance(reader, LoadImaged):
+        raise UserError(
+            root / "configs" / "inference.json",
+            found=f"preprocessing that begins with {type(reader).__name__}",
+            expected="LoadImaged",
+            fix="correct the bundle's configuration",
+        )
+    after = [transform for transform in postprocessing.transforms if not isinstance(transform, SaveImaged)]
+    return Workflow(network.to(device).eval(), grid, device, Compose(before), inferer, Compose(after))
+
+
+def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> None:
+    """Refuse weights that carry another atlas than the project's: it says that they belong to the grid of a site.
+
+    Weights that were trained without a site (as MONAI Label trains them) carry the project's atlas.
+
+    Args:
+        label: the labels [1, D, H, W] that came with the weights, 0 everywhere if there were none.
+        grid: the bundle's own.
+        file: of the weights.
+
+    Raises:
+        UserError: it is another atlas.
+    """
+    if not label.any():
+        return
+    # Not bit by bit: other versions of scipy may round the border between two structures to the other side.
+    if label.shape[1:] != grid.shape or (standard_atlas(grid.spacing, grid.shape)[1] == label).float().mean() < 0.999:
+        raise UserError(
+            file,
+            found="the weights of one site, with its atlas",
+            expected="the folder of the site, for its grid",
+            fix="name its folder with --site",
+        )
+
+
+def get_atlas(site: str | os.PathLike | None, grid: Grid, out: Path) -> Atlas:
+    """Return the site's atlas, or build one on the grid and write it to `out/atlas`, for whoever applies the deformation.
+
+    Returns:
+        Image float32 and labels uint8, both [1, D, H, W].
+
+    Raises:
+        UserError: the site violates its contract, or the packages that the atlas is built from are not installed.
+    """
+    if site is not None:
+        return load_atlas(site)
+    image, label = standard_atlas(grid.spacing, grid.shape)
+    for name, volume in (("image", image), ("label", label)):
+        write_volume(out / "atlas" / f"{name}.nii.gz", volume[0].numpy(), grid.affine)
+    return image, label
