@@ -17,7 +17,7 @@ from fedsr_monai.bundle_path import bundle_path, check_overrides
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
-from fedsr_monai.networks.weights import HEADS, read_weights
+from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.sites.site import load_site
 
 SHARED = ("encoder.", "sa.")
@@ -163,7 +163,7 @@ def starting_tensors(weights: Path, run: Path | None, record: Mapping[str, Any],
         tensors = read_weights(own) | tensors
     elif record.get("from_weights"):
         tensors = read_weights(record["from_weights"]["path"]) | tensors
-    start = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEADS)}
+    start = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEAD_PREFIXES)}
     for part in SHARED:
         if not any(key.startswith(part) for key in start):
             raise UserError(

@@ -14,7 +14,7 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.evaluation.run import evaluate_models, models_of_sites, summary_lines
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.handlers import save_checkpoint
-from fedsr_monai.networks.weights import ATLAS, read_weights
+from fedsr_monai.networks.weights import ATLAS_KEYS, read_weights
 from fedsr_monai.simulation.profiles import PROFILES
 from fedsr_monai.simulation.sites import simulate_labelled, simulate_sites
 
@@ -84,5 +84,5 @@ def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Pat
     """Copy a site's network for others: everything but its atlas, which is replaced by an empty one."""
     state = read_weights(checkpoint)
     empty = {"atlas_image": torch.zeros(1, 1, 16, 16, 16), "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
-    save_checkpoint({key: empty[key] if key in ATLAS else value for key, value in state.items()}, Path(out))
+    save_checkpoint({key: empty[key] if key in ATLAS_KEYS else value for key, value in state.items()}, Path(out))
     return Path(out)

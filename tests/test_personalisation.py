@@ -14,7 +14,7 @@ from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import HEADS, read_weights
+from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.personalisation import personalise, starting_tensors
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
@@ -44,7 +44,7 @@ def shared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def heads(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in state.items() if key.startswith(HEADS)}
+    return {key: value for key, value in state.items() if key.startswith(HEAD_PREFIXES)}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -5,7 +5,7 @@ import json
 import torch
 
 from fedsr_monai import pretraining as module
-from fedsr_monai.networks.weights import ATLAS
+from fedsr_monai.networks.weights import ATLAS_KEYS
 
 
 def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
@@ -14,7 +14,7 @@ def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PROFILES", ["adult-3t"])
     weights = module.pretrain(tmp_path / "out", **sizes, **counts)
     state = torch.load(weights, weights_only=True)
-    assert not any(state[key].any() for key in ATLAS)  # no site's atlas is passed on
+    assert not any(state[key].any() for key in ATLAS_KEYS)  # no site's atlas is passed on
     before = (tmp_path / "out/segmentation/sites/pooled/model.pt").stat().st_mtime_ns
 
     weights.unlink()

@@ -22,7 +22,7 @@ from fedsr_monai.engines.objectives import (
 )
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
-from fedsr_monai.networks.label_fractions import label_fractions, mean_fractions, predicted_fractions
+from fedsr_monai.networks.label_fractions import label_fractions, average_fractions, predicted_fractions
 from fedsr_monai.networks.sa import HEADS
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAtlas
@@ -150,7 +150,7 @@ class JointTrainer(Trainer):
             fixed, moving = self._encode(torch.cat([scan, drawn]))
             logits, pooled = self.network.segment(fixed)
         probability = logits.detach().softmax(dim=1)  # once, for the registration's target and for the segmentation's losses
-        fractions = mean_fractions(probability[items])
+        fractions = average_fractions(probability[items])
         found = self._align([f[items] for f in fixed], moving, fractions)
         target = self._target(drawn, drawn_label, fractions) if on_drawn else self._target(scan, label, fractions)
         labelled = self._labelled(logits, probability, len(scan), label, drawn_label, None if on_drawn else found)

@@ -1,4 +1,4 @@
-"""Networks: encoder, SCIE decoders, spatial transformer and the assembled FedSRNet."""
+"""The network: encoder, SCIE decoders, site-aggregated features, their assembly, and loading weights into it. No losses, no training."""
 
 from fedsr_monai.networks.fedsr_net import PRESETS, FedSRNet, Prediction, Registration
 

@@ -1,8 +1,12 @@
-"""The two SCIE decoders (heads). Both climb the scales f3, f2, f1 by the same block; they differ in what they read and what they emit."""
+"""The two SCIE decoders (heads). Both climb the scales f3, f2, f1 by the same block; they differ in what they read and what they emit.
+
+Each head has a plain forward pass, and a fast one with the same result that reads the weights of convolutions instead of
+calling them. The fast one is taken where nobody looks on: see `may_bypass`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.utils import pixelshuffle
@@ -10,13 +14,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsr_monai.networks.encoder import conv_block
-from fedsr_monai.networks.sa import SAVectors
 from fedsr_monai.networks.scie import SCIE
 from fedsr_monai.spatial.warping import compose, integrate, resize_ddf, warp
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def may_bypass(*blocks: nn.Module) -> bool:
+    """Return whether the convolutions of these blocks may be bypassed: their weights used, and they not called.
+
+    Not while the network is traced, compiled or exported, nor where a block or its convolution has hooks, or the convolution
+    is not a plain one (quantised or parametrised, for example): the plain pass then calls every module.
+
+    Args:
+        blocks: convolutions, or blocks with one as `conv`.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    convolutions = [getattr(block, "conv", block) for block in blocks]
+    hooked = any(getattr(module, hooks) for module in (*blocks, *convolutions) for hooks in HOOKS)
+    return not hooked and all(type(convolution) is nn.Conv3d for convolution in convolutions)
+
 
 def double(features: torch.Tensor) -> torch.Tensor:
-    """Features on the grid of twice the size (nearest: the convolution that follows smooths, and trilinear costs twice as much)."""
+    """Return features on the grid of twice the size (nearest: the convolution that follows smooths, and trilinear costs twice as much)."""
     return F.interpolate(features, scale_factor=2.0, mode="nearest")
 
 
@@ -28,19 +49,22 @@ class SCIELevel(nn.Module):
         self.conv = conv_block(in_channels, channels)
         self.scie = SCIE(channels) if scie else None
 
-    def forward(self, inputs: Sequence[torch.Tensor], sa: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Enhanced features [B, C, ...] and the globally pooled f_d [B, C] that mutual information is measured on."""
-        features = self.conv(torch.cat(list(inputs), dim=1))
+    def forward(self, inputs: list[torch.Tensor], sa: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return enhanced features [B, C, ...] and the globally pooled f_d [B, C] that mutual information is measured on."""
+        features = self.conv(torch.cat(inputs, dim=1))
         pooled = features.mean(dim=(2, 3, 4))
-        return (features if self.scie is None else self.scie(features, sa)), pooled
+        if self.scie is not None:
+            features = self.scie(features, sa)
+        return features, pooled
 
 
 class SegmentationHead(nn.Module):
     """Decoder D_s of eq. 2: features of the scan -> logits at full resolution.
 
-    Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution features over
-    their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in one convolution, and a
-    residual to them through a convolution block for borders that are no linear matter. The residual starts at zero.
+    Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution features
+    over their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in one
+    convolution, and a residual to them through a convolution block for borders that are not a linear matter. The residual is
+    zero at initialisation.
 
     Args:
         widths: channels of the five encoder stages.
@@ -62,34 +86,51 @@ class SegmentationHead(nn.Module):
         self.detail_logits = nn.Conv3d(2 * widths[0], num_classes, kernel_size=1, bias=False)
         nn.init.zeros_(self.detail_logits.weight)
 
-    def forward(self, features: Sequence[torch.Tensor], sa: SAVectors) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits [B, classes, D, H, W] and the pooled f_d of f1, f2, f3."""
+    def forward(self, features: list[torch.Tensor], sa: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return logits [B, classes, D, H, W] and the pooled f_d of f1, f2, f3.
+
+        Args:
+            features: of the encoder, five stages.
+            sa: the segmentation head's SA vectors of f1, f2, f3.
+        """
         x, pooled3 = self.levels[2]([features[4]], sa[2])
         x, pooled2 = self.levels[1]([double(x), features[3]], sa[1])
         x, pooled1 = self.levels[0]([double(x), features[2]], sa[0])
         x = self.fine(torch.cat([double(x), features[1]], dim=1))
         x = pixelshuffle(self.spread(x), spatial_dims=3, scale_factor=2)
-        logits, detail = self._both(torch.cat([x, features[0]], dim=1))
-        return logits + self.detail_logits(self.detail.adn(detail)), [pooled1, pooled2, pooled3]
+        x = torch.cat([x, features[0]], dim=1)
+        pooled = [pooled1, pooled2, pooled3]
+        if torch.jit.is_scripting():
+            return self.full_resolution(x), pooled
+        else:
+            fast = may_bypass(self.logits, self.detail)
+            return (self.full_resolution_fast(x) if fast else self.full_resolution(x)), pooled
 
-    def _both(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Both look at the same full-resolution features. One convolution for the two: a CPU takes a third less for them, forth and back.
+    def full_resolution(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, classes, D, H, W] of full-resolution features: one convolution, and the residual through the detail block."""
+        return self.logits(x) + self.detail_logits(self.detail(x))
+
+    @torch.jit.unused
+    def full_resolution_fast(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute `full_resolution` with one convolution for the two that read x: a third less time on a CPU, forward and backward."""
         weight = torch.cat([self.logits.weight, self.detail.conv.weight])
         bias = F.pad(self.logits.bias, (0, self.detail.conv.out_channels))
-        x = F.conv3d(x, weight, bias, padding=1)
-        return x.split([self.logits.out_channels, self.detail.conv.out_channels], dim=1)
+        both = F.conv3d(x, weight, bias, padding=1)
+        logits, detail = both.split([self.logits.out_channels, self.detail.conv.out_channels], dim=1)
+        return logits + self.detail_logits(self.detail.adn(detail))
 
 
 class RegistrationHead(nn.Module):
     """Decoder D_r of eq. 2: features of scan and atlas -> displacement field at half resolution, coarse to fine.
 
     One half-resolution field from one look at unaligned features stalls well below classical registration, so the field is a
-    pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*, adds a residual velocity
-    field, integrates it and composes. The half-resolution level is applied ``passes`` times with the same weights, and it also sees
-    the scan's predicted labels beside the warped atlas labels (``label_guidance``): the two heads share what they know.
+    pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*, adds a residual
+    velocity field, integrates it and composes. The half-resolution level is applied `passes` times with the same weights, and
+    it also sees the scan's predicted labels beside the warped atlas labels (`label_guidance`): each head uses what the other
+    knows.
 
     Args:
-        widths, channels, scie: as for :class:`SegmentationHead`.
+        widths, channels, scie: as for `SegmentationHead`.
         num_classes: label channels of the guidance.
         label_guidance: feed predicted and warped labels to the half-resolution level.
         passes: how often that level is applied.
@@ -109,7 +150,11 @@ class RegistrationHead(nn.Module):
         super().__init__()
         half, f1, f2, f3 = channels
         self.levels = nn.ModuleList(
-            [SCIELevel(f2 + 2 * widths[2], f1, scie), SCIELevel(f3 + 2 * widths[3], f2, scie), SCIELevel(2 * widths[4], f3, scie)]
+            [
+                SCIELevel(f2 + 2 * widths[2], f1, scie),
+                SCIELevel(f3 + 2 * widths[3], f2, scie),
+                SCIELevel(2 * widths[4], f3, scie),
+            ]
         )
         self.fine = conv_block(f1 + 2 * widths[1] + (2 * num_classes if label_guidance else 0), half)
         self.velocities = nn.ModuleList(nn.Conv3d(c, 3, kernel_size=3, padding=1) for c in (half, f1, f2, f3))
@@ -120,29 +165,22 @@ class RegistrationHead(nn.Module):
         self.passes = passes
         self.integrate = integrate
 
-    def _step(self, ddf: torch.Tensor | None, features: torch.Tensor, velocity: nn.Module) -> torch.Tensor:
-        residual = velocity(features).float()
-        if self.integrate:
-            residual = integrate(residual)
-        if ddf is None:
-            return residual
-        return compose(residual, ddf)
-
+    @torch.jit.unused
     def forward(
         self,
         fixed: Sequence[torch.Tensor],
         moving: Sequence[torch.Tensor],
-        sa: SAVectors,
-        fixed_labels: torch.Tensor,
-        moving_labels: torch.Tensor,
+        sa: Sequence[torch.Tensor],
+        fixed_fractions: torch.Tensor,
+        moving_fractions: torch.Tensor,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Displacement [B, 3, D/2, H/2, W/2] in half-resolution voxels, and the pooled f_d of f1, f2, f3.
+        """Return the displacement [B, 3, D/2, H/2, W/2] in half-resolution voxels, and the pooled f_d of f1, f2, f3.
 
         Args:
             fixed, moving: encoder features of scan and atlas.
-            sa: the registration head's SA vectors.
-            fixed_labels: predicted label probabilities of the scan at half resolution, [B, classes, D/2, H/2, W/2].
-            moving_labels: label shares of the atlas at half resolution, same shape.
+            sa: the registration head's SA vectors of f1, f2, f3.
+            fixed_fractions: predicted label fractions of the scan, [B, classes, D/2, H/2, W/2].
+            moving_fractions: label fractions of the atlas, same shape.
         """
         x, pooled3 = self.levels[2]([fixed[4], moving[4]], sa[2])
         ddf = self._step(None, x, self.velocities[3])
@@ -154,20 +192,59 @@ class RegistrationHead(nn.Module):
             ddf = self._step(ddf, x, self.velocities[scale + 1])
             pooled.insert(0, pooled_scale)
         ddf = resize_ddf(ddf, fixed[1].shape[2:])
-        guides = ([fixed_labels.to(x.dtype)], [moving_labels]) if self.label_guidance else ([], [])
-        of_scan, of_atlas = self._fine_weights(x.shape[1], fixed[1].shape[1])
-        scan = F.conv3d(torch.cat([double(x), fixed[1], *guides[0]], dim=1), of_scan, padding=1)
+        of_scan = [double(x), fixed[1]]
+        guides = [fixed_fractions.to(x.dtype)] if self.label_guidance else []
+        fine = (
+            self.fine_features_fast(of_scan, guides) if may_bypass(self.fine) else self.fine_features(of_scan, guides)
+        )
         for _ in range(self.passes):
-            # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field learns by what it aligns.
-            aligned = [warp(moving[1], ddf), *(warp(guide, ddf.detach()) for guide in guides[1])]
-            atlas = F.conv3d(torch.cat(aligned, dim=1).to(x.dtype), of_atlas, padding=1)
-            ddf = self._step(ddf, self.fine.adn(scan + atlas), self.velocities[0])
+            aligned = [warp(moving[1], ddf)]
+            if self.label_guidance:
+                # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field learns
+                # by what it aligns.
+                aligned.append(warp(moving_fractions, ddf.detach()))
+            ddf = self._step(ddf, fine(aligned), self.velocities[0])
         return ddf, pooled
 
-    def _fine_weights(self, below: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # The half-resolution convolution sees [below, scan, atlas] features and [scan's, atlas'] labels. Convolutions are linear, and what is the
-        # scan's is the same in every pass: its part of the sum is computed once, by its part of the weights.
+    def _step(self, ddf: torch.Tensor | None, features: torch.Tensor, velocity: nn.Module) -> torch.Tensor:
+        residual = velocity(features).float()
+        if self.integrate:
+            residual = integrate(residual)
+        return residual if ddf is None else compose(residual, ddf)
+
+    def fine_features(
+        self, of_scan: list[torch.Tensor], guides: list[torch.Tensor]
+    ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+        """Return a function from what is aligned (atlas features, warped label fractions) to the half-resolution level's features.
+
+        Args:
+            of_scan: features from below and of the scan.
+            guides: predicted label fractions of the scan, or nothing without label guidance.
+        """
+
+        def features(aligned: list[torch.Tensor]) -> torch.Tensor:
+            atlas, *labels = (part.to(of_scan[0].dtype) for part in aligned)
+            return self.fine(torch.cat([*of_scan, atlas, *guides, *labels], dim=1))
+
+        return features
+
+    def fine_features_fast(
+        self, of_scan: list[torch.Tensor], guides: list[torch.Tensor]
+    ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+        """Compute `fine_features` with what is the scan's, and the same in every pass, convolved once.
+
+        A convolution is linear: its output is the sum of those of two parts of its input channels, by these parts of its weights.
+        """
+        below, width = (part.shape[1] for part in of_scan)
         weight = self.fine.conv.weight
         labels = (weight.shape[1] - below - 2 * width) // 2
-        below, scan, atlas, scan_labels, atlas_labels = weight.split([below, width, width, labels, labels], dim=1)
-        return torch.cat([below, scan, scan_labels], dim=1), torch.cat([atlas, atlas_labels], dim=1)
+        sizes = [below, width, width, labels, labels]
+        w_below, w_scan, w_atlas, w_guides, w_labels = weight.split(sizes, dim=1)
+        scan = F.conv3d(torch.cat([*of_scan, *guides], dim=1), torch.cat([w_below, w_scan, w_guides], dim=1), padding=1)
+        w_aligned = torch.cat([w_atlas, w_labels], dim=1)
+
+        def features(aligned: list[torch.Tensor]) -> torch.Tensor:
+            atlas = F.conv3d(torch.cat(aligned, dim=1).to(of_scan[0].dtype), w_aligned, padding=1)
+            return self.fine.adn(scan + atlas)
+
+        return features

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolution:
-    """3x3x3 convolution, instance normalisation, leaky ReLU.
+    """Return a block of 3x3x3 convolution, instance normalisation and leaky ReLU.
 
     Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average wrongly.
     """
@@ -22,7 +22,7 @@ def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolut
         kernel_size=3,
         adn_ordering="NA",
         norm=("instance", {"affine": True}),
-        # not in place: the normalisation's output is a view, of which autograd would keep a copy
+        # Not in place: the normalisation's output is a view, of which autograd would keep a copy.
         act=("leakyrelu", {"negative_slope": 0.1}),
         bias=False,
     )
@@ -34,21 +34,24 @@ class Encoder(nn.Module):
     Args:
         widths: channels of the five stages at strides 1, 2, 4, 8 and 16. The paper's multi-scale features f1, f2, f3 are
             those of the last three stages (1/4, 1/8 and 1/16 of the grid).
+
+    Raises:
+        ValueError: another number of stages.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         if len(widths) != 5:
             raise ValueError(f"Encoder() 'widths' needs 5 stages (strides 1, 2, 4, 8, 16), got {len(widths)}")
-        stages = [conv_block(1, widths[0])]
+        stages: list[nn.Module] = [conv_block(1, widths[0])]
         for below, width in zip(widths[:-2], widths[1:-1]):
             stages.append(nn.Sequential(conv_block(below, width, stride=2), conv_block(width, width)))
         stages.append(conv_block(widths[-2], widths[-1], stride=2))
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W] whose sides are multiples of 16."""
-        features = []
+        """Return the features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W], sides multiples of 16."""
+        features: list[torch.Tensor] = []
         for stage in self.stages:
             image = stage(image)
             features.append(image)

@@ -1,9 +1,10 @@
-"""The assembled network: shared encoder, two SCIE decoders, SA features, the site's atlas, spatial transformer."""
+"""The assembled network: shared encoder, two SCIE decoders, SA features and the site's atlas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.networks.decoder import RegistrationHead, SegmentationHead
 from fedsr_monai.networks.encoder import Encoder
 from fedsr_monai.networks.label_fractions import label_fractions, predicted_fractions
-from fedsr_monai.networks.sa import HEADS, SARepresentation
+from fedsr_monai.networks.sa import SARepresentation
 from fedsr_monai.spatial.warping import resize_ddf, warp
 
 # widths: encoder stages at strides 1..16; channels: both heads at 1/2, 1/4, 1/8, 1/16.
@@ -26,7 +27,7 @@ STRIDE = 16
 
 @dataclass
 class Registration:
-    """What the registration head found for a batch of scans.
+    """The registration head's result for a batch of scans.
 
     Attributes:
         ddf: displacement at half resolution [B, 3, D/2, H/2, W/2], half-resolution voxels (what losses regularise).
@@ -57,27 +58,31 @@ class Prediction:
 class FedSRNet(nn.Module):
     """Joint registration and segmentation network of FedSR.
 
-    ``forward(image) -> logits`` is what bundles, tracing and MONAI Label call; ``register(image)`` aligns the site's atlas to a scan.
+    `forward(image) -> logits` is what bundles, TorchScript and MONAI Label call; `register(image)` aligns the site's atlas to a
+    scan, and `predict(image)` does both from one pass. TorchScript holds the segmentation alone.
 
-    State-dict keys: ``encoder.*`` and ``sa.<head>.<scale>`` may leave a site; ``registration.*``, ``segmentation.*`` (the heads) and
-    ``atlas_image``, ``atlas_label`` stay there.
+    State-dict keys: `encoder.*` and `sa.<head>.<scale>` may leave a site; `registration.*`, `segmentation.*` (the heads) and
+    `atlas_image`, `atlas_label` stay there.
 
     Args:
         preset: "small" (two CPU cores) or "full" (128^3 on a GPU).
         num_classes: labels with background.
         scie: False leaves the SCIE blocks out (ablation).
-        label_guidance, passes: see :class:`RegistrationHead`.
+        label_guidance, passes: see `RegistrationHead`.
         integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity fields.
         spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
+
+    Raises:
+        ValueError: an unknown preset.
 
     Examples:
         >>> import torch
         >>> import fedsr_monai as fm
-        >>> network = fm.FedSRNet().eval()
+        >>> network = fm.FedSRNet().set_atlas(torch.rand(1, 32, 32, 32), torch.ones(1, 32, 32, 32)).eval()
         >>> with torch.no_grad():
-        ...     logits = network(torch.rand(1, 1, 32, 32, 32))
-        >>> tuple(logits.shape)
-        (1, 14, 32, 32, 32)
+        ...     prediction = network.predict(torch.rand(1, 1, 32, 32, 32))
+        >>> tuple(prediction.logits.shape), tuple(prediction.ddf.shape)
+        ((1, 14, 32, 32, 32), (1, 3, 32, 32, 32))
     """
 
     def __init__(
@@ -102,40 +107,53 @@ class FedSRNet(nn.Module):
         self.register_buffer("atlas_image", torch.zeros(1, 1, *spatial_shape))
         self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # Weights that are passed on carry an empty atlas (no voxel of a site's, but every key): it replaces none.
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        # Weights that are passed on carry an empty atlas (every key, but no voxel of a site's): it does not replace one.
         if prefix + "atlas_label" in state_dict and not state_dict[prefix + "atlas_label"].any():
             state_dict |= {prefix + name: getattr(self, name) for name in ("atlas_image", "atlas_label")}
         # An atlas comes in the shape of its site's grid: make room for it, so that loading needs no shape in advance.
         for name in ("atlas_image", "atlas_label"):
             if prefix + name in state_dict:
                 buffer = getattr(self, name)
-                setattr(self, name, torch.zeros_like(state_dict[prefix + name], dtype=buffer.dtype, device=buffer.device))
+                setattr(
+                    self, name, torch.zeros_like(state_dict[prefix + name], dtype=buffer.dtype, device=buffer.device)
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_atlas(self, image: torch.Tensor, label: torch.Tensor) -> FedSRNet:
-        """Give the network its site's atlas: image [1, D, H, W] in [0, 1] and label ids [1, D, H, W]; returns the network (for configs)."""
+        """Give the network its site's atlas, and return the network (for configs).
+
+        Args:
+            image: [1, D, H, W] in [0, 1].
+            label: ids [1, D, H, W].
+
+        Raises:
+            ValueError: their shapes differ.
+        """
         if image.shape != label.shape:
-            raise ValueError(f"set_atlas() 'label' has shape {tuple(label.shape)}, 'image' has {tuple(image.shape)}; they must match")
+            raise ValueError(
+                f"set_atlas() 'label' has shape {tuple(label.shape)}, 'image' has {tuple(image.shape)}; they must match"
+            )
         self.atlas_image = image[None].to(self.atlas_image)
         self.atlas_label = label[None].to(self.atlas_label)
         return self
 
     @property
     def has_atlas(self) -> bool:
+        """Whether an atlas is set: whether its label map has any structure."""
         return bool((self.atlas_label > 0).any())
 
     def atlas_fractions(self) -> torch.Tensor:
-        """Label shares of the atlas at half resolution, [1, classes, D/2, H/2, W/2]."""
+        """Return the label fractions of the atlas, [1, classes, D/2, H/2, W/2]."""
         return label_fractions(pad_to_stride(self.atlas_label), self.num_classes)
 
     def one_hot(self, label: torch.Tensor) -> torch.Tensor:
-        """One-hot map [B, classes, D, H, W], float32, of label ids [B, 1, D, H, W]."""
+        """Return the one-hot map, float32 [B, classes, D, H, W], of label ids [B, 1, D, H, W]."""
         return F.one_hot(label[:, 0].long(), self.num_classes).movedim(-1, 1).float()
 
-    def segment(self, features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits [B, classes, D, H, W] (float32) and pooled f_d from encoder features of the scan."""
-        logits, pooled = self.segmentation(features, self.sa.segmentation)
+    def segment(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return logits [B, classes, D, H, W] (float32) and the pooled f_d of f1, f2, f3, from encoder features of scans."""
+        logits, pooled = self.segmentation(features, self.sa.segmentation.vectors())
         return logits.float(), pooled
 
     def align(
@@ -145,20 +163,25 @@ class FedSRNet(nn.Module):
         fixed_fractions: torch.Tensor,
         moving_fractions: torch.Tensor | None = None,
     ) -> Registration:
-        """Registration of the atlas (moving) to scans (fixed), from encoder features and the scans' predicted label shares.
+        """Register the atlas (moving) to scans (fixed), from encoder features and label fractions.
 
-        ``moving`` may hold one atlas for a batch of scans; it is expanded. ``fixed_shares`` are [B, classes, D/2, H/2, W/2], as of
-        :func:`predicted_shares`, and take no gradient: the registration does not move the segmentation.
+        Args:
+            fixed: encoder features of the scans.
+            moving: encoder features of the atlas; one atlas is expanded to the batch of scans.
+            fixed_fractions: predicted label fractions of the scans, [B, classes, D/2, H/2, W/2]. They take no gradient: the
+                registration does not move the segmentation.
+            moving_fractions: those of the atlas; computed from its label map if None.
         """
         batch = fixed[0].shape[0]
         fractions = self.atlas_fractions() if moving_fractions is None else moving_fractions
         fixed_fractions = fixed_fractions.detach()
         moving = [f.expand(batch, *f.shape[1:]) for f in moving]
-        ddf, pooled = self.registration(fixed, moving, self.sa.registration, fixed_fractions, fractions.expand_as(fixed_fractions))
+        vectors = self.sa.registration.vectors()
+        ddf, pooled = self.registration(fixed, moving, vectors, fixed_fractions, fractions.expand_as(fixed_fractions))
         return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and cropped back)."""
+        """Return logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and cropped back)."""
         logits, _ = self.segment(self.encoder(pad_to_stride(image)))
         return crop_to(logits, image.shape[2:])
 
@@ -209,13 +232,16 @@ class FedSRNet(nn.Module):
             )
 
     def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
-        """Atlas labels under a displacement [B, 3, D, H, W]: the one-hot map is warped and the largest share wins; [B, 1, D, H, W]."""
+        """Warp the atlas labels by a displacement [B, 3, D, H, W] in voxels; uint8 [B, 1, D, H, W].
+
+        The one-hot map is warped, and the label with the largest fraction wins.
+        """
         fractions = warp(self.one_hot(self.atlas_label).expand(ddf.shape[0], -1, -1, -1, -1), ddf)
         return fractions.argmax(dim=1, keepdim=True).to(torch.uint8)
 
     @torch.no_grad()
     def initialise_sa(self) -> None:
-        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas standing as its own scan."""
+        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas in the role of its own scan."""
         features = self.encoder(pad_to_stride(self.atlas_image))
         logits, pooled = self.segment(features)
         self.sa.update("segmentation", pooled, alpha=1.0)
@@ -224,13 +250,14 @@ class FedSRNet(nn.Module):
 
 def pad_to_stride(image: torch.Tensor, stride: int = STRIDE) -> torch.Tensor:
     """Zero-pad the ends of [B, C, D, H, W] so that every side is a multiple of the encoder's stride."""
-    padding = [p for n in reversed(image.shape[2:]) for p in (0, -n % stride)]
-    return F.pad(image, padding) if any(padding) else image
+    depth, height, width = image.shape[2:]
+    padding = [0, (-width) % stride, 0, (-height) % stride, 0, (-depth) % stride]  # F.pad begins with the last axis
+    return F.pad(image, padding) if sum(padding) > 0 else image
 
 
-def crop_to(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Undo :func:`pad_to_stride`: the first ``shape`` voxels of [B, C, D, H, W]."""
+def crop_to(volume: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """Undo `pad_to_stride`: return the first `shape` voxels of [B, C, D, H, W]."""
     return volume[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-__all__ = ["FedSRNet", "HEADS", "PRESETS", "Prediction", "Registration"]
+__all__ = ["FedSRNet", "PRESETS", "Prediction", "Registration"]

@@ -1,4 +1,4 @@
-"""Site-aggregated (SA) features: one small vector a head and scale, the second thing that travels between sites."""
+"""Site-aggregated (SA) features: one small vector per head and scale, the second thing that travels between sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADS = ("registration", "segmentation")
 
 
 class SAVectors(nn.Module):
-    """The SA vectors of one head, buffers "0", "1", "2" for the scales f1, f2, f3 (1/4, 1/8, 1/16 of the grid)."""
+    """The SA vectors of one head: buffers "0", "1", "2" for the scales f1, f2, f3 (1/4, 1/8, 1/16 of the grid)."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         super().__init__()
@@ -21,11 +21,17 @@ class SAVectors(nn.Module):
     def __getitem__(self, scale: int) -> torch.Tensor:
         return self._buffers[str(scale)]
 
+    @torch.jit.export
+    def vectors(self) -> list[torch.Tensor]:
+        """Return the vectors of f1, f2, f3, [C] each."""
+        return [getattr(self, "0"), getattr(self, "1"), getattr(self, "2")]  # noqa: B009 (TorchScript has no indexing of buffers)
+
 
 class SARepresentation(nn.Module):
-    """The SA vectors of both heads: state-dict keys ``registration.<scale>`` and ``segmentation.<scale>``, float32 [C] each.
+    """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32 [C] each.
 
-    They are buffers: no optimiser touches them. They move by :meth:`update` (eq. 7) during local training and by the server's ascent.
+    They are buffers: no optimiser touches them. They move by `update` (eq. 7) during local training and by the server's
+    ascent.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -35,7 +41,7 @@ class SARepresentation(nn.Module):
 
     @torch.no_grad()
     def update(self, head: str, pooled: Sequence[torch.Tensor], alpha: float) -> None:
-        """eq. 7, f <- (1 - alpha) f + alpha * pooled, outside autograd.
+        """Move the vectors of a head towards pooled features, outside autograd: eq. 7, f <- (1 - alpha) f + alpha * pooled.
 
         Args:
             head: "registration" or "segmentation".

@@ -13,22 +13,25 @@ from safetensors.torch import load_file
 
 from fedsr_monai.errors import UserError
 
-ATLAS = ("atlas_image", "atlas_label")
-HEADS = ("registration.", "segmentation.")
+ATLAS_KEYS = ("atlas_image", "atlas_label")
+HEAD_PREFIXES = ("registration.", "segmentation.")
+CHECKPOINT = "the weights of a network: a state dict (.pt) or .safetensors"
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by key: `{"model": state_dict}`, a bare state dict, or safetensors. Nothing in it is
-    run.
+    """Return the tensors of a checkpoint by key. Nothing in the file is run.
+
+    Args:
+        path: a plain state dict (as the bundles have it), one under the key "model", or safetensors.
 
     Raises:
-        UserError: there is no such file, or it is not a checkpoint.
+        UserError: the file is missing, damaged, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: not found, expected the weights of a network; give the path of a model.pt or .safetensors"
+            path, found="no such file", expected=CHECKPOINT, fix="give the path of a model.pt or .safetensors"
         )
     try:
         safe = path.suffix == ".safetensors"
@@ -38,12 +41,11 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             raise ValueError("no tensors by name")
     except SafetensorError as error:
         raise UserError(
-            f"{path}: found a damaged file ({error}), expected safetensors; restore it from a copy"
+            path, found=f"a damaged file ({error})", expected=CHECKPOINT, fix="restore it from a copy"
         ) from None
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise UserError(
-            f"{path}: found no checkpoint ({type(error).__name__}), expected {{'model': state_dict}}"
-        ) from error
+        found = f"something else, or a damaged file ({type(error).__name__})"
+        raise UserError(path, found=found, expected=CHECKPOINT, fix="give another file") from error
     return dict(state)
 
 
@@ -56,33 +58,35 @@ def load_weights(
         network: what to load into.
         path: see `read_weights`.
         optional: key prefixes of parts that the file may lack as a whole; they then keep the numbers they have (encoder
-            and SA features as a server writes them are loaded with `optional=HEADS`).
-        atlas: take over an atlas from the file too; otherwise the network keeps its own, as the atlas is the site's.
+            and SA features as a server writes them are loaded with `optional=HEAD_PREFIXES`).
+        atlas: load an atlas from the file too; otherwise the network keeps its own, as the atlas is the site's.
 
     Raises:
-        UserError: no such file, or one of another network: a key is missing, foreign or mis-shaped.
+        UserError: the file is missing, or belongs to another network: a key is missing, foreign or of another shape.
     """
     state = read_weights(path)
-    found = {key: value for key, value in state.items() if key not in ATLAS}
-    own = {key: value for key, value in network.state_dict().items() if key not in ATLAS}
+    found = {key: value for key, value in state.items() if key not in ATLAS_KEYS}
+    own = {key: value for key, value in network.state_dict().items() if key not in ATLAS_KEYS}
     absent = tuple(part for part in optional if not any(key.startswith(part) for key in found))
     own = {key: value for key, value in own.items() if not key.startswith(absent)}
-    wrong = [
-        f"{key}: found {_shape(found.get(key))}, expected {_shape(own.get(key))}"
-        for key in sorted(set(found) | set(own))
-        if _shape(found.get(key)) != _shape(own.get(key))
-    ]
+    wrong = [key for key in sorted(set(found) | set(own)) if _shape(found.get(key)) != _shape(own.get(key))]
     if wrong:
         raise UserError(
-            f"{path}: {wrong[0]} ({len(wrong)} in all); use weights of the same network (bundle and preset)"
+            f"{path}: {wrong[0]}",
+            found=f"{_shape(found.get(wrong[0]))} (the first of {len(wrong)} keys that differ)",
+            expected=_shape(own.get(wrong[0])),
+            fix="use weights of the same network (bundle and preset)",
         )
     broken = [key for key, value in sorted(found.items()) if not bool(torch.isfinite(value).all())]
     if broken:
         raise UserError(
-            f"{path}: {broken[0]}: found NaN or Inf, expected numbers; use weights of a training that ended well"
+            f"{path}: {broken[0]}",
+            found="NaN or infinite values",
+            expected="finite numbers",
+            fix="use weights of a training that did not diverge",
         )
     if atlas:
-        found |= {key: state[key] for key in ATLAS if key in state}
+        found |= {key: state[key] for key in ATLAS_KEYS if key in state}
     network.load_state_dict(found, strict=False)
     return network
 

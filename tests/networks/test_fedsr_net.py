@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks import FedSRNet, decoder
 from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
 from fedsr_monai.networks.label_fractions import predicted_fractions
 
@@ -67,12 +67,86 @@ def test_registration_does_not_move_the_segmentation_head(network, phantom):
     assert all(p.grad is not None for p in network.encoder.parameters())
 
 
-def test_trace_equals_eager_on_other_images(network):
-    stir(network)
-    traced = torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32))
-    image = torch.rand(1, 1, 32, 32, 32)
+@pytest.mark.parametrize("scie", [True, False])
+def test_torchscript_equals_eager_on_other_images(phantom, scie):
+    network = stir(FedSRNet("small", scie=scie).set_atlas(*phantom)).eval()
+    traced, scripted = torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), torch.jit.script(network)
+    image, other = torch.rand(1, 1, 32, 32, 32), torch.rand(2, 1, 20, 33, 17)
     with torch.no_grad():
         torch.testing.assert_close(traced(image), network(image), atol=1e-5, rtol=1e-5)
+        for scan in (image, other):  # a script, unlike a trace, is not bound to one shape
+            torch.testing.assert_close(scripted(scan), network(scan), atol=1e-5, rtol=1e-5)
+
+
+def gradients(network, image):
+    """Logits, field, and the gradients of both to every parameter of the heads."""
+    network.zero_grad()
+    features = network.encoder(torch.cat([image, network.atlas_image]))
+    logits, _ = network.segment([f[:1] for f in features])
+    field = network.align([f[:1] for f in features], [f[1:] for f in features], predicted_fractions(logits)).full_ddf
+    (logits.square().mean() + field.square().mean()).backward()
+    return {"logits": logits, "field": field, **{name: p.grad.clone() for name, p in network.named_parameters()}}
+
+
+@pytest.mark.parametrize("label_guidance", [True, False])
+def test_the_fast_passes_equal_the_plain_ones(phantom, monkeypatch, label_guidance):
+    network = stir(FedSRNet("small", label_guidance=label_guidance).set_atlas(*phantom)).double()
+    image = phantom[0][None].roll(1, dims=2).double()
+    fast = gradients(network, image)
+    monkeypatch.setattr(decoder, "may_bypass", lambda *blocks: False)
+    plain = gradients(network, image)
+    for name, value in fast.items():
+        # The field is sampled in float32 whatever the network's type.
+        torch.testing.assert_close(
+            value, plain[name], atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_hooks_see_every_convolution_of_the_heads(network, phantom):
+    called = []
+    convolutions = {name: module for name, module in network.named_modules() if type(module) is torch.nn.Conv3d}
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
+        for name, module in convolutions.items()
+    ]
+    with torch.no_grad():
+        hooked = network.predict(phantom[0][None])
+        assert set(called) == set(convolutions)
+        for handle in handles:
+            handle.remove()
+        free = network.predict(phantom[0][None])
+    torch.testing.assert_close(hooked.logits, free.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hooked.ddf, free.ddf, atol=1e-5, rtol=1e-5)
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("name", ["segmentation.logits", "segmentation.detail.conv", "registration.fine.conv"])
+def test_a_convolution_that_was_replaced_is_called(network, phantom, name):
+    parent = network.get_submodule(name.rpartition(".")[0])
+    assert decoder.may_bypass(network.get_submodule(name))
+    torch.nn.utils.parametrize.register_parametrization(network.get_submodule(name), "weight", Doubling())
+    assert not decoder.may_bypass(network.get_submodule(name))
+    called = []
+    setattr(parent, name.rpartition(".")[2], Counted(network.get_submodule(name), called))
+    with torch.no_grad():
+        network.predict(phantom[0][None])
+    assert called
+
+
+class Counted(torch.nn.Module):
+    """Stands for a quantised convolution, say: another type, without weights of its own."""
+
+    def __init__(self, inner, called):
+        super().__init__()
+        self.inner, self.called = inner, called
+
+    def forward(self, x):
+        self.called.append(x.shape)
+        return self.inner(x)
 
 
 def test_segmentation_does_not_depend_on_the_atlas(network):
@@ -123,7 +197,9 @@ def test_integrated_fields_do_not_fold_where_plain_ones_do(phantom, seed):
                 # Displacements of a quarter of the grid. (At a third, some seeds fold a few voxels after any number of squarings.)
                 velocity.weight.normal_(std=0.025)
             ddf, _ = network.register(phantom[0][None])
-        jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(3, 3, 1, 1, 1)
+        jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(
+            3, 3, 1, 1, 1
+        )
         folded[integrate] = (torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)) <= 0).float().mean().item()
     assert folded[False] > 0.003
     assert folded[True] == 0
@@ -153,12 +229,16 @@ def test_label_guidance_tells_the_registration_what_the_segmentation_sees(networ
         features = network.encoder(phantom[0][None])
         logits, _ = network.segment(features)
         fractions = predicted_fractions(logits)
-        one, other = (network.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1)))
+        one, other = (
+            network.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1))
+        )
         assert not torch.equal(one, other)
         blind = stir(FedSRNet("small", label_guidance=False))
         blind.set_atlas(*phantom)
         features = blind.encoder(phantom[0][None])
-        one, other = (blind.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1)))
+        one, other = (
+            blind.align(features, features, guide).full_ddf for guide in (fractions, fractions.roll(3, dims=1))
+        )
         assert torch.equal(one, other)
 
 
@@ -200,7 +280,9 @@ def test_atlas_takes_the_shape_that_is_loaded(network, phantom):
 
 def test_one_hot(network, phantom):
     one_hot = network.one_hot(phantom[1][None])
-    assert one_hot.shape == (1, 14, 32, 32, 32) and torch.equal(one_hot.argmax(1, keepdim=True), phantom[1][None].long())
+    assert one_hot.shape == (1, 14, 32, 32, 32) and torch.equal(
+        one_hot.argmax(1, keepdim=True), phantom[1][None].long()
+    )
 
 
 def test_presets_differ_in_width_only():
@@ -212,9 +294,17 @@ def test_presets_differ_in_width_only():
 def test_errors_name_what_is_wrong(network, phantom):
     with pytest.raises(ValueError, match=r"^FedSRNet\(\) 'preset' is 'huge'; expected one of \['full', 'small'\]$"):
         FedSRNet("huge")
-    with pytest.raises(ValueError, match=r"^set_atlas\(\) 'label' has shape \(1, 32, 32, 30\), 'image' has \(1, 32, 32, 32\); they must match$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^set_atlas\(\) 'label' has shape \(1, 32, 32, 30\), 'image' has \(1, 32, 32, 32\); they must match$",
+    ):
         network.set_atlas(phantom[0], phantom[1][..., :30])
-    with pytest.raises(ValueError, match=r"^FedSRNet.register\(\) 'image' has shape \(32, 32, 16\), the atlas \(32, 32, 32\); resample"):
+    with pytest.raises(
+        ValueError, match=r"^FedSRNet.register\(\) 'image' has shape \(32, 32, 16\), the atlas \(32, 32, 32\); resample"
+    ):
         network.register(torch.rand(1, 1, 32, 32, 16))
-    with pytest.raises(ValueError, match=r"^FedSRNet.register\(\) needs an atlas: call set_atlas\(\) or load a site's checkpoint first$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^FedSRNet.register\(\) needs an atlas: call set_atlas\(\) or load a site's checkpoint first$",
+    ):
         FedSRNet("small").register(torch.rand(1, 1, 16, 16, 16))

@@ -44,6 +44,13 @@ def test_update_from_bfloat16_keeps_float32():
     assert {vector.dtype for vector in sa.buffers()} == {torch.float32}
 
 
+def test_vectors_in_the_order_of_the_scales():
+    sa = filled()
+    assert all(
+        a is b for a, b in zip(sa.registration.vectors(), [sa.registration[scale] for scale in range(3)], strict=True)
+    )
+
+
 def test_kept_in_the_state_dict_and_not_a_parameter():
     sa = filled()
     assert list(sa.state_dict()) == [f"{head}.{scale}" for head in ("registration", "segmentation") for scale in "012"]

@@ -27,20 +27,20 @@ def test_sa_vector_guides_by_channel():
         block.place_scale.zero_()
         one, other = block(features, torch.zeros(8)), block(features, torch.ones(8))
     assert not torch.allclose(one, other)
-    # By channel alone: an affine map a channel, so the ratio of differences between voxels is the same everywhere.
+    # By channel alone: one affine map per channel, so the ratio of differences between voxels is the same everywhere.
     ratio = (one[0] - one[0, :, :1, :1, :1]) / (features[0] - features[0, :, :1, :1, :1])
     ratio = ratio.flatten(1)[:, 1:]
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-2, rtol=1e-2)
 
 
-def test_sa_vector_guides_by_place():
+def test_sa_vector_guides_by_position():
     block = awake(8)
     with torch.no_grad():
         for parameter in block.channel_mlp[-1].parameters():
             parameter.zero_()
         features = torch.randn(1, 8, 4, 4, 4)
         gains = [(block(features, sa) / features)[0].flatten(1) for sa in (torch.randn(8), torch.randn(8))]
-    assert all(gain.std(dim=1).min() > 1e-4 for gain in gains)  # some places are weighed more than others,
+    assert all(gain.std(dim=1).min() > 1e-4 for gain in gains)  # some voxels are weighed more than others,
     assert torch.corrcoef(torch.stack([gain[0] for gain in gains]))[0, 1] < 0.99  # other ones for another vector
 
 

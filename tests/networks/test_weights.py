@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import ATLAS, HEADS, load_weights, read_weights
+from fedsr_monai.networks.weights import ATLAS_KEYS, HEAD_PREFIXES, load_weights, read_weights
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_every_weight_is_loaded_and_the_atlas_kept(tmp_path, network, phantom, w
     other = FedSRNet().set_atlas(*phantom)
     assert load_weights(other, tmp_path / "model.pt") is other
     for key, value in network.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value) == (key not in ATLAS)
+        assert torch.equal(other.state_dict()[key], value) == (key not in ATLAS_KEYS)
     assert torch.equal(other.atlas_label[0], phantom[1])
 
 
@@ -48,12 +48,12 @@ def test_what_a_server_writes_leaves_the_heads_alone(tmp_path, network):
     save_file(shared, tmp_path / "round.safetensors")
     torch.manual_seed(2)
     other = FedSRNet()
-    heads = {key: value.clone() for key, value in other.state_dict().items() if key.startswith(HEADS)}
-    load_weights(other, tmp_path / "round.safetensors", optional=HEADS)
+    heads = {key: value.clone() for key, value in other.state_dict().items() if key.startswith(HEAD_PREFIXES)}
+    load_weights(other, tmp_path / "round.safetensors", optional=HEAD_PREFIXES)
     assert all(torch.equal(other.state_dict()[key], value) for key, value in {**shared, **heads}.items())
     with pytest.raises(
         UserError,
-        match=r"round.safetensors: registration.fine.adn.N.bias: found nothing, expected float32 \[24\] \(\d+ in",
+        match=r"round.safetensors: registration.fine.adn.N.bias: found nothing .*, expected float32 \[24\]",
     ):
         load_weights(other, tmp_path / "round.safetensors")
 
@@ -63,27 +63,27 @@ def test_what_a_server_writes_leaves_the_heads_alone(tmp_path, network):
     [
         (
             lambda s: without(s, "encoder.stages.0"),
-            r"encoder.stages.0.adn.N.bias: found nothing, expected float32 \[8\] \(3 in all\); use",
+            r"encoder.stages.0.adn.N.bias: found nothing .*first of 3 keys.*, expected float32 \[8\]",
         ),
         (
             lambda s: without(s, "registration.velocities"),
-            r"registration.velocities.0.bias: found nothing, expected float32 \[3\] \(8 in",
+            r"registration.velocities.0.bias: found nothing .*first of 8 keys.*, expected float32 \[3\]",
         ),
         (
             lambda s: s | {"encoder.more": torch.zeros(2)},
-            r"encoder.more: found float32 \[2\], expected nothing \(1 in all\); use weights",
+            r"encoder.more: found float32 \[2\] .*, expected nothing; use weights",
         ),
         (
             lambda s: s | {"sa.segmentation.0": torch.zeros(5)},
-            r"sa.segmentation.0: found float32 \[5\], expected float32 \[32\] \(1 in",
+            r"sa.segmentation.0: found float32 \[5\] .*, expected float32 \[32\]",
         ),
         (
             lambda s: s | {"sa.segmentation.0": torch.zeros(32).half()},
-            r"sa.segmentation.0: found float16 \[32\], expected float32 \[32\]",
+            r"sa.segmentation.0: found float16 \[32\] .*, expected float32 \[32\]",
         ),
         (
             lambda s: s | {"sa.segmentation.0": torch.full((32,), torch.nan)},
-            r"sa.segmentation.0: found NaN or Inf, expected numbers; use",
+            r"sa.segmentation.0: found NaN.*, expected finite numbers",
         ),
     ],
 )
@@ -93,22 +93,18 @@ def test_anything_else_is_refused_and_nothing_loaded(tmp_path, network, spoil, m
     other = FedSRNet()
     before = {key: value.clone() for key, value in other.state_dict().items()}
     with pytest.raises(UserError, match=f"^{tmp_path}/model.pt: {message}"):
-        load_weights(other, tmp_path / "model.pt", optional=HEADS)
+        load_weights(other, tmp_path / "model.pt", optional=HEAD_PREFIXES)
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
-    with pytest.raises(
-        UserError, match=r"none.pt: not found, expected the weights of a network; give the path of a model.pt or .safet"
-    ):
+    with pytest.raises(UserError, match=r"none.pt: found no such file, expected the weights of a network"):
         read_weights(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     torch.save({"model": {"epoch": 3}}, tmp_path / "epoch.pt")
     for name in ("text.pt", "epoch.pt"):
-        with pytest.raises(UserError, match=rf"{name}: found no checkpoint \(\w+\), expected {{'model': state_dict}}"):
+        with pytest.raises(UserError, match=rf"{name}: found something else.*, expected the weights of a network"):
             read_weights(tmp_path / name)
-    with pytest.raises(
-        UserError, match=r"text.safetensors: found a damaged file \(.*\), expected safetensors; restore it from a copy"
-    ):
+    with pytest.raises(UserError, match=r"text.safetensors: found a damaged file .*; restore"):
         read_weights(tmp_path / "text.safetensors")
