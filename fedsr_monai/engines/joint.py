@@ -22,7 +22,7 @@ from fedsr_monai.engines.objectives import (
 )
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
-from fedsr_monai.networks.label_fractions import label_fractions, average_fractions, predicted_fractions
+from fedsr_monai.networks.label_fractions import average_fractions, label_fractions, predicted_fractions
 from fedsr_monai.networks.sa import HEADS
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAtlas

@@ -1,4 +1,4 @@
-"""Losses of eq. 6 and 8 to 12."""
+"""Losses of eq. 6 and 8 to 12, as functions of tensors. They know neither network nor training."""
 
 from fedsr_monai.losses.mutual_information import InfoNCE, ParzenMI
 from fedsr_monai.losses.registration import local_cross_correlation, smoothness

@@ -1,7 +1,7 @@
 """Phi(f_d, f) of eq. 6: mutual information of globally pooled features and the site-aggregated (SA) vector.
 
-Two estimators behind one call, ``estimator(pooled, sa, key) -> scalar`` in nats, larger is better. Neither differentiates the SA vector
-unless it asks for a gradient (the server's ascent does; local training passes a buffer).
+Two estimators with one call, `estimator(pooled, sa, key) -> scalar` in nats, larger is better. Neither differentiates the SA
+vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
 
 
 class ParzenMI(nn.Module):
-    """Parzen-window mutual information with the channels as samples: the literal reading of eq. 6.
+    """Parzen-window mutual information with the channels as samples; our choice for eq. 6, which names no estimator.
 
-    No negatives, no weights of its own, and defined at batch size 1. It is high where one profile over channels predicts the other,
-    which is what SCIE's channel gates need. The histogram is MONAI's ``GlobalMutualInformationLoss``.
+    No negatives, no weights of its own, and defined at batch size 1. It is high where one profile over channels predicts the
+    other, which is what SCIE's channel gates read. The histogram is MONAI's `GlobalMutualInformationLoss`. How little this
+    says once pooled features and SA vector have the same profile is in `docs/method.md`.
+
+    Args:
+        num_bins: of the histogram.
     """
 
     def __init__(self, num_bins: int = 8) -> None:
@@ -31,16 +35,20 @@ class ParzenMI(nn.Module):
         self.histogram = GlobalMutualInformationLoss(kernel_type="gaussian", num_bins=num_bins)
 
     def forward(self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "") -> torch.Tensor:
-        """Mean MI over the batch, from pooled features [B, C] and an SA vector [C]."""
+        """Return the mean over the batch, of pooled features [B, C] and an SA vector [C]; `key` is not used."""
         pooled = _to_unit_range(pooled.float())
         return -self.histogram(pooled[:, None], _to_unit_range(sa.float()).expand_as(pooled)[:, None])
 
 
 class InfoNCE(nn.Module):
-    """Normalised InfoNCE: the pooled feature should be told from a queue of earlier ones by its likeness to the SA vector.
+    """Normalised InfoNCE: tell the pooled feature from a queue of earlier ones by its similarity to the SA vector.
 
-    A lower bound of mutual information capped at log(queue + 1). The queue of each key (head and scale) is state: it is saved with the
-    site. Without a key, or with an empty queue (the server's ascent), it is the scaled cosine similarity that is being raised.
+    A lower bound of mutual information capped at log(queue + 1). The queue of each key (head and scale) is state: it is saved
+    with the site. Without a key, or with an empty queue (the server's ascent), it is the scaled cosine similarity.
+
+    Args:
+        queue: earlier features that are kept per key.
+        temperature: of the softmax over similarities.
     """
 
     def __init__(self, queue: int = 16, temperature: float = 0.1) -> None:
@@ -50,7 +58,13 @@ class InfoNCE(nn.Module):
         self.queues: dict[str, torch.Tensor] = {}
 
     def forward(self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "") -> torch.Tensor:
-        """Mean bound over the batch, from pooled features [B, C] and an SA vector [C]."""
+        """Return the mean bound over the batch.
+
+        Args:
+            pooled: features [B, C].
+            sa: SA vector [C].
+            key: names the queue ("segmentation.0"); empty for none.
+        """
         pooled = F.normalize(pooled.float(), dim=-1)
         anchor = F.normalize(sa.float(), dim=-1)
         positive = pooled @ anchor / self.temperature
@@ -67,7 +81,9 @@ class InfoNCE(nn.Module):
         return bound.mean()
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
+        """Return the queues for the state dict."""
         return dict(self.queues)
 
     def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore the queues from a state dict."""
         self.queues = dict(state)

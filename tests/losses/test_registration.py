@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from monai.losses import DiffusionLoss, LocalNormalizedCrossCorrelationLoss
 from torch.nn import functional as F
 
 from fedsr_monai.losses import local_cross_correlation, smoothness
-from fedsr_monai.losses.registration import _BoxFilter
+from fedsr_monai.losses.registration import _BoxMean, box_mean_plain, local_cross_correlation_plain
 
 
 def images(seed: int = 0, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,32 +18,28 @@ def images(seed: int = 0, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
-def reference(moving: torch.Tensor, fixed: torch.Tensor, window: int = 9, eps: float = 1e-4) -> torch.Tensor:
-    """The definition in float64, by pooling."""
-    a, b = moving.double(), fixed.double()
-
-    def mean(volume: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool3d(volume, window, 1, window // 2, count_include_pad=False)
-
-    covariance = mean(a * b) - mean(a) * mean(b)
-    variances = [(mean(x * x) - mean(x).square()).clamp_min(0) + eps for x in (a, b)]
-    return -(covariance.square() / (variances[0] * variances[1])).mean()
+def reference(moving: torch.Tensor, fixed: torch.Tensor, window: int = 9) -> torch.Tensor:
+    """The plain definition in float64."""
+    return local_cross_correlation_plain(moving.double(), fixed.double(), window)
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 4, 6])
-def test_box_filter_is_a_mean_over_the_window(radius):
+def test_both_box_means_average_over_the_window(radius):
     torch.manual_seed(0)
     volume = torch.rand(2, 1, 9, 14, 11)
-    width = 2 * radius + 1
-    kernel = torch.ones(1, 1, width, width, width)
-    count = F.conv3d(torch.ones_like(volume), kernel, padding=radius)
-    torch.testing.assert_close(_BoxFilter.apply(volume, radius), F.conv3d(volume, kernel, padding=radius) / count)
+    sides = [range(n) for n in volume.shape[2:]]
+    expected = torch.empty_like(volume)
+    for i, j, k in itertools.product(*sides):
+        window = [slice(max(n - radius, 0), n + radius + 1) for n in (i, j, k)]
+        expected[:, :, i, j, k] = volume[(..., *window)].mean(dim=(2, 3, 4))
+    torch.testing.assert_close(_BoxMean.apply(volume, radius), expected)
+    torch.testing.assert_close(box_mean_plain(volume, radius), expected)
 
 
-def test_box_filter_gradient():
+def test_box_mean_gradient():
     torch.manual_seed(0)
     volume = torch.rand(1, 2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: _BoxFilter.apply(v, 1), volume)
+    assert torch.autograd.gradcheck(lambda v: _BoxMean.apply(v, 1), volume)
 
 
 @pytest.mark.parametrize("window", [3, 5, 9])
@@ -59,8 +57,12 @@ def test_agrees_with_monai_away_from_the_border():
     """On images in [0, 1] whose border is empty, where MONAI's loss is in its range and the window does not matter."""
     a, b = images(size=24)
     inside = F.pad(torch.ones(1, 1, 10, 10, 10), [7] * 6)
-    monai = LocalNormalizedCrossCorrelationLoss(kernel_size=5, smooth_nr=0.0, smooth_dr=1e-4 * 125)(a * inside, b * inside)
-    assert local_cross_correlation(a * inside, b * inside, window=5, eps=1e-4).item() == pytest.approx(monai.item(), abs=0.02)
+    monai = LocalNormalizedCrossCorrelationLoss(kernel_size=5, smooth_nr=0.0, smooth_dr=1e-4 * 125)(
+        a * inside, b * inside
+    )
+    assert local_cross_correlation(a * inside, b * inside, window=5, eps=1e-4).item() == pytest.approx(
+        monai.item(), abs=0.02
+    )
 
 
 def test_identical_images_reach_the_lower_end():
@@ -68,7 +70,9 @@ def test_identical_images_reach_the_lower_end():
     assert -1 <= local_cross_correlation(a, a, eps=1e-8).item() < -0.999
 
 
-@pytest.mark.parametrize("change", [lambda x: (x - x.mean()) / x.std(), lambda x: x + 1, lambda x: 3 * x - 5, lambda x: x + 100])
+@pytest.mark.parametrize(
+    "change", [lambda x: (x - x.mean()) / x.std(), lambda x: x + 1, lambda x: 3 * x - 5, lambda x: x + 100]
+)
 def test_stays_in_range_and_does_not_see_brightness(change):
     """z-scores and constant backgrounds, which lead MONAI's loss to -6 and -149."""
     a, b = images()
@@ -100,7 +104,10 @@ def test_errors_name_the_argument():
     a, b = images()
     with pytest.raises(ValueError, match=r"^local_cross_correlation\(\) 'window' must be odd, got 8$"):
         local_cross_correlation(a, b, window=8)
-    with pytest.raises(ValueError, match=r"^local_cross_correlation\(\) 'moving' has shape \(1, 1, 8, 16, 16\), 'fixed' \(1, 1, 16, 16, 16\); they"):
+    with pytest.raises(
+        ValueError,
+        match=r"^local_cross_correlation\(\) 'moving' has shape \(1, 1, 8, 16, 16\), 'fixed' \(1, 1, 16, 16, 16\); they",
+    ):
         local_cross_correlation(a[:, :, :8], b)
 
 

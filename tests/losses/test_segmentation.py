@@ -5,6 +5,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from fedsr_monai.losses import dice_cross_entropy
+from fedsr_monai.losses.segmentation import dice_cross_entropy_plain
 
 
 def example(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -13,11 +14,18 @@ def example(classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.randint(0, classes - 1, (2, 1, 6, 7, 8), dtype=torch.uint8)  # the last class is absent
 
 
-def test_value_and_gradient_are_monais():
-    monai = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+@pytest.mark.parametrize(
+    "reference",
+    [
+        dice_cross_entropy_plain,
+        DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0),
+    ],
+    ids=["plain", "monai"],
+)
+def test_value_and_gradient_are_those_of_the_definition(reference):
     logits, label = example()
     ours, theirs = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
-    value, expected = dice_cross_entropy(ours, label), monai(theirs, label)
+    value, expected = dice_cross_entropy(ours, label), reference(theirs, label)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     value.backward()
     expected.backward()
@@ -32,7 +40,9 @@ def test_right_answer_costs_nothing_and_wrong_ones_more():
 
 
 def test_gradient_where_the_true_class_has_no_probability_left():
-    monai = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+    monai = DiceCELoss(
+        to_onehot_y=True, softmax=True, include_background=False, batch=True, smooth_nr=1.0, smooth_dr=1.0
+    )
     logits, label = example()
     ours, theirs = (100 * logits).requires_grad_(True), (100 * logits).requires_grad_(True)
     value = dice_cross_entropy(ours, label)
@@ -45,7 +55,10 @@ def test_gradient_where_the_true_class_has_no_probability_left():
 def test_probabilities_that_are_known_already():
     logits, label = example()
     ours, theirs = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
-    value, expected = dice_cross_entropy(ours, label, probability=logits.softmax(dim=1)), dice_cross_entropy(theirs, label)
+    value, expected = (
+        dice_cross_entropy(ours, label, probability=logits.softmax(dim=1)),
+        dice_cross_entropy(theirs, label),
+    )
     assert value.item() == expected.item()
     value.backward()
     expected.backward()
