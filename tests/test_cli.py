@@ -271,7 +271,8 @@ def test_check_names_every_fault_and_exits_2(tmp_path, capsys):
         line.split("/site.json")[0] for line in output.out.splitlines()
     }
     assert output.err == (
-        f"fedsr: {len(output.out.splitlines())} breaches of the site folders' contract: mend the files named above and check again\n"
+        f"fedsr: site folders: found {len(output.out.splitlines())} violations of the contract, expected none; "
+        "fix the files named above and check again\n"
     )
 
 

@@ -83,7 +83,7 @@ def run_accuracy(
         if method in METHODS:
             found = _ants_rows(site, item, method)
         else:
-            network.set_atlas(*load_atlas(site.root))
+            network.set_atlas(*load_atlas(site))
             if method == "network":
                 found = _network_rows(network, site, item, device)
             else:

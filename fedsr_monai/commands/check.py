@@ -7,7 +7,7 @@ from fedsr_monai.errors import UserError
 
 
 def check(sites: list[str]) -> None:
-    """Check that site folders keep the contract, and name every file that breaks it, why, and the cure.
+    """Check that site folders keep the contract, and name every file that violates it, why, and the fix.
 
     Opens every file. Nothing is changed. The exit status is 0 if all is well and 2 if not.
 
@@ -25,4 +25,5 @@ def check(sites: list[str]) -> None:
         faults += len(found)
         print("\n".join(map(str, found)) if found else f"{folder}: fit for use", flush=True)
     if faults:
-        raise UserError(f"{faults} breach{'es' * (faults > 1)} of the site folders' contract: mend the files named above and check again")
+        found = f"{faults} violation{'s' * (faults > 1)} of the contract"
+        raise UserError("site folders", found, "none", "fix the files named above and check again")

@@ -25,8 +25,8 @@ def prepare(
     Takes a BIDS tree (sub-*/anat/*_T1w.nii.gz, masks and labels in derivatives), FreeSurfer subjects (orig, brainmask,
     aparc+aseg), or a folder of NIfTI files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz). Labels are 0 to 13 or
     FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay together.
-    OUT/prepare receives a picture a scan, to be looked at, and scans.csv with what was done. A scan that cannot be laid on the
-    atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all sites are laid on.
+    OUT/prepare receives one picture per scan, to be looked at, and scans.csv with what was done. A scan that cannot be registered
+    to the atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all sites are registered to.
 
     Args:
         source: folder of the scans
@@ -34,11 +34,11 @@ def prepare(
         atlas_image: the site's own labelled scan; without it the atlas is the one that the program builds, whose labels are
             CC BY-NC
         atlas_label: its labels
-        atlas_mask: its brain mask; by default all that is labelled
+        atlas_mask: its brain mask; by default the union of its labels
         name: of the site; by default the name of the folder
-        spacing: size of a voxel in mm; 1.5, 2 (that of the weights that come with the bundles) and 2.5 have a grid of their own
+        spacing: size of a voxel in mm; 1.5, 2 (that of the weights that come with the bundles) and 2.5 have a default grid
         shape: voxels of the grid, three numbers, for another spacing
-        layout: bids, freesurfer or flat; by default what the folder looks like
+        layout: bids, freesurfer or flat; by default detected
         validation: people to validate on
         test: people to test on
         seed: of the split
@@ -52,7 +52,7 @@ def prepare(
 
     require_itk()
     if (atlas_image is None) != (atlas_label is None) or (atlas_mask is not None and atlas_image is None):
-        raise UserError("--atlas_image and --atlas_label: found one without the other, expected both or none; give both")
+        raise UserError("--atlas_image and --atlas_label", "one without the other", "both or none", "give both")
     from fedsr_monai.prepare.atlas import AtlasFiles
     from fedsr_monai.prepare.site import prepare_site
     from fedsr_monai.sites.site import load_site
@@ -62,5 +62,7 @@ def prepare(
     atlas = AtlasFiles(atlas_image, atlas_label, atlas_mask) if atlas_image else None
     root = prepare_site(source, out, atlas, name, spacing, shape, layout, validation, test, seed, processes)
     site = load_site(root)
-    print(f"{root}: {len(site.training)} scans to train on, {len(site.validation)} to validate, {len(site.test)} to test")
+    print(
+        f"{root}: {len(site.training)} scans to train on, {len(site.validation)} to validate, {len(site.test)} to test"
+    )
     print(f"{root}/prepare: look at the pictures; next: fedsr check {out}")

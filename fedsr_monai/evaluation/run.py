@@ -21,7 +21,7 @@ from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.sites.contract import SECTIONS
-from fedsr_monai.sites.site import Site, load_atlas, load_site, site_folders
+from fedsr_monai.sites.site import Site, load_atlas, load_site, load_sites
 
 PERSONALISED = "personalised"  # folder in a run for the networks that were fitted to a site after the rounds
 
@@ -49,8 +49,7 @@ def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
     bundle, overrides = Path(record["bundle"]["path"]), record.get("overrides", {})
     models = {}
     for site in record["sites"]:
-        for folder in site_folders(site["path"]):
-            loaded = load_site(folder)
+        for loaded in load_sites(site["path"]):
             weights = run / "sites" / site["name"] / "model.pt"
             if not weights.is_file():
                 raise UserError(
@@ -91,7 +90,7 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
     network = load_weights(parser.get_parsed_content("network_def"), model.weights)
-    network.set_atlas(*load_atlas(model.site.root))
+    network.set_atlas(*load_atlas(model.site))
     return network.to(device)
 
 

@@ -1,4 +1,4 @@
-"""From raw scans to a site folder, and raw scans in inference: brain mask, bias field, affine map to the atlas. Needs ITK."""
+"""What makes raw scans ready, for site folders and for inference: brain mask, bias field, affine map to the atlas; needs ITK."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fedsr_monai.errors import UserError
 
 
 def require_itk() -> None:
-    """Refuse to go on without ITK, before any of the modules here imports it.
+    """Check that ITK is installed, before any of the modules here imports it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not.
     """
     if importlib.util.find_spec("itk") is None:
-        raise UserError("package itk: not installed, expected for raw scans: pip install 'fedsr-monai[itk]'")
+        raise UserError("package itk", "no installation", "one, for raw scans", "run `pip install 'fedsr-monai[itk]'`")

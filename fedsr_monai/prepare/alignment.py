@@ -1,4 +1,4 @@
-"""The affine map that lays a brain on the atlas: ITK's registration from several starts, and the judgement of its result."""
+"""The affine registration of a brain to the atlas: ITK's, from several initial maps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from fedsr_monai.prepare.itk_image import from_itk_affine, to_itk, to_itk_affine
 from fedsr_monai.spatial.grid import Grid
 
 PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads nod more than they roll
-RIM = 10.0  # mm around the atlas' brain where the metric looks too
-TURN_ITERATIONS = 20  # enough to see whether a quarter turn is right
-HEAD_SIZE = 0.92  # of a usual brain to MNI's, which has 1.88 litres with its fluid
-LEVELS = ((8.0, 60), (4.0, 100), (2.0, 60))  # mm and iterations
+RIM = 10.0  # mm around the atlas' brain that the metric includes
+TURN_ITERATIONS = 20  # enough to see whether a quarter turn fits
+HEAD_SIZE = 0.92  # a usual brain relative to MNI's, which has 1.88 litres with its fluid
+LEVELS = ((8.0, 60), (4.0, 100), (2.0, 60))  # spacing in mm and iterations
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The map of a scan onto an atlas.
+    """Hold the affine map of a scan to an atlas.
 
-    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres. `turned` is the rotation matrix of the
-    best start that does not follow the scan's header, `gain` how much better (in nats of mutual information) it is.
+    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres; `information` is their mutual information
+    in nats. `turned` is the rotation matrix of the best initial map that does not follow the scan's header, `gain` how many nats
+    better than the header's it is.
     """
 
     matrix: np.ndarray
@@ -37,7 +38,7 @@ class Alignment:
 
 
 def cube_rotations() -> Iterator[np.ndarray]:
-    """The 24 rotations that take axes to axes; the identity first."""
+    """Yield the 24 rotations that take axes to axes, the identity first."""
     for order, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
         matrix = np.zeros((3, 3))
         matrix[range(3), order] = signs
@@ -46,34 +47,36 @@ def cube_rotations() -> Iterator[np.ndarray]:
 
 
 def brain_frame(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre (mm) and volume (mm^3) of a mask."""
-    places = np.argwhere(mask)
-    return affine[:3, :3] @ places.mean(0) + affine[:3, 3], len(places) * abs(np.linalg.det(affine[:3, :3]))
+    """Return centre (mm) and volume (mm^3) of a mask."""
+    voxels = np.argwhere(mask)
+    return affine[:3, :3] @ voxels.mean(0) + affine[:3, 3], len(voxels) * abs(np.linalg.det(affine[:3, :3]))
 
 
 def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool = False) -> Alignment:
     """Register a scan to the atlas image.
 
-    Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it, maximised by gradient
-    descent at three resolutions. The starts lay the centres of mass on each other; three follow the header, with the head
-    nodding, and 23 turn it by quarter turns, which only serve to find wrong headers.
+    Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it is maximised by gradient
+    descent at three resolutions. The initial maps match the centres of mass; three follow the header, with the head nodding,
+    and 23 turn it by quarter turns, which only serve to find wrong headers.
 
     Args:
         brain: the scan [D, H, W], 0 outside the brain.
         affine: of the scan.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
-        whole_head: the scan has not been stripped: it is turned and shifted at coarse resolutions, and taken to
-            have a brain of usual size. A map that may grow grows towards the scalp.
+        whole_head: the scan has not been stripped: it is only turned and shifted, at coarse resolutions, and assumed to have a
+            brain of usual size. A map that may scale would scale towards the scalp.
     """
     size = np.diag([*np.full(3, HEAD_SIZE if whole_head else 1.0), 1.0])
     sized = Grid(size @ grid.affine, grid.shape)
     levels = _levels(brain, affine, atlas, sized)
-    start = _Starts(brain, affine, atlas, sized, whole_head)
+    initial = _InitialMaps(brain, affine, atlas, sized, whole_head)
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
-    best, information = max((register(*levels[0], start(nod), whole_head) for nod in nods), key=lambda result: result[1])
+    best, information = max(
+        (register(*levels[0], initial(nod), whole_head) for nod in nods), key=lambda result: result[1]
+    )
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
-    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], start(turn), whole_head)[1] for turn in turns]
+    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn), whole_head)[1] for turn in turns]
     gain, turn = max(others) - information, turns[int(np.argmax(others))]
     for level in levels[1:2] if whole_head else levels[1:]:
         best, information = register(*level, best, whole_head)
@@ -81,7 +84,7 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
 
 
 def realign(first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> Alignment:
-    """Go on from an alignment of the whole head with the brain alone."""
+    """Refine an alignment of the whole head with the brain alone; arguments as of `align`."""
     best = np.linalg.inv(first.matrix)
     for level in _levels(brain, affine, atlas, grid)[1:]:
         best, information = register(*level, best)
@@ -89,7 +92,7 @@ def realign(first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.n
 
 
 def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> list[tuple]:
-    """Atlas, the region that counts in it, scan, iterations and first step at each resolution."""
+    """Return atlas, the region that counts in it, scan, iterations and first step at each resolution."""
     levels = []
     for spacing, iterations in LEVELS:
         fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
@@ -99,23 +102,23 @@ def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid
     return levels
 
 
-class _Starts:
-    """From a rotation to a first map, atlas to scan, that lays the centres on each other."""
+class _InitialMaps:
+    """From a rotation to an initial map, atlas to scan, that matches the centres of the two brains."""
 
     def __init__(self, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool) -> None:
         self.centre, volume = brain_frame(atlas > 0, grid.affine)
-        self.place, own = brain_frame(brain > 0, affine)
+        self.own_centre, own = brain_frame(brain > 0, affine)
         self.scale = 1.0 if whole_head else float(np.clip((own / volume) ** (1 / 3), 0.7, 1.4))
 
     def __call__(self, rotation: np.ndarray) -> np.ndarray:
         matrix = np.eye(4)
         matrix[:3, :3] = self.scale * rotation
-        matrix[:3, 3] = self.place - matrix[:3, :3] @ self.centre
+        matrix[:3, 3] = self.own_centre - matrix[:3, :3] @ self.centre
         return matrix
 
 
 def _region(atlas: np.ndarray, affine: np.ndarray) -> itk.ImageMaskSpatialObject:
-    """The brain of the atlas and 10 mm around it, where the metric looks."""
+    """Return the brain of the atlas and 10 mm around it, where the metric is computed."""
     distance = ndimage.distance_transform_edt(atlas <= 0, sampling=np.linalg.norm(affine[:3, :3], axis=0))
     region = itk.ImageMaskSpatialObject[3].New()
     region.SetImage(to_itk(distance <= RIM, affine, itk.UC))
@@ -124,15 +127,33 @@ def _region(atlas: np.ndarray, affine: np.ndarray) -> itk.ImageMaskSpatialObject
 
 
 def register(
-    fixed, region, moving, iterations: int, step: float, start: np.ndarray, rigid: bool = False
+    fixed: itk.Image,
+    region: itk.ImageMaskSpatialObject,
+    moving: itk.Image,
+    iterations: int,
+    step: float,
+    initial: np.ndarray,
+    rigid: bool = False,
 ) -> tuple[np.ndarray, float]:
-    """The affine (or `rigid`) map [4, 4] (fixed to moving points) near `start` of largest mutual information, and that in nats.
+    """Find the map of largest mutual information near an initial one.
 
-    Never worse than `start`: the descent may end elsewhere than at the best place it has seen, and ITK's switch for that does not
-    restore the parameters of this optimizer. `step` is the length of the first step in mm.
+    The result is never worse than `initial`: the descent may end elsewhere than at the best map that it has seen, and ITK's
+    switch for that does not restore the parameters of this optimizer.
+
+    Args:
+        fixed: ITK image of the atlas.
+        region: where the metric is computed in it.
+        moving: ITK image of the scan.
+        iterations: at most.
+        step: length of the first step in mm.
+        initial: map [4, 4] from fixed to moving points, RAS+ millimetres.
+        rigid: turn and shift only.
+
+    Returns:
+        The map [4, 4] and its mutual information in nats; -inf if ITK finds no overlap.
     """
     middle = np.array(fixed.TransformIndexToPhysicalPoint([n // 2 for n in fixed.GetLargestPossibleRegion().GetSize()]))
-    transform = to_itk_affine(start, middle, rigid)
+    transform = to_itk_affine(initial, middle, rigid)
     first = type(transform.GetParameters())(transform.GetParameters())
     metric = itk.MattesMutualInformationImageToImageMetricv4[type(fixed), type(moving)].New()
     metric.SetNumberOfHistogramBins(32)
@@ -162,7 +183,7 @@ def register(
     try:
         method.Update()
     except RuntimeError:  # ITK: all samples map outside the moving image, or the map has become singular
-        return start, -np.inf
+        return initial, -np.inf
     found = from_itk_affine(transform), -float(metric.GetValue())
     transform.SetParameters(first)
-    return max(found, (start, -float(metric.GetValue())), key=lambda result: result[1])
+    return max(found, (initial, -float(metric.GetValue())), key=lambda result: result[1])

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from scipy import ndimage
 
 from fedsr_monai.atlas.build import build_atlas
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import write_json
+from fedsr_monai.files import read_json, write_json
 from fedsr_monai.labels import LABELS
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.nifti import read_nifti, write_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_labels, voxel_map
 
-CLOSING = 6.0  # mm: from labels to a brain mask, over the fluid between the gyri
+CLOSING = 6.0  # mm, from labels to a brain mask that includes the fluid between the gyri
 
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """The one labelled scan of a site: image, labels (0 to 13 or FreeSurfer's), and its brain mask where there is one."""
+    """Name the files of a site's one labelled scan: image, labels (0 to 13 or FreeSurfer's) and, where one exists, brain mask."""
 
     image: str | os.PathLike
     label: str | os.PathLike
@@ -39,13 +37,23 @@ class AtlasFiles:
 def make_atlas(
     files: AtlasFiles | None, spacing: float, shape: tuple[int, ...], root: Path, records: str
 ) -> tuple[np.ndarray, np.ndarray, Grid]:
-    """Image float32 [D, H, W] in [0, 1], labels uint8 and grid of the site's atlas, which are written to `root/atlas`.
+    """Make the site's atlas and write it to `root/atlas`.
 
-    The site's own scan is laid on the project's atlas like every scan, so that all sites of a federation, and the weights that
-    come with the bundles, have their brains in one place. Its mask, where none is given, is the whole of its labels.
+    The site's own scan is registered to the project's atlas like every scan, so that the brains of all sites of a federation, and
+    of the weights that come with the bundles, share one space. Its mask, where none is given, is the union of its labels.
+
+    Args:
+        files: the site's own labelled scan; None for the project's atlas.
+        spacing: of the grid in mm.
+        shape: of the grid in voxels.
+        root: the site folder.
+        records: name of the folder in it for the record and the picture.
+
+    Returns:
+        Image float32 [D, H, W] in [0, 1], labels uint8 [D, H, W] and grid.
 
     Raises:
-        UserError: a file is wrong, the scan cannot be laid on the project's atlas, or it lacks a structure on the grid.
+        UserError: a file is wrong, the scan cannot be registered to the project's atlas, or it lacks a structure on the grid.
     """
     image, label, affine = build_atlas(spacing, shape)
     grid = Grid(affine, tuple(shape))
@@ -64,24 +72,30 @@ def make_atlas(
     return image, label, grid
 
 
-def _own(files: AtlasFiles, image: np.ndarray, label: np.ndarray, grid: Grid, picture: Path) -> tuple[np.ndarray, np.ndarray]:
+def _own(
+    files: AtlasFiles, image: np.ndarray, label: np.ndarray, grid: Grid, picture: Path
+) -> tuple[np.ndarray, np.ndarray]:
     scan = read_scan(files.image)
     volume = read_volume(files.label)
     structures = torch.from_numpy(to_structures(volume.voxels, files.label))[None]
-    mask = read_mask(files.mask, scan) if files.mask else _mask_of(structures, volume.affine, scan.affine, scan.voxels.shape)
+    mask = (
+        read_mask(files.mask, scan)
+        if files.mask
+        else _mask_of(structures, volume.affine, scan.affine, scan.voxels.shape)
+    )
     prepared = prepare_scan(scan, mask, image, grid, str(files.image))
     own = resample_labels(structures, voxel_map(prepared.matrix @ volume.affine, grid.affine), grid.shape)[0].numpy()
     empty = [name for value, name in LABELS.items() if not (own == value).any()]
     if empty:
-        raise UserError(
-            f"{files.label}: has no voxel of {', '.join(empty)} on the grid, expected all structures in the atlas; label them, or take "
-            "smaller voxels"
-        )
+        found, expected = f"no voxel of {', '.join(empty)} on the grid", "all structures in the atlas"
+        raise UserError(files.label, found, expected, "label them, or choose smaller voxels")
     write_qc(picture, "atlas", scan.voxels, prepared, label, grid)
     return image_on_grid(prepared, grid)[0].numpy(), own
 
 
-def _mask_of(structures: torch.Tensor, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _mask_of(
+    structures: torch.Tensor, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     matrix = voxel_map(affine, scan_affine)
     if not is_identity(matrix, structures.shape[1:], shape):
         structures = resample_labels(structures, matrix, shape)
@@ -91,16 +105,17 @@ def _mask_of(structures: torch.Tensor, affine: np.ndarray, scan_affine: np.ndarr
 
 
 def _kept(record: Path, content: dict, root: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The atlas of an earlier run from the same files."""
+    """Return the atlas of an earlier run from the same files, or None."""
     try:
-        if json.loads(record.read_text()) != content:
+        if read_json(record, "the record of the atlas", "remove it") != content:
             return None
-        return tuple(np.asarray(nib.load(root / "atlas" / f"{kind}.nii.gz").dataobj) for kind in ("image", "label"))
-    except (OSError, ValueError, EOFError):
+        return tuple(read_nifti(root / "atlas" / f"{kind}.nii.gz")[1] for kind in ("image", "label"))
+    except UserError:
         return None
 
 
 def _stamp(file: str | os.PathLike) -> list:
     if not Path(file).is_file():
-        raise UserError(f"{file}: no such file, expected the labelled scan of the site; check --atlas-image and --atlas-label")
+        fix = "check --atlas_image, --atlas_label and --atlas_mask"
+        raise UserError(file, "no such file", "the labelled scan of the site", fix)
     return [str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns]

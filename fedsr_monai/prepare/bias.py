@@ -12,18 +12,21 @@ from fedsr_monai.spatial.resampling import resample_image, voxel_map
 
 WORK = 5.0  # mm: the field is smooth; at 4 mm and (50, 50, 30) it differs by 1 % and takes four times as long
 SPLINE = 200.0  # mm between control points at the first level, as is usual for heads
-ITERATIONS = (20, 20, 20)  # a level
+ITERATIONS = (20, 20, 20)  # at each level
 
 
 def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A scan divided by its bias field (N4: Tustison et al., IEEE TMI 2010), float32 [D, H, W], the same mean in the mask.
+    """Divide a scan by its bias field (N4: Tustison et al., IEEE TMI 2010), keeping its mean in the mask.
 
-    The field is estimated on voxels of about 4 mm and interpolated; beyond the mask it goes on as at its border.
+    The field is estimated on voxels of about 5 mm and interpolated; beyond the mask it continues as at its border.
 
     Args:
-        volume: the scan, 0 or above.
-        mask: bool, where the field is estimated: the brain.
-        affine: voxel to millimetre.
+        volume: the scan [D, H, W], 0 or above.
+        mask: bool [D, H, W], where the field is estimated: the brain.
+        affine: [4, 4], voxel to millimetre.
+
+    Returns:
+        The corrected scan, float32 [D, H, W].
     """
     small, small_affine = coarsen(volume, affine, WORK)
     inside, _ = coarsen(mask.astype(np.float32), affine, WORK)
@@ -44,14 +47,20 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     field = ndimage.gaussian_filter(logarithm[tuple(nearest)], 1)
     field -= field[inside].mean()
     matrix = voxel_map(small_affine, affine)
-    axes = [np.clip(np.arange(n) * matrix[i, i] + matrix[i, 3], 0, small.shape[i] - 1) for i, n in enumerate(volume.shape)]
+    axes = [
+        np.clip(np.arange(n) * matrix[i, i] + matrix[i, 3], 0, small.shape[i] - 1) for i, n in enumerate(volume.shape)
+    ]
     fine = _interpolate(field, axes)
     result = volume / np.exp(fine)
     return (result * (volume[mask].mean() / result[mask].mean())).astype(np.float32)
 
 
 def coarsen(volume: np.ndarray, affine: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """A volume on voxels of about `spacing` mm along its own axes, low-passed, and their affine; finer axes only."""
+    """Resample a volume to voxels of about `spacing` mm along its own axes, low-passed; axes that are coarser stay as they are.
+
+    Returns:
+        The volume, float32 [d, h, w], and the affine [4, 4] of its voxels.
+    """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     factors = np.maximum(1, spacing / sizes)
     shape = tuple(max(1, int(round(n / factor))) for n, factor in zip(volume.shape, factors))
@@ -63,11 +72,11 @@ def coarsen(volume: np.ndarray, affine: np.ndarray, spacing: float) -> tuple[np.
 
 
 def _interpolate(field: np.ndarray, axes: list[np.ndarray]) -> np.ndarray:
-    """Linear interpolation at the product of places along each axis, one axis after the other."""
-    for axis, places in enumerate(axes):
-        low = np.minimum(places.astype(int), max(field.shape[axis] - 2, 0))
+    """Interpolate linearly at all combinations of positions along the axes, one axis after the other."""
+    for axis, positions in enumerate(axes):
+        low = np.minimum(positions.astype(int), max(field.shape[axis] - 2, 0))
         high = np.minimum(low + 1, field.shape[axis] - 1)
         shape = [-1 if a == axis else 1 for a in range(3)]
-        share = (places - low).astype(np.float32).reshape(shape)
-        field = np.take(field, low, axis) * (1 - share) + np.take(field, high, axis) * share
+        fraction = (positions - low).astype(np.float32).reshape(shape)
+        field = np.take(field, low, axis) * (1 - fraction) + np.take(field, high, axis) * fraction
     return field

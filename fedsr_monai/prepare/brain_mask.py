@@ -1,4 +1,4 @@
-"""The brain in a scan: what is left of a stripped one, or found in a whole head with the atlas' help."""
+"""The brain in a scan: all that a skull-stripped one shows, or found in a whole head with the atlas' help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsr_monai.spatial.resampling import resample_image, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
 
 WORK = 2.0  # mm
-MARGIN = 5.0  # mm, by which a brain may stick out of the atlas' brain, which is larger than most
+MARGIN = 5.0  # mm, by which a brain may reach beyond the atlas' brain, which is larger than most
 THROAT = 4.0  # mm, radius of the opening that cuts the threads between brain and skull
 SULCUS = 10.0  # mm, radius of the closing that takes the fluid between the gyri in
 DARK, BRIGHT = 0.5, 1.25  # grey matter is brighter, fat and vessels are brighter still; white matter = 1
@@ -22,14 +22,14 @@ HEAD = 150.0  # mm below the vertex: beyond that is neck
 
 
 def is_stripped(volume: np.ndarray, affine: np.ndarray) -> bool:
-    """Whether a scan shows a brain alone: exact zeros around it, and as many litres as a brain has."""
+    """Return whether a scan shows a brain alone: exact zeros around it, and as many litres as a brain has."""
     faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
     litres = np.count_nonzero(volume) * abs(np.linalg.det(affine[:3, :3])) / 1e6
     return (faces == 0).mean() > 0.9 and BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
-    """The largest piece of a mask without its holes; dark ventricles may read 0 in a stripped scan."""
+    """Return the largest piece of a mask with its holes filled: dark ventricles may be 0 in a stripped scan."""
     pieces, count = ndimage.label(mask)
     if count > 1:
         mask = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
@@ -37,7 +37,7 @@ def filled(mask: np.ndarray) -> np.ndarray:
 
 
 def head_without_neck(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A whole head cut off 150 mm below its vertex, background 0; [D, H, W]."""
+    """Cut a whole head [D, H, W] off 150 mm below its vertex, and set the background to 0."""
     image = to_itk(volume, affine)
     otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
     otsu.SetInsideValue(0)
@@ -52,15 +52,18 @@ def head_without_neck(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The brain in a whole head, bool [D, H, W], from a first guess of where it lies.
+    """Find the brain in a whole head, from a first guess of where it is.
 
-    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what hangs on to the brain by
-    threads, the largest piece is the brain, and a closing takes the fluid of the sulci in.
+    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what is connected to the
+    brain by threads, the largest piece is the brain, and a closing includes the fluid of the sulci.
 
     Args:
-        prior: bool, the atlas' brain laid on the scan.
-        volume: the scan, its bias field corrected.
-        affine: of the scan.
+        prior: bool [D, H, W], the atlas' brain on the scan's voxels.
+        volume: the scan [D, H, W], its bias field corrected.
+        affine: [4, 4] of the scan.
+
+    Returns:
+        The brain, bool [D, H, W].
     """
     small, small_affine = coarsen(volume, affine, WORK)
     guess = coarsen(prior.astype(np.float32), affine, WORK)[0] > 0.5
@@ -72,7 +75,7 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
     image = to_itk(values[:, None, None], np.eye(4))
     otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
     otsu.Update()
-    dark = min(otsu.GetThreshold(), DARK * white)  # where there is little fluid, Otsu's threshold parts grey and white matter
+    dark = min(otsu.GetThreshold(), DARK * white)  # with little fluid, Otsu's threshold separates grey and white matter
     tissue = (outside < MARGIN) & (small > dark) & (small < BRIGHT * white)
     opened = _within(~_within(~tissue, THROAT, sampling), THROAT, sampling)
     brain = filled(opened)
@@ -83,11 +86,11 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
 
 
 def atlas_brain_on(scan: Grid, atlas: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
-    """The brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to points of the atlas."""
+    """Return the brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to points of the atlas."""
     brain = torch.from_numpy((atlas > 0).astype(np.float32))[None]
     return resample_image(brain, voxel_map(grid.affine, matrix @ scan.affine), scan.shape)[0].numpy() > 0.5
 
 
 def _within(mask: np.ndarray, distance: float, sampling: np.ndarray) -> np.ndarray:
-    """All voxels up to `distance` mm from a mask."""
+    """Return all voxels up to `distance` mm from a mask."""
     return ndimage.distance_transform_edt(~mask, sampling=sampling) <= distance

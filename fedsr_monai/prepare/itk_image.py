@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import itk
 import numpy as np
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's x and y run against those of NIfTI
-Image = itk.Image[itk.F, 3]
+from fedsr_monai.spatial.displacement import LPS
+
+RAS_TO_LPS = np.diag([*LPS, 1.0])
 
 
 def to_itk(volume: np.ndarray, affine: np.ndarray, kind=itk.F) -> itk.Image:
-    """A volume [D, H, W] as an ITK image of floats, or of `kind`, at the same places in space.
+    """Return a volume as an ITK image of floats, or of `kind`, at the same position in space.
 
     Args:
-        volume: the voxels.
+        volume: the voxels [D, H, W].
         affine: [4, 4], voxel to millimetre, RAS+; oblique and left-handed ones are kept as they are.
         kind: ITK's type of a voxel.
     """
     dtype = np.uint8 if kind == itk.UC else np.float32
     image = itk.image_from_array(np.ascontiguousarray(volume.transpose(2, 1, 0), dtype=dtype))
-    matrix = LPS @ affine
+    matrix = RAS_TO_LPS @ affine
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(matrix[:3, 3].tolist())
@@ -28,19 +32,19 @@ def to_itk(volume: np.ndarray, affine: np.ndarray, kind=itk.F) -> itk.Image:
 
 
 def from_itk(image: itk.Image) -> np.ndarray:
-    """The voxels [D, H, W] of an ITK image."""
+    """Return the voxels [D, H, W] of an ITK image."""
     return itk.array_from_image(image).transpose(2, 1, 0)
 
 
 def to_itk_affine(matrix: np.ndarray, centre: np.ndarray, rigid: bool = False) -> itk.MatrixOffsetTransformBase:
-    """A matrix [4, 4] between points in RAS+ millimetres as an ITK transform about `centre` (in ITK's own LPS points).
+    """Return a matrix between points in RAS+ millimetres as an ITK transform.
 
     Args:
-        matrix: the map.
-        centre: the point that a change of the transform's rotation and scale leaves where it is.
-        rigid: a transform of rotation and shift instead of an affine one; the matrix must be such.
+        matrix: the map [4, 4].
+        centre: the point, in ITK's LPS+ millimetres, that changes of the transform's rotation and scale leave fixed.
+        rigid: return a transform of rotation and shift instead of an affine one; the matrix must be rigid.
     """
-    lps = LPS @ matrix @ LPS
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
     transform = itk.Euler3DTransform[itk.D].New() if rigid else itk.AffineTransform[itk.D, 3].New()
     transform.SetCenter(centre.tolist())
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3])))
@@ -49,8 +53,19 @@ def to_itk_affine(matrix: np.ndarray, centre: np.ndarray, rigid: bool = False) -
 
 
 def from_itk_affine(transform: itk.AffineTransform) -> np.ndarray:
-    """The matrix [4, 4] in RAS+ millimetres of an ITK affine transform, its centre included."""
+    """Return the matrix [4, 4] in RAS+ millimetres of an ITK affine transform, its centre included."""
     matrix = np.eye(4)
     matrix[:3, :3] = itk.array_from_matrix(transform.GetMatrix())
     matrix[:3, 3] = list(transform.GetOffset())
-    return LPS @ matrix @ LPS
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let ITK's filters and metrics run on one thread: with more, sums are added up in the order in which threads finish."""
+    before = itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(before)

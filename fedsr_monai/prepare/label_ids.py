@@ -9,7 +9,7 @@ import numpy as np
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import NUM_CLASSES
 
-# Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). What is not here is background: 24 CSF, 85 optic
+# Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). All others are background: 24 CSF, 85 optic
 # chiasm, 30 and 62 vessels and so on.
 FREESURFER = {
     1: (14, 15),
@@ -31,7 +31,11 @@ TELL_TALE = {41: "right cerebral white matter", 49: "right thalamus", 16: "brain
 
 
 def to_structures(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Label map of FreeSurfer ids, or of 0 to 13 already, as uint8 labels 0 to 13.
+    """Translate a label map of FreeSurfer ids, or one that has the labels 0 to 13 already, to uint8 labels 0 to 13.
+
+    Args:
+        labels: ids, of any shape and type.
+        path: of the file, for messages.
 
     Raises:
         UserError: the labels are fractions, below 0, or of another scheme.
@@ -39,22 +43,26 @@ def to_structures(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
     ids = np.unique(labels)
     if (ids != np.round(ids)).any() or ids[0] < 0:
         odd = ids[(ids != np.round(ids)) | (ids < 0)][0]
-        raise UserError(f"{path}: holds the label {odd:g}, expected whole numbers of 0 and above; take the label map as it was made")
+        raise UserError(path, f"the label {odd:g}", "whole numbers of 0 and above", "give the label map as it was made")
     ids = ids.astype(np.int64)
     if not ids.any():
-        raise UserError(f"{path}: is an empty label map, expected at least one structure; take another file")
+        raise UserError(path, "an empty label map", "at least one structure", "give another file")
     if ids[-1] < NUM_CLASSES:
         if np.count_nonzero(ids) < FEWEST:
             raise UserError(
-                f"{path}: holds only the labels {', '.join(map(str, ids[ids > 0]))}, expected the structures 1 to 13 or FreeSurfer's ids; "
-                "take a segmentation into structures"
+                path,
+                found=f"only the labels {', '.join(map(str, ids[ids > 0]))}",
+                expected="the structures 1 to 13 or FreeSurfer's ids",
+                fix="give a segmentation into structures",
             )
         return labels.astype(np.uint8)
     absent = [f"{i} ({name})" for i, name in TELL_TALE.items() if i not in ids]
     if absent:
         raise UserError(
-            f"{path}: holds ids up to {ids[-1]} but not {absent[0]}, expected the labels 0 to 13 or those of FreeSurfer's aseg or "
-            "aparc+aseg; translate them to 0 to 13"
+            path,
+            found=f"ids up to {ids[-1]} but not {absent[0]}",
+            expected="the labels 0 to 13 or those of FreeSurfer's aseg or aparc+aseg",
+            fix="translate them to 0 to 13",
         )
     table = np.zeros(ids[-1] + 1, np.uint8)
     for structure, members in FREESURFER.items():

@@ -19,7 +19,7 @@ SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels [D, H, W] with their affine [4, 4] (to RAS+ millimetres) and the header's qform and sform code."""
+    """Hold voxels [D, H, W], their affine [4, 4] (to RAS+ millimetres) and the header's qform and sform code."""
 
     voxels: np.ndarray
     affine: np.ndarray
@@ -30,30 +30,36 @@ def read_volume(path: str | os.PathLike) -> Volume:
     """Read one volume, at any spacing and orientation, of whole numbers or floats; 4-D with one volume counts as 3-D.
 
     Raises:
-        UserError: the file is not there, damaged, of another format, has no one finite 3-D volume or no place in space.
+        UserError: the file is missing, damaged or of another format, does not hold exactly one finite 3-D volume, or has a singular
+            affine.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a scan; check the path")
+        raise UserError(path, "no such file", "a scan", "check the path")
     if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: is no {', '.join(SUFFIXES)}, expected a volume; convert it, for example with dcm2niix")
+        fix = "convert it, for example with dcm2niix"
+        raise UserError(path, "another type of file", f"one of {', '.join(SUFFIXES)}", fix)
     image, voxels = _read_mgz(path) if path.name.endswith((".mgz", ".mgh")) else read_nifti(path)
     if voxels.ndim > 3 and all(n == 1 for n in voxels.shape[3:]):
         voxels = voxels.reshape(voxels.shape[:3])
     if voxels.ndim != 3 or min(voxels.shape) < 2:
-        raise UserError(f"{path}: has the shape {voxels.shape}, expected one 3-D volume; take one volume out of the series")
+        raise UserError(path, f"shape {voxels.shape}", "one 3-D volume", "extract one volume of the series")
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-3 * np.prod(sizes):
-        raise UserError(f"{path}: has a singular affine, expected voxels with a volume; mend the header")
+        raise UserError(path, "a singular affine", "voxels with a volume", "fix the header")
     broken = int((~np.isfinite(voxels)).sum()) if voxels.dtype.kind == "f" else 0
     if broken:
-        raise UserError(f"{path}: {broken} voxels are NaN or infinite, expected numbers; export the scan again")
-    codes = (int(image.header["qform_code"]), int(image.header["sform_code"])) if isinstance(image, nib.Nifti1Image) else (1, 1)
+        raise UserError(path, f"{broken} voxels that are NaN or infinite", "numbers", "export the scan again")
+    codes = (
+        (int(image.header["qform_code"]), int(image.header["sform_code"]))
+        if isinstance(image, nib.Nifti1Image)
+        else (1, 1)
+    )
     return Volume(voxels, image.affine.astype(float), codes)
 
 
 def read_scan(path: str | os.PathLike) -> Volume:
-    """A scan as float32, 0 or above.
+    """Read a scan as float32, 0 or above.
 
     Raises:
         UserError: as `read_volume`, or the scan is constant or of positive and negative values.
@@ -62,22 +68,21 @@ def read_scan(path: str | os.PathLike) -> Volume:
     voxels = volume.voxels.astype(np.float32)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
-        raise UserError(f"{path}: is constant (all {low:g}), expected a scan; export it again")
+        raise UserError(path, f"a constant image (all {low:g})", "a scan", "export it again")
     negative, positive = int((voxels < 0).sum()), int((voxels > 0).sum())
     if negative > 0.05 * positive:
-        raise UserError(
-            f"{path}: {negative} voxels are negative, expected intensities of 0 and above; give the scan before normalisation"
-        )
+        fix = "give the scan before normalisation"
+        raise UserError(path, f"{negative} negative voxels", "intensities of 0 and above", fix)
     return Volume(np.maximum(voxels, 0), volume.affine, volume.codes)
 
 
 def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:
-    """A brain mask, bool, on the voxels of a scan; it may lie on others in the same space.
+    """Read a brain mask, bool, on the voxels of a scan; the file may have other voxels in the same space.
 
-    Shares of up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody erased.
+    Fractions up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody erased.
 
     Raises:
-        UserError: as `read_volume`, or the mask is empty or has nothing in common with the scan's box.
+        UserError: as `read_volume`, or the mask has no voxel inside the scan.
     """
     volume = read_volume(path)
     voxels = volume.voxels
@@ -88,7 +93,7 @@ def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:
         moved = resample_image(torch.from_numpy(mask.astype(np.float32))[None], matrix, scan.voxels.shape)
         mask = moved[0].numpy() > 0.5
     if not mask.any():
-        raise UserError(f"{path}: covers no voxel of the scan, expected its brain; take the mask of this scan")
+        raise UserError(path, "no voxel of the scan", "a mask of its brain", "give the mask of this scan")
     return mask
 
 

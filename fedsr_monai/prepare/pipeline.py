@@ -1,4 +1,4 @@
-"""One raw scan on its way to the atlas: mask, bias field, affine map, and the judgement of the result."""
+"""One raw scan on its way to the atlas: mask, bias field, affine map, and the check of the result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment, align, realign
 from fedsr_monai.prepare.bias import correct_bias
 from fedsr_monai.prepare.brain_mask import atlas_brain_on, filled, head_without_neck, is_stripped, mask_near
+from fedsr_monai.prepare.itk_image import one_thread
 from fedsr_monai.prepare.load import Volume
-from fedsr_monai.prepare.quality import Quality, alignment_fault, quality
+from fedsr_monai.prepare.quality import Quality, check_alignment, quality
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES, check_scan
@@ -21,8 +22,10 @@ from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity
 
 @dataclass(frozen=True)
 class Prepared:
-    """A raw scan made ready: `brain` float32 [D, H, W] on the scan's own voxels, bias field corrected, 0 outside `mask`; `matrix`
-    [4, 4] from points of the scan to points of the atlas, RAS+ millimetres.
+    """Hold a raw scan that was made ready.
+
+    `brain` is float32 [D, H, W] on the voxels of the scan, bias field corrected, 0 outside `mask`; `matrix` [4, 4] takes points of
+    the scan to points of the atlas, RAS+ millimetres.
     """
 
     brain: np.ndarray
@@ -34,30 +37,33 @@ class Prepared:
 
     @property
     def affine(self) -> np.ndarray:
-        """From voxels of the scan to points of the atlas: the affine of a scan that lies on it."""
+        """Return the affine that places the scan's voxels in the space of the atlas."""
         return self.matrix @ self.scan.affine
 
 
+@one_thread()
 def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid: Grid, name: str) -> Prepared:
-    """Find the brain of a raw scan, correct its bias field and lay it on the atlas.
+    """Find the brain of a raw scan, correct its bias field and register it to the atlas.
+
+    ITK runs on one thread, so that the same scan gives the same bits on every machine and beside any other work.
 
     Args:
         scan: from `read_scan`.
-        mask: bool, the brain, on the voxels of the scan; without one a stripped scan is known by its zeros, and in a whole head
-            the brain is searched.
-        atlas: image of the atlas, 0 outside the brain.
+        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its zeros, and
+            in a whole head the brain is searched for.
+        atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
         name: of the scan, for messages.
 
     Raises:
-        UserError: the mask is no brain, or the scan cannot be laid on the atlas.
+        UserError: the mask is not that of a brain, or the scan cannot be registered to the atlas.
     """
     mask_from = "given" if mask is not None else "stripped" if is_stripped(scan.voxels, scan.affine) else "computed"
     own = Grid(scan.affine, scan.voxels.shape)
     if mask_from == "computed":
         alignment = align(head_without_neck(scan.voxels, scan.affine), scan.affine, atlas, grid, whole_head=True)
         corrected = correct_bias(scan.voxels, atlas_brain_on(own, atlas, grid, alignment.matrix), scan.affine)
-        for _ in range(2):  # the brain that is found lies better on the atlas than the head did, and is then found better
+        for _ in range(2):  # the brain is registered better than the head was, and is then found better
             mask = mask_near(atlas_brain_on(own, atlas, grid, alignment.matrix), corrected, scan.affine)
             check_mask(mask, scan, name, mask_from)
             brain = np.where(mask, corrected, 0)
@@ -72,23 +78,21 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
 
 
 def judge(alignment: Alignment, brain: np.ndarray, scan: Grid, atlas: np.ndarray, grid: Grid, name: str) -> Quality:
-    """The quality of an alignment.
+    """Measure the quality of an alignment.
 
     Raises:
-        UserError: it failed.
+        UserError: it cannot be right.
     """
     moved = alignment.matrix @ scan.affine
     on_grid = resample_image(torch.from_numpy(brain)[None], voxel_map(moved, grid.affine), grid.shape)[0].numpy()
     found = quality(alignment, on_grid, atlas)
-    fault = alignment_fault(alignment, found)
-    if fault:
-        raise UserError(f"{name}: {fault}")
+    check_alignment(alignment, found, name)
     check_scan(torch.from_numpy(brain)[None], moved, grid, name)
     return found
 
 
 def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> None:
-    """Refuse a mask that is no brain by its volume, or in which the scan is empty.
+    """Refuse a mask whose volume is not that of a brain, or in which the scan is empty.
 
     Raises:
         UserError: naming the scan.
@@ -96,14 +100,15 @@ def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> Non
     litres = mask.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
     low, high = BRAIN_LITRES
     if not low <= litres <= high:
-        cure = "give a mask" if mask_from == "computed" else "check the mask and the voxel size"
-        raise UserError(f"{name}: the brain mask ({mask_from}) holds {litres:.2g} litres, expected {low} to {high}; {cure}")
+        fix = "give a mask" if mask_from == "computed" else "check the mask and the voxel size"
+        raise UserError(name, f"a brain mask ({mask_from}) of {litres:.2g} litres", f"{low} to {high}", fix)
     lit = float((scan.voxels[mask] > 0).mean())
     if lit < 0.5:
-        raise UserError(f"{name}: {100 * (1 - lit):.0f} % of the brain mask ({mask_from}) is 0 in the scan, expected tissue; take the mask of this scan")
+        found = f"zeros in {100 * (1 - lit):.0f} % of the brain mask ({mask_from})"
+        raise UserError(name, found, "tissue", "give the mask of this scan")
 
 
 def image_on_grid(prepared: Prepared, grid: Grid) -> torch.Tensor:
-    """The prepared scan [1, *grid.shape] on the atlas' grid in [0, 1], as a bundle's preprocessing makes it."""
+    """Return the prepared scan [1, *grid.shape] on the atlas' grid in [0, 1], as a bundle's preprocessing makes it."""
     brain = torch.from_numpy(prepared.brain)[None]
     return scale_brain_intensity(resample_image(brain, voxel_map(prepared.affine, grid.affine), grid.shape))

@@ -1,4 +1,4 @@
-"""A picture of each prepared scan: how it lies on the atlas, and the brain mask on the raw scan."""
+"""A picture of each prepared scan: the scan registered to the atlas, and the brain mask on the raw scan."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ STEP = 0.75  # mm between pixels of the slices
 _DEPTH = (0.46, 0.52, 0.48)  # of the brain's box: beside the midline, through the basal ganglia
 
 
-def write_qc(path: str | os.PathLike, title: str, raw: np.ndarray, prepared: Prepared, label: np.ndarray, grid: Grid) -> None:
-    """Write a PNG of three planes: above, the scan on the atlas with the contours of the atlas' labels; below, the raw scan along
-    its own axes with the outline of the brain mask.
+def write_qc(
+    path: str | os.PathLike, title: str, raw: np.ndarray, prepared: Prepared, label: np.ndarray, grid: Grid
+) -> None:
+    """Draw three planes to a PNG.
+
+    Above, the scan registered to the atlas with the contours of the atlas' labels; below, the raw scan along its own axes with
+    the outline of the brain mask.
 
     Args:
         path: of the PNG.
         title: of the sheet.
-        raw: voxels of the scan.
-        prepared: what came of it.
+        raw: voxels [D, H, W] of the scan.
+        prepared: what was made of it.
         label: label map [D, H, W] of the atlas.
         grid: of the atlas.
     """
@@ -39,10 +43,12 @@ def write_qc(path: str | os.PathLike, title: str, raw: np.ndarray, prepared: Pre
     figure.subplots_adjust(left=0.03, right=0.995, top=0.89, bottom=0.01, wspace=0.02, hspace=0.05)
     _draw_on_atlas(axes[0], prepared, label, grid)
     _draw_raw(axes[1], raw, prepared)
-    for panel, plane in zip(axes[0], PLANES):
-        panel.set_title(plane, color="white", fontsize=10, pad=3)
+    for plane, axis in PLANES.items():
+        axes[0, axis].set_title(plane, color="white", fontsize=10, pad=3)
     for panels, text in zip(axes, ("on the atlas, its contours", "as scanned, brain mask")):
-        panels[0].text(-0.02, 0.5, text, color="white", rotation=90, ha="right", va="center", transform=panels[0].transAxes)
+        panels[0].text(
+            -0.02, 0.5, text, color="white", rotation=90, ha="right", va="center", transform=panels[0].transAxes
+        )
     found = prepared.quality
     scales = " x ".join(f"{s:.2f}" for s in found.scales)
     score = (
@@ -70,9 +76,9 @@ def _draw_on_atlas(panels, prepared: Prepared, label: np.ndarray, grid: Grid) ->
         matrix = voxel_map(prepared.affine, grid.affine) @ plane
         panel.imshow(_slice(sample(brain, matrix, shape)[0], axis), cmap="gray", vmin=0, vmax=top, origin="lower")
         for k in DRAWN:
-            share = _slice(sample(torch.from_numpy((label == k).astype(np.float32))[None], plane, shape)[0], axis)
-            if (share > 0.5).any():
-                panel.contour(share, levels=[0.5], colors=[tuple(c / 255 for c in COLOURS[k])], linewidths=0.8)
+            fraction = _slice(sample(torch.from_numpy((label == k).astype(np.float32))[None], plane, shape)[0], axis)
+            if (fraction > 0.5).any():
+                panel.contour(fraction, levels=[0.5], colors=[tuple(c / 255 for c in COLOURS[k])], linewidths=0.8)
         panel.set_axis_off()
 
 
@@ -89,7 +95,13 @@ def _draw_raw(panels, raw: np.ndarray, prepared: Prepared) -> None:
         across, up = (a for a in range(3) if a != axis)
         extent = (0, volume.shape[across] * spacing[across], 0, volume.shape[up] * spacing[up])
         panel.imshow(
-            np.take(volume, middle[axis], axis).T, cmap="gray", vmin=0, vmax=top, origin="lower", extent=extent, interpolation="bilinear"
+            np.take(volume, middle[axis], axis).T,
+            cmap="gray",
+            vmin=0,
+            vmax=top,
+            origin="lower",
+            extent=extent,
+            interpolation="bilinear",
         )
         edge = np.take(outline, middle[axis], axis).T
         x, y = (np.arange(edge.shape[1]) + 0.5) * spacing[across], (np.arange(edge.shape[0]) + 0.5) * spacing[up]

@@ -1,4 +1,4 @@
-"""Whether an alignment can be believed."""
+"""Judging an alignment: what is measured, and the limits beyond which a scan is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment
 
 OVERLAP = 0.80  # least Dice of the brain with the atlas' brain
@@ -21,11 +22,11 @@ BINS = 32
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a scan lies on the atlas.
+    """Hold how well a scan is registered to the atlas.
 
-    `overlap`: Dice of the two brains. `correlation`: share of the variance of the atlas' intensities, a voxel inside both brains, that the
-    scan's intensities explain (correlation ratio: 0 none, 1 all; the contrasts may differ). `scales`: growth from scan to atlas
-    along the principal axes. `turn`: rotation in degrees.
+    `overlap`: Dice of the two brains. `correlation`: fraction of the variance of the atlas' intensities, one voxel inside both
+    brains, that the scan's intensities explain (correlation ratio: 0 none, 1 all; the contrasts may differ). `scales`: growth
+    from scan to atlas along the principal axes. `turn`: rotation in degrees.
     """
 
     overlap: float
@@ -35,7 +36,7 @@ class Quality:
 
 
 def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Quality:
-    """Measure an alignment from the scan's brain and the atlas, both [D, H, W] on the atlas' grid, 0 outside the brain."""
+    """Measure an alignment by the scan's brain and the atlas, both [D, H, W] on the atlas' grid, 0 outside the brain."""
     top = np.percentile(on_grid[on_grid > 0], 50) if (on_grid > 0).any() else 1.0
     own, other = on_grid > 0.1 * top, atlas > 0
     own = ndimage.binary_fill_holes(own)
@@ -50,7 +51,7 @@ def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Qua
 
 
 def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:
-    """Share of the variance of `explained` that its mean in each of 32 equally full bins of `given` accounts for.
+    """Return the fraction of the variance of `explained` that its mean in each of 32 equally full bins of `given` accounts for.
 
     Roche et al., MICCAI 1998.
     """
@@ -62,26 +63,29 @@ def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:
     return float((counts * (means - explained.mean()) ** 2).sum() / (len(given) * variance)) if variance > 0 else 0.0
 
 
-def alignment_fault(alignment: Alignment, found: Quality) -> str | None:
-    """What is wrong with an alignment: found, expected, cure; None if nothing is."""
+def check_alignment(alignment: Alignment, found: Quality, where: str) -> None:
+    """Refuse an alignment that cannot be right.
+
+    Raises:
+        UserError: naming `where`, the scan, and the first limit that is violated.
+    """
     if alignment.gain > GAIN:
         turn = Rotation.from_matrix(alignment.turned)
         degrees = round(np.degrees(turn.magnitude()))
         axis = "xyz"[int(np.argmax(np.abs(turn.as_rotvec())))]
-        return (
-            f"fits the atlas better turned by {degrees} degrees (about {axis}) than as its header says, expected x to the right, y to "
-            "the front and z up; mend the orientation in the header"
-        )
-    if not (SCALE[0] <= min(found.scales) and max(found.scales) <= SCALE[1]) or max(found.scales) > ANISOTROPY * min(found.scales):
+        better = f"a better fit to the atlas turned by {degrees} degrees about {axis} than as the header says"
+        raise UserError(where, better, "x to the right, y to the front and z up", "fix the orientation in the header")
+    within = SCALE[0] <= min(found.scales) and max(found.scales) <= SCALE[1]
+    if not within or max(found.scales) > ANISOTROPY * min(found.scales):
         text = " x ".join(f"{s:.2f}" for s in found.scales)
-        return f"would have to grow by {text} to fit the atlas, expected {SCALE[0]} to {SCALE[1]}; check the voxel size and the mask"
+        expected = f"{SCALE[0]} to {SCALE[1]}, similar along all axes"
+        raise UserError(where, f"growth by {text} to fit the atlas", expected, "check the voxel size and the mask")
     if found.turn > TURN:
-        return f"would have to turn by {found.turn:.0f} degrees to fit the atlas, expected at most {TURN:.0f}; check the orientation in the header"
+        fix = "check the orientation in the header"
+        raise UserError(where, f"a turn of {found.turn:.0f} degrees to fit the atlas", f"at most {TURN:.0f}", fix)
     if found.overlap < OVERLAP:
-        return f"overlaps the atlas' brain by a Dice of {found.overlap:.2f}, expected {OVERLAP} or more; check the mask, or give one"
+        overlap = f"an overlap with the atlas' brain of {found.overlap:.2f} (Dice)"
+        raise UserError(where, overlap, f"{OVERLAP:.2f} or more", "check the mask, or give one")
     if found.correlation < CORRELATION:
-        return (
-            f"does not look like the atlas where it was laid on it (correlation ratio {found.correlation:.2f}, expected {CORRELATION} or "
-            "more); check that it is a brain of the atlas' contrast"
-        )
-    return None
+        ratio = f"no likeness to the atlas that it was registered to (correlation ratio {found.correlation:.2f})"
+        raise UserError(where, ratio, f"{CORRELATION:.2f} or more", "check that it is a brain of the atlas' contrast")

@@ -23,15 +23,17 @@ OWN_AFFINE = "raw_affine"  # meta data: the affine of the scan's file
 
 
 class LoadRawScand(MapTransform):
-    """Loads a raw scan as float32 [1, D, H, W]: brain alone, bias field corrected, on its own voxels; its affine places it on the
-    atlas, and `raw_affine` in the meta data is that of the file.
+    """Load a raw scan as float32 [1, D, H, W]: the brain alone, bias field corrected, on its own voxels.
+
+    Its affine places it in the space of the atlas; `raw_affine` in the meta data is the affine of the file.
 
     Args:
         keys: paths of the scans.
-        atlas: image [1, D, H, W] and labels of the atlas that scans are laid on, on `grid`.
+        atlas: image [1, D, H, W] and labels of the atlas that scans are registered to, on `grid`.
         grid: of the atlas.
-        masks: brain masks by the path of their scan; without one the brain is searched (see `prepare_scan`).
-        output_dir: where a picture of each alignment goes; None for no pictures.
+        masks: brain masks by the path of their scan; without one the brain is searched for (see `prepare_scan`).
+        output_dir: folder for a picture of each alignment; None for no pictures.
+        allow_missing_keys: skip keys that are missing.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class LoadRawScand(MapTransform):
             prepared = prepare_scan(scan, mask, self.image, self.grid, path)
             if self.output_dir is not None:
                 stem = volume_stem(path)
-                write_qc(Path(self.output_dir) / f"{stem}_alignment.png", stem, scan.voxels, prepared, self.label, self.grid)
+                write_qc(
+                    Path(self.output_dir) / f"{stem}_alignment.png", stem, scan.voxels, prepared, self.label, self.grid
+                )
             meta = {
                 "filename_or_obj": path,
                 MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # for the EnsureChannelFirstd that follows
@@ -70,11 +74,12 @@ class LoadRawScand(MapTransform):
 
 
 class ToRawSpaced(MapTransform):
-    """Gives label maps on the voxels of a raw scan the affine of its file back.
+    """Set the affine of label maps on the voxels of a raw scan back to that of its file.
 
     Args:
         keys: label maps, from `LabelsOnScand`.
         orig_keys: the scan, from `LoadRawScand`.
+        allow_missing_keys: skip keys that are missing.
     """
 
     def __init__(self, keys: KeysCollection, orig_keys: str = "image", allow_missing_keys: bool = False) -> None:
@@ -89,14 +94,16 @@ class ToRawSpaced(MapTransform):
 
 
 def for_raw_scans(preprocessing: Compose, postprocessing: Compose, load: LoadRawScand) -> tuple[Compose, Compose]:
-    """A bundle's preprocessing and postprocessing with `load` in place of its `LoadImaged`, and the way back before the last step,
-    which writes.
+    """Adapt a bundle's preprocessing and postprocessing to raw scans.
+
+    `load` takes the position of `LoadImaged`; the affine is set back (`ToRawSpaced`) before the last step, which writes.
 
     Raises:
-        UserError: the bundle does not begin by loading.
+        UserError: the preprocessing does not begin with `LoadImaged`.
     """
     first, *rest = preprocessing.transforms
     if not isinstance(first, LoadImaged):
-        raise UserError("preprocessing: does not begin with LoadImaged, expected it for raw scans; correct the bundle's configuration")
+        name = type(first).__name__
+        raise UserError("preprocessing", name, "LoadImaged as its first step", "correct the bundle's configuration")
     *before, write = postprocessing.transforms
     return Compose([load, *rest]), Compose([*before, ToRawSpaced("pred"), write])

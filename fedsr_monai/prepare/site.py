@@ -1,9 +1,8 @@
-"""`fedsr prepare`: a site folder from raw scans, several at a time, resumable."""
+"""`fedsr prepare`: a site folder from raw scans, several at once, resumable."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,15 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import itk
-import nibabel as nib
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from fedsr_monai.atlas.build import default_shape
-from fedsr_monai.errors import UserError
-from fedsr_monai.files import claim_folder, write_json
+from fedsr_monai.checks import check_whole_number
+from fedsr_monai.errors import UserError, UserErrors
+from fedsr_monai.files import claim_folder, read_json, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
@@ -34,16 +32,16 @@ from fedsr_monai.prepare.table import write_table
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.nifti import read_nifti, write_volume
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
-VERSION = 1  # raise it when a prepared scan would come out differently: finished scans of another version are made again
-RECORDS = "prepare"  # in the site folder: settings, a record and a picture a scan, the table
+VERSION = 1  # raise it when a scan is prepared differently: finished scans of another version are made again
+RECORDS = "prepare"  # in the site folder: settings, one record and picture per scan, the table
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to prepare. `section` says whether its labels are wanted."""
+    """Describe one scan to prepare. `section` says whether its labels are needed."""
 
     root: Path
     source: Source
@@ -52,7 +50,7 @@ class Job:
 
     @property
     def files(self) -> dict[str, str]:
-        """What site.json says of it."""
+        """Return its entry in site.json."""
         labelled = self.section != "training"
         return {kind: f"{kind}s/{self.source.name}.nii.gz" for kind in ("image", "label")[: 1 + labelled]}
 
@@ -74,11 +72,11 @@ def prepare_site(
     seed: int = 0,
     processes: int = 2,
 ) -> Path:
-    """Make a site folder of the raw scans below `source` and return it. The same input gives the same bytes.
+    """Make a site folder of the raw scans below `source`. The same input gives the same bytes.
 
-    Each scan is masked, corrected for its bias field, laid on the atlas by an affine map, resampled to the grid, and scaled to
-    [0, 1]; `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG) of each, and the table
-    `scans.csv`. A run that was interrupted goes on where it was; a finished scan is made again only if its files have changed.
+    Each scan is masked, corrected for its bias field, registered to the atlas by an affine map, resampled to the grid, and scaled
+    to [0, 1]; `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG) of each, and the table
+    `scans.csv`. A run that was interrupted resumes; a finished scan is made again only if its files have changed.
 
     Args:
         source: BIDS tree, FreeSurfer subjects, or NIfTI files (see `find_sources`).
@@ -88,13 +86,17 @@ def prepare_site(
         spacing: voxel size of the grid in mm.
         shape: voxels of the grid; by default the project's grid for this spacing.
         layout: bids, freesurfer or flat; by default what `source` looks like.
-        validation, test: people with labelled scans to validate and test on (see `split`).
+        validation: people with labelled scans to validate on (see `split`).
+        test: people with labelled scans to test on.
         seed: of the split.
         processes: worker processes.
 
+    Returns:
+        The absolute path of the site folder.
+
     Raises:
-        UserError: the source, the atlas or an argument is wrong, or scans were refused: then they are named a line each, and the
-            site folder holds the others.
+        UserError: the source, the atlas or an argument is wrong, or scans were refused: then they are named, one line each, and
+            the site folder holds the others.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -102,15 +104,14 @@ def prepare_site(
         >>> (site / "site.json").is_file()
         True
     """
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise UserError(f"--processes: found {processes!r}, expected a whole number of at least 1; correct it")
+    check_whole_number("--processes", processes)
     root = Path(out).absolute()
     shape = default_shape(spacing) if shape is None else tuple(shape)
     sources = find_sources(source, layout)
     shown = [s for s in sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
     sources = [s for s in sources if s not in shown]
     if not sources:
-        raise UserError(f"{source}: holds no scan but the atlas, expected scans to train on; add some")
+        raise UserError(source, "no scan but the atlas", "scans to train on", "add some")
     sections = split(sources, validation, test, seed, [s.person for s in shown])
     claim(root, {"source": str(Path(source).absolute()), "spacing": spacing, "shape": list(shape)})
     image, label, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
@@ -121,44 +122,51 @@ def prepare_site(
         if sections[s.name] != LEFT_OUT
     ]
     missing = [job for job in jobs if not is_done(job)]
-    faults: dict[str, str] = {}
+    faults: dict[str, UserError] = {}
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan", disable=None) as bar:
         for job, fault in run_jobs(missing, processes, root):
             if fault:
                 faults[job.source.name] = fault
             bar.update()
     done = [job for job in jobs if job.source.name not in faults]
-    write_table(root / RECORDS / "scans.csv", [_row(job, faults) for job in jobs] + [_left_out(s) for s in sources if sections[s.name] == LEFT_OUT])
+    write_table(
+        root / RECORDS / "scans.csv",
+        [_row(job, faults) for job in jobs] + [_left_out(s) for s in sources if sections[s.name] == LEFT_OUT],
+    )
     entries = {section: [job.files for job in done if job.section == section] for section in SECTIONS}
     if not entries["training"]:
-        lines = [*faults.values(), f"{root}: no scan is left to train on, expected at least one; mend the scans and run the command again"]
-        raise UserError("\n".join(lines))
+        fix = "fix the scans and run the command again"
+        raise UserErrors([*faults.values(), UserError(root, "no scan left to train on", "at least one", fix)])
     write_site(root, name or root.name, image, label, grid.affine, **entries)
     if faults:
-        raise UserError("\n".join(faults.values()))
+        raise UserErrors(faults.values())
     return root
 
 
 def claim(root: Path, settings: dict[str, Any]) -> None:
-    """Keep sites of different settings apart: a folder belongs to the settings that it was begun with.
+    """Begin a site folder, or check that it was begun with the same settings.
 
     Raises:
         UserError: the folder holds something else or cannot be written.
     """
-    claim_folder(root, f"{RECORDS}/settings.json", settings, "choose another folder for --out, or remove this one", "a site")
+    claim_folder(
+        root, f"{RECORDS}/settings.json", settings, "choose another folder for --out, or remove this one", "a site"
+    )
 
 
 def is_done(job: Job) -> bool:
-    """Whether a scan was finished from the same files and atlas. The record is written last."""
+    """Return whether a scan was finished from the same files and atlas. The record is written last."""
     try:
-        record = json.loads(job.record.read_text())
-    except (OSError, ValueError):
+        record = _record(job)
+    except UserError:
         return False
-    return record.get("fingerprint") == job.fingerprint and all((job.root / file).is_file() for file in job.files.values())
+    return record.get("fingerprint") == job.fingerprint and all(
+        (job.root / file).is_file() for file in job.files.values()
+    )
 
 
-def run_jobs(jobs: list[Job], processes: int, root: Path) -> Iterator[tuple[Job, str | None]]:
-    """Prepare scans and yield each with what is wrong with it, or None, as they come.
+def run_jobs(jobs: list[Job], processes: int, root: Path) -> Iterator[tuple[Job, UserError | None]]:
+    """Prepare scans and yield each, as it is finished, with what is wrong with it or None.
 
     Raises:
         UserError: the disk is full, or a worker was killed.
@@ -166,21 +174,24 @@ def run_jobs(jobs: list[Job], processes: int, root: Path) -> Iterator[tuple[Job,
     if processes == 1 or len(jobs) < 2:
         yield from ((job, prepare_job(job)) for job in jobs)
         return
-    with ProcessPoolExecutor(min(processes, len(jobs)), initializer=_one_thread) as pool:
+    # Threads of two scans at once would wait for each other.
+    with ProcessPoolExecutor(min(processes, len(jobs)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = {pool.submit(prepare_job, job): job for job in jobs}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))
         except BrokenProcessPool:
             raise UserError(
-                f"{root}: a worker process was killed, expected it to finish (about 2 GB of memory each): run the command again with "
-                "--processes 1, finished scans are kept"
+                root,
+                found="that a worker process was killed",
+                expected="about 2 GB of memory for each",
+                fix="run the command again with --processes 1; finished scans are kept",
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare_job(job: Job) -> str | None:
-    """Prepare one scan and write its files; what is wrong with it, in one line, or None."""
+def prepare_job(job: Job) -> UserError | None:
+    """Prepare one scan and write its files; return what is wrong with it, or None."""
     started = time.perf_counter()
     try:
         image, label, grid = _atlas(str(job.root))
@@ -192,7 +203,9 @@ def prepare_job(job: Job) -> str | None:
             own = read_volume(source.label)
             structures = torch.from_numpy(to_structures(own.voxels, source.label))[None]
             matrix = voxel_map(prepared.matrix @ own.affine, grid.affine)
-            write_volume(job.root / job.files["label"], resample_labels(structures, matrix, grid.shape)[0].numpy(), grid.affine)
+            write_volume(
+                job.root / job.files["label"], resample_labels(structures, matrix, grid.shape)[0].numpy(), grid.affine
+            )
         write_volume(job.root / job.files["image"], image_on_grid(prepared, grid)[0].numpy(), grid.affine)
         write_qc(job.record.with_suffix(".png"), source.name, scan.voxels, prepared, label, grid)
         record = {
@@ -213,38 +226,45 @@ def prepare_job(job: Job) -> str | None:
         write_json(job.record, record)
     except UserError as error:
         job.record.unlink(missing_ok=True)
-        return str(error)
+        return error
     return None
 
 
 @lru_cache(maxsize=1)
 def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
-    volumes = [nib.load(Path(root, "atlas", f"{kind}.nii.gz")) for kind in ("image", "label")]
-    image, label = (np.asarray(volume.dataobj) for volume in volumes)
-    return image, label, Grid(volumes[0].affine, image.shape)
-
-
-def _one_thread() -> None:
-    """Threads of two scans at once would wait for each other."""
-    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
-    torch.set_num_threads(1)
+    (image, voxels), (_, label) = (read_nifti(Path(root, "atlas", f"{kind}.nii.gz")) for kind in ("image", "label"))
+    return voxels, label, Grid(image.affine, voxels.shape)
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:
-    """Path, size and time of change of each file that a prepared scan is made from."""
+    """Return path, size and time of change of each file that a prepared scan is made from."""
     files = {"image": source.image, "mask": source.mask, "label": source.label if section != "training" else None}
     return {kind: [str(file), file.stat().st_size, file.stat().st_mtime_ns] for kind, file in files.items() if file}
 
 
-def _row(job: Job, faults: dict[str, str]) -> dict[str, Any]:
+def _record(job: Job) -> dict[str, Any]:
+    return read_json(job.record, "the record of a prepared scan", "remove it")
+
+
+def _row(job: Job, faults: dict[str, UserError]) -> dict[str, Any]:
     fault = faults.get(job.source.name)
     base = {"name": job.source.name, "person": job.source.person, "image": str(job.source.image)}
     if fault:
-        return base | {"status": "refused", "reason": fault}
-    record = json.loads(job.record.read_text())
-    return base | {"status": "prepared", "section": job.section, **{key: record[key] for key in ("mask_from", "seconds", "quality", "matrix")}}
+        return base | {"status": "refused", "reason": str(fault)}
+    record = _record(job)
+    return base | {
+        "status": "prepared",
+        "section": job.section,
+        **{key: record[key] for key in ("mask_from", "seconds", "quality", "matrix")},
+    }
 
 
 def _left_out(source: Source) -> dict[str, Any]:
-    reason = "has no labels, and another scan of this person is in test or validation"
-    return {"name": source.name, "person": source.person, "image": str(source.image), "status": LEFT_OUT, "reason": reason}
+    reason = "no labels, and another scan of this person is in test or validation"
+    return {
+        "name": source.name,
+        "person": source.person,
+        "image": str(source.image),
+        "status": LEFT_OUT,
+        "reason": reason,
+    }

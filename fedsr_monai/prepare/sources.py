@@ -7,10 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.nifti import volume_stem
 
 LAYOUTS = ("bids", "freesurfer", "flat")
-_FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # first the one that nobody has corrected yet
+_FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # the least processed one first
 _FS_MASKS = ("brainmask.mgz", "brain.mgz")
 _FS_LABELS = ("aparc+aseg.mgz", "aseg.mgz")
 _MASK = re.compile(r"(.+?)[_-](?:desc-brain_mask|brain[_-]?mask|mask)")
@@ -19,7 +21,7 @@ _LABEL = re.compile(r"(.+?)[_-](?:desc-\w+_dseg|dseg|labels?|seg|aseg|aparc\+ase
 
 @dataclass(frozen=True)
 class Source:
-    """One scan: a name of its own, whose it is, and its files."""
+    """Name one scan: its unique name, the person whom it shows, and its files."""
 
     name: str
     person: str
@@ -29,42 +31,43 @@ class Source:
 
 
 def find_sources(folder: str | os.PathLike, layout: str | None = None) -> list[Source]:
-    """The scans below a folder, by name.
+    """Return the scans below a folder, sorted by name.
 
     Args:
         folder: root of the tree.
         layout: bids, freesurfer or flat; by default what the folder looks like.
 
     Raises:
-        UserError: there is no such folder, or no scan in it, or two scans have one name.
+        UserError: the folder is missing or holds no scan, the layout is unknown, or two scans have the same name.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder, expected scans (BIDS, FreeSurfer subjects, or NIfTI files); check the path")
-    if layout is not None and layout not in LAYOUTS:
-        raise UserError(f"--layout: found {layout!r}, expected {', '.join(LAYOUTS)}; correct it or leave it out")
+        raise UserError(root, "no such folder", "scans (BIDS, FreeSurfer subjects, or NIfTI files)", "check the path")
+    if layout is not None:
+        check_choice("--layout", layout, LAYOUTS)
     finders = {"bids": _bids, "freesurfer": _freesurfer, "flat": _flat}
     for name in [layout] if layout else LAYOUTS:
         sources = finders[name](root)
         if sources:
             break
     else:
-        raise UserError(
-            f"{root}: holds no scan, expected sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer) or *.nii.gz; check the path"
-        )
+        expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer) or *.nii.gz"
+        raise UserError(root, "no scan", expected, "check the path")
     names: dict[str, Source] = {}
     for source in sources:
         other = names.setdefault(source.name, source)
         if other is not source:
-            raise UserError(f"{source.image}: has the name of {other.image}, expected scans of different names; rename one")
+            raise UserError(source.image, f"the name of {other.image}", "scans of different names", "rename one")
     return sorted(sources, key=lambda source: source.name)
 
 
 def _bids(root: Path) -> list[Source]:
-    """sub-*/[ses-*/]anat/*_T1w.nii[.gz]; masks and labels of the same entities in derivatives/, in the scan's own space."""
+    """Find sub-*/[ses-*/]anat/*_T1w.nii[.gz], with masks and labels of the same entities in derivatives/, in the scan's own space."""
     images = [file for file in root.glob("sub-*/**/anat/*_T1w.nii*") if _is_nifti(file)]
     beside: dict[str, dict[str, Path]] = {}
-    for file in sorted([*root.glob("derivatives/**/sub-*_mask.nii*"), *root.glob("derivatives/**/sub-*_dseg.nii*")], key=_rank):
+    for file in sorted(
+        [*root.glob("derivatives/**/sub-*_mask.nii*"), *root.glob("derivatives/**/sub-*_dseg.nii*")], key=_rank
+    ):
         entities = _entities(file)
         kind = "label" if "_dseg.nii" in file.name else "mask"
         own_space = entities.get("space", "T1w") in ("T1w", "orig") and "res" not in entities
@@ -73,17 +76,24 @@ def _bids(root: Path) -> list[Source]:
     found = []
     for image in images:
         entities = _entities(image)
-        found.append(Source(_stem(image), f"sub-{entities.get('sub', _stem(image))}", image, **beside.get(_key(entities), {})))
+        found.append(
+            Source(
+                volume_stem(image),
+                f"sub-{entities.get('sub', volume_stem(image))}",
+                image,
+                **beside.get(_key(entities), {}),
+            )
+        )
     return found
 
 
 def _rank(file: Path) -> tuple[bool, str]:
-    """Segmentations into structures (desc-aparcaseg, desc-aseg) before others of the same scan, which may be of tissues."""
+    """Sort segmentations into structures (desc-aparcaseg, desc-aseg) before others of the same scan, which may be of tissues."""
     return "aseg" not in _entities(file).get("desc", ""), str(file)
 
 
 def _entities(file: Path) -> dict[str, str]:
-    return dict(re.findall(r"([a-z]+)-([A-Za-z0-9]+)", _stem(file)))
+    return dict(re.findall(r"([a-z]+)-([A-Za-z0-9]+)", volume_stem(file)))
 
 
 def _key(entities: dict[str, str]) -> str:
@@ -91,7 +101,7 @@ def _key(entities: dict[str, str]) -> str:
 
 
 def _freesurfer(root: Path) -> list[Source]:
-    """*/mri/orig.mgz with brainmask and aparc+aseg. Of a longitudinal series the `.long.` runs, and not their base and parts."""
+    """Find */mri/orig.mgz with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs, not their base and parts."""
     folders = {path.name: path for path in sorted(root.iterdir()) if (path / "mri").is_dir()}
     series = {name.split(".long.")[0]: name for name in folders if ".long." in name}
     found = []
@@ -106,11 +116,11 @@ def _freesurfer(root: Path) -> list[Source]:
 
 
 def _flat(root: Path) -> list[Source]:
-    """*.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside, or NAME itself in masks/ and labels/."""
+    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME itself in masks/ and labels/."""
     scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
-    files = {_stem(file): file for file in scans}
-    masks = {_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
-    labels = {_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
+    files = {volume_stem(file): file for file in scans}
+    masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
+    labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
     for stem in list(files):
         for pattern, kind in ((_MASK, masks), (_LABEL, labels)):
             match = pattern.fullmatch(stem)
@@ -122,13 +132,27 @@ def _flat(root: Path) -> list[Source]:
             match = (_MASK if kind is masks else _LABEL).fullmatch(stem)
             if match and match[1] in files:
                 kind.setdefault(match[1], kind[stem])
-    return [Source(_stem(file), _person(_stem(file)), file, masks.get(_stem(file)), labels.get(_stem(file))) for file in scans if _stem(file) in files]
+    return [
+        Source(
+            volume_stem(file),
+            _person(volume_stem(file)),
+            file,
+            masks.get(volume_stem(file)),
+            labels.get(volume_stem(file)),
+        )
+        for file in scans
+        if volume_stem(file) in files
+    ]
 
 
 def _person(name: str) -> str:
-    """`sub-X` of a BIDS-like name; else the name without what counts visits (ses-2, _v2, _visit2, _tp2, _run-1)."""
+    """Return `sub-X` of a BIDS-like name; else the name without what counts visits (ses-2, _v2, _visit2, _tp2, _run-1)."""
     match = re.match(r"sub-[A-Za-z0-9]+", name)
-    return match[0] if match else re.sub(r"[._-](?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+.*$", "", name, flags=re.IGNORECASE)
+    return (
+        match[0]
+        if match
+        else re.sub(r"[._-](?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+.*$", "", name, flags=re.IGNORECASE)
+    )
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -137,7 +161,3 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _is_nifti(file: Path) -> bool:
     return file.name.endswith((".nii", ".nii.gz")) and not file.name.startswith(".")
-
-
-def _stem(file: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", file.name)

@@ -1,4 +1,4 @@
-"""Which scans train, validate and test: by person, so that no two scans of one stand on both sides."""
+"""Which scans train, validate and test: by person, so that all scans of one person are in the same section."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def split(
     seed: int = 0,
     training: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The section of each scan by its name: training, validation, test, or "left out".
+    """Return the section of each scan by its name: training, validation, test, or "left out".
 
-    People come in an order drawn from `seed` and their name alone, so that a person who is added moves nobody else. People with
-    labelled scans go to the test and validation until they are full, by default until half of all people are there, two of three
-    of them in the test; everybody else trains, without labels. An unlabelled scan of a person in test or validation is left out.
+    People are put in an order drawn from `seed` and their name alone, so that adding a person moves nobody else. People with
+    labelled scans fill test and validation, by default up to half of all people, two in the test for each in the validation;
+    everybody else trains, without labels. An unlabelled scan of a person in test or validation is left out.
 
     Args:
         sources: the scans.
@@ -32,9 +32,11 @@ def split(
         training: people who must train, for example the one whom the atlas shows.
 
     Raises:
-        UserError: there are fewer people with labels than asked for, or nobody would be left to train on.
+        UserError: fewer people have labels than asked for, or nobody would be left to train on.
     """
-    people = sorted({source.person for source in sources}, key=lambda person: hashlib.sha256(f"{seed}:{person}".encode()).digest())
+    people = sorted(
+        {source.person for source in sources}, key=lambda person: hashlib.sha256(f"{seed}:{person}".encode()).digest()
+    )
     labelled = [p for p in people if p not in training and any(s.label for s in sources if s.person == p)]
     spare = min(len(labelled), len(people) // 2)
     if validation is None:
@@ -43,16 +45,21 @@ def split(
         test = max(0, spare - validation)
     if validation < 0 or test < 0 or validation + test > len(labelled):
         raise UserError(
-            f"--validation {validation} --test {test}: found {len(labelled)} people with labels (beside the atlas), expected at least as "
-            "many as these two together; ask for fewer"
+            f"--validation {validation} --test {test}",
+            found=f"{len(labelled)} people with labels (beside the atlas)",
+            expected="at least as many as these two together",
+            fix="ask for fewer",
         )
     if validation + test >= len(people):
         raise UserError(
-            f"--validation {validation} --test {test}: found {len(people)} people, expected at least one more, to train on; ask for fewer"
+            f"--validation {validation} --test {test}",
+            found=f"{len(people)} people",
+            expected="at least one more, to train on",
+            fix="ask for fewer",
         )
     section = dict.fromkeys(labelled[:test], "test") | dict.fromkeys(labelled[test : test + validation], "validation")
     result = {}
     for source in sources:
-        place = section.get(source.person, "training")
-        result[source.name] = LEFT_OUT if place != "training" and source.label is None else place
+        own = section.get(source.person, "training")
+        result[source.name] = LEFT_OUT if own != "training" and source.label is None else own
     return result

@@ -46,7 +46,7 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
     shape = tuple(spec["shape"]) if "shape" not in by_key else None
     affine, hashes, seen = None, {}, set()
 
-    for place, kind, relative in _files(root, spec):
+    for section, kind, relative in _files(root, spec):
         if (kind, relative) in seen:
             continue
         seen.add((kind, relative))
@@ -64,20 +64,20 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
             faults.append(fault)
             continue
         faults += _grid_faults(file, image, shape, spacing, affine)
-        if affine is None and place == "atlas":
+        if affine is None and section == "atlas":
             affine = image.affine
         if kind == "label":
-            faults += _label_faults(file, volume, labels, needs_all=place == "atlas")
+            faults += _label_faults(file, volume, labels, needs_all=section == "atlas")
         else:
             faults += _image_faults(file, volume)
             digest = hashlib.sha256(np.ascontiguousarray(volume, dtype=np.float32).tobytes()).digest()
-            section, other = hashes.setdefault(digest, (place, relative))
+            first_section, other = hashes.setdefault(digest, (section, relative))
             if other != relative:
                 faults.append(
                     UserError(
                         file,
-                        found=f"the same voxels as in {root / other} ({section})",
-                        expected="no scan in two sections" if section != place else "each scan once",
+                        found=f"the same voxels as in {root / other} ({first_section})",
+                        expected="each scan once" if first_section == section else "no scan in two sections",
                         fix="remove one of the two",
                     )
                 )
@@ -85,14 +85,14 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
 
 
 def _files(root: Path, spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield section, kind and normalised relative path of each volume that is there."""
-    for place, row in section_entries(spec):
+    """Yield section, kind and normalised relative path of each volume that exists."""
+    for where, row in section_entries(spec):
         for kind in ("image", "label"):
             value = row.get(kind) if isinstance(row, dict) else None
             if not isinstance(value, str) or not value or os.path.isabs(value):
                 continue
             if not os.path.normpath(value).startswith("..") and os.path.isfile(root / value):
-                yield place.split("[")[0], kind, os.path.normpath(value)
+                yield where.split("[")[0], kind, os.path.normpath(value)
 
 
 def _grid_faults(file: Path, image: nib.Nifti1Image, shape, spacing, affine) -> list[UserError]:

@@ -21,7 +21,7 @@ def read_spec(root: Path) -> dict[str, Any]:
     """Read `site.json` below `root`.
 
     Raises:
-        UserError: there is no such folder or file, or the file is not a JSON object.
+        UserError: the folder or the file is missing, or the file is not a JSON object.
     """
     fix = "write one of your scans with `fedsr prepare`, or a simulated one with `fedsr simulate`"
     if not root.is_dir():
@@ -49,32 +49,32 @@ def site_faults(root: Path, spec: Mapping[str, Any]) -> dict[str, UserError]:
             fault(key, _short(spec[key]), expected, fix)
 
     first_use: dict[str, str] = {}
-    for place, entry in section_entries(spec):
+    for where, entry in section_entries(spec):
         if not isinstance(entry, dict):
-            if place != "atlas":  # the atlas has been judged above
-                fault(place, _short(entry), "an object with 'image'", 'write {"image": "images/NAME.nii.gz"}')
+            if where != "atlas":  # the atlas has been judged above
+                fault(where, _short(entry), "an object with 'image'", 'write {"image": "images/NAME.nii.gz"}')
             continue
         for key in sorted(set(entry) - {"image", "label"}):
-            fault(f"{place}.{key}", "an unknown key", "only 'image' and 'label'", "remove or rename it")
+            fault(f"{where}.{key}", "an unknown key", "only 'image' and 'label'", "remove or rename it")
         for key in ("image", "label"):
             if key not in entry:
-                if key == "image" or not place.startswith("training"):
-                    fault(f"{place}.{key}", "nothing", "a path below the site folder", f"add the {key} of this case")
+                if key == "image" or not where.startswith("training"):
+                    fault(f"{where}.{key}", "nothing", "a path below the site folder", f"add the {key} of this case")
                 continue
             problem = _path_fault(root, entry[key])
             if problem:
-                fault(f"{place}.{key}", *problem)
+                fault(f"{where}.{key}", *problem)
                 continue
             path = os.path.normpath(entry[key])
             if path in first_use:
                 found = f"{path}, which {first_use[path]} names too"
-                fault(f"{place}.{key}", found, "each file once", "remove one of the two entries")
-            first_use.setdefault(path, f"{place}.{key}")
+                fault(f"{where}.{key}", found, "each file once", "remove one of the two entries")
+            first_use.setdefault(path, f"{where}.{key}")
     return faults
 
 
 def section_entries(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the entries of `site.json` with their places: `atlas`, `training[0]`, `training[1]` and so on."""
+    """Return the entries of `site.json` with their keys: `atlas`, `training[0]`, `training[1]` and so on."""
     entries = [("atlas", spec.get("atlas"))]
     for section in SECTIONS:
         rows = spec.get(section)
@@ -95,7 +95,7 @@ def _path_fault(root: Path, value: object) -> tuple[str, str, str] | None:
     if os.path.normpath(value).split(os.sep)[0] == "..":
         return f"{value}, outside the site folder", "a path below it", "move or link the file into the folder"
     if not os.path.isfile(root / value):
-        return f"{value}, which is not there", "an existing file", "restore the file or remove the entry"
+        return f"{value}, which does not exist", "an existing file", "restore the file or remove the entry"
     return None
 
 

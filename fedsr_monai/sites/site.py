@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 from fedsr_monai.sites.contract import SECTIONS, read_spec, site_faults
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import volume_stem
+from fedsr_monai.spatial.nifti import read_nifti, volume_stem
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def load_site(path: str | os.PathLike) -> Site:
     """Read `site.json` below `path`. No volume is opened.
 
     Raises:
-        UserError: the folder or its `site.json` breaks the contract (see `site_faults`); the first fault is named.
+        UserError: the folder or its `site.json` violates the contract (see `site_faults`); the first fault is named.
     """
     root = Path(path).absolute()
     spec = read_spec(root)
@@ -61,62 +60,73 @@ def load_site(path: str | os.PathLike) -> Site:
     )
 
 
-def site_datalist(dataset_dir: str | os.PathLike | Sequence, section: str) -> list[dict[str, str]]:
-    """The scans of one section as MONAI dictionaries: `image`, `name` ("<site>/<file stem>"), `label` if there is one.
+Sites = str | os.PathLike | Site | Sequence[str | os.PathLike | Site]
 
-    `dataset_dir` is a site folder, several of them, or a comma-separated string of them: the lists are joined (the
-    pooled baseline).
+
+def load_sites(sites: Sites) -> list[Site]:
+    """Return the sites that `sites` names: a folder, several separated by commas, or a sequence of folders and loaded sites.
 
     Raises:
-        UserError: a folder breaks the contract, or `section` is not one of training, validation, test.
+        UserError: none is named, or a folder violates the contract.
+    """
+    if isinstance(sites, (str, os.PathLike)):
+        sites = [part.strip() for part in os.fspath(sites).split(",") if part.strip()]
+    elif isinstance(sites, Site):
+        sites = [sites]
+    if not sites:
+        raise UserError("dataset_dir", "nothing", "one or more site folders", "name them, separated by commas")
+    return [site if isinstance(site, Site) else load_site(site) for site in sites]
+
+
+def site_datalist(sites: Sites, section: str) -> list[dict[str, str]]:
+    """Return the scans of one section as MONAI dictionaries: `image`, `name` ("<site>/<file stem>"), and `label` where one exists.
+
+    The lists of several sites are joined (the pooled baseline).
+
+    Args:
+        sites: as of `load_sites`.
+        section: training, validation or test.
+
+    Raises:
+        UserError: a folder violates the contract, or `section` is something else.
     """
     check_choice("section", section, SECTIONS)
-    sites = [load_site(folder) for folder in site_folders(dataset_dir)]
     return [
         {**entry, "name": f"{site.name}/{volume_stem(entry['image'])}"}
-        for site in sites
+        for site in load_sites(sites)
         for entry in getattr(site, section)
     ]
 
 
-def load_atlas(dataset_dir: str | os.PathLike | Sequence) -> tuple[torch.Tensor, torch.Tensor]:
-    """The atlas of the (first) site folder: image float32 [1, D, H, W] and labels uint8 [1, D, H, W].
+def load_atlas(sites: Sites) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the atlas of the (first) site: image float32 [1, D, H, W] and labels uint8 [1, D, H, W].
 
     Raises:
-        UserError: the folder breaks the contract, or an atlas volume cannot be read.
+        UserError: the folder violates the contract, or an atlas volume cannot be read.
     """
-    site = load_site(site_folders(dataset_dir)[0])
-    volumes = []
-    for key, dtype in (("image", np.float32), ("label", np.uint8)):
-        fix = f"run `fedsr check {site.root}`"
-        try:
-            volumes.append(np.asanyarray(nib.load(site.atlas[key]).dataobj).astype(dtype))
-        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-            found = f"that it cannot be read ({' '.join(str(error).split())})"
-            raise UserError(site.atlas[key], found, "a NIfTI volume", fix) from None
-        if volumes[-1].shape != site.shape:
-            raise UserError(site.atlas[key], f"shape {volumes[-1].shape}", f"{site.shape} (site.json)", fix)
-    return torch.from_numpy(volumes[0])[None], torch.from_numpy(volumes[1])[None]
+    site = load_sites(sites)[0]
+    image, label = (_atlas_volume(site, kind)[1] for kind in ("image", "label"))
+    return torch.from_numpy(image.astype(np.float32))[None], torch.from_numpy(label.astype(np.uint8))[None]
 
 
-def site_folders(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
-    if isinstance(dataset_dir, (str, os.PathLike)):
-        dataset_dir = [part.strip() for part in os.fspath(dataset_dir).split(",") if part.strip()]
-    if not dataset_dir:
-        raise UserError("dataset_dir", "nothing", "one or more site folders", "name them, separated by commas")
-    return [os.fspath(folder) for folder in dataset_dir]
-
-
-def site_names(dataset_dir: str | os.PathLike | Sequence) -> list[str]:
-    """The names of the site folders that `dataset_dir` stands for."""
-    return [load_site(folder).name for folder in site_folders(dataset_dir)]
-
-
-def site_grid(dataset_dir: str | os.PathLike | Sequence) -> Grid:
+def site_grid(sites: Sites) -> Grid:
     """Return the grid of the (first) site's atlas.
 
     Raises:
-        UserError: the folder violates the contract of a site.
+        UserError: the folder violates the contract, or the atlas cannot be read.
     """
-    site = load_site(site_folders(dataset_dir)[0])
-    return Grid(nib.load(site.atlas["label"]).affine, site.shape)
+    site = load_sites(sites)[0]
+    return Grid(_atlas_volume(site, "label")[0].affine, site.shape)
+
+
+def site_names(sites: Sites) -> list[str]:
+    """Return the names of the sites that `sites` names (see `load_sites`)."""
+    return [site.name for site in load_sites(sites)]
+
+
+def _atlas_volume(site: Site, kind: str) -> tuple[nib.Nifti1Image, np.ndarray]:
+    image, volume = read_nifti(site.atlas[kind])
+    if volume.shape != site.shape:
+        fix = f"run `fedsr check {site.root}`"
+        raise UserError(site.atlas[kind], f"shape {volume.shape}", f"{site.shape} (site.json)", fix)
+    return image, volume

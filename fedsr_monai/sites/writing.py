@@ -28,12 +28,24 @@ def write_site(
 ) -> Path:
     """Write the atlas and, last and atomically, `site.json`: a folder that has one is complete.
 
-    The scans themselves are written before, by `write_volume`; the lists name them relative to `root`. `affine` is the
-    one of all volumes (RAS+, millimetres).
+    The scans themselves are written before, by `write_volume`.
+
+    Args:
+        root: the site folder.
+        name: of the site.
+        atlas_image: image [D, H, W] of the atlas, in [0, 1].
+        atlas_label: its labels [D, H, W].
+        affine: [4, 4] of all volumes, voxel to millimetre, RAS+.
+        training: entries with the paths of `image` and, where one exists, `label`, relative to `root`.
+        validation: as `training`; the labels are needed.
+        test: as `validation`.
+        labels: names of the structures by label.
+
+    Returns:
+        The absolute path of `root`.
 
     Raises:
-        UserError: the folder would break the contract, for example by an empty training list or a scan that is not
-            there.
+        UserError: the folder would violate the contract, for example by an empty training list or a missing scan.
     """
     root = Path(root).absolute()
     spec = {

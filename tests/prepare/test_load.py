@@ -32,35 +32,36 @@ def test_one_volume_in_four_dimensions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("voxels", "message"),
+    ("voxels", "found"),
     [
-        (np.stack([scan()] * 2, -1), "has the shape (6, 7, 8, 2), expected one 3-D volume; take one volume out of the series"),
-        (scan()[:, :, :1], "has the shape (6, 7, 1), expected one 3-D volume; take one volume out of the series"),
-        (np.where(scan() > 800, np.nan, scan()).astype(np.float32), "voxels are NaN or infinite, expected numbers; export the scan again"),
-        (np.full((6, 7, 8), 3, np.int16), "is constant (all 3), expected a scan; export it again"),
-        (scan() - 400, "voxels are negative, expected intensities of 0 and above; give the scan before normalisation"),
-        (scan().astype(np.complex64), "holds complex64 voxels, expected whole numbers or floats: export it as one channel"),
+        (np.stack([scan()] * 2, -1), "shape (6, 7, 8, 2)"),
+        (scan()[:, :, :1], "shape (6, 7, 1)"),
+        (np.where(scan() > 800, np.nan, scan()).astype(np.float32), "voxels that are NaN or infinite"),
+        (np.full((6, 7, 8), 3, np.int16), "a constant image (all 3)"),
+        (scan() - 400, "negative voxels"),
+        (scan().astype(np.complex64), "complex64 voxels"),
     ],
     ids=["series", "slice", "nan", "constant", "negative", "complex"],
 )  # fmt: skip
-def test_what_is_no_scan(tmp_path, voxels, message):
+def test_what_is_not_a_scan(tmp_path, voxels, found):
     path = written(tmp_path / "a.nii.gz", voxels)
     with pytest.raises(UserError) as caught:
         read_scan(path)
-    assert str(caught.value).startswith(f"{path}: ") and str(caught.value).endswith(message)
+    assert caught.value.where == str(path) and found in caught.value.found
 
 
-def test_files_that_are_no_volume(tmp_path):
+def test_files_that_are_not_volumes(tmp_path):
     (tmp_path / "cut.mgz").write_bytes(written(tmp_path / "a.mgz", scan(), kind=nib.MGHImage).read_bytes()[:-100])
     (tmp_path / "x.dcm").touch()
-    for name, message in (
-        ("none.nii", "no such file, expected a scan; check the path"),
-        ("x.dcm", "is no .nii, .nii.gz, .mgz, .mgh, expected a volume; convert it, for example with dcm2niix"),
-        ("cut.mgz", "damaged ("),
+    for name, found in (
+        ("none.nii", "no such file"),
+        ("x.dcm", "another type of file"),
+        ("cut.mgz", "a damaged file ("),
     ):
         with pytest.raises(UserError) as caught:
             read_scan(tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name}: {message}") and "\n" not in str(caught.value)
+        assert caught.value.where == str(tmp_path / name) and caught.value.found.startswith(found)
+        assert "\n" not in str(caught.value)
 
 
 def test_masks(tmp_path):
@@ -80,5 +81,5 @@ def test_masks(tmp_path):
     assert np.array_equal(read_mask(written(tmp_path / "turned.nii.gz", turned, affine), volume), inside > 0)
     far = AFFINE.copy()
     far[0, 3] = 900
-    with pytest.raises(UserError, match="covers no voxel of the scan, expected its brain; take the mask of this scan$"):
+    with pytest.raises(UserError, match="no voxel of the scan.*mask of this scan"):
         read_mask(written(tmp_path / "far.nii.gz", inside, far), volume)

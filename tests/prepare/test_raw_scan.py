@@ -46,7 +46,9 @@ def warped_by_itk(image, field, reference) -> np.ndarray:
     return itk.array_from_image(warped.GetOutput()).transpose(2, 1, 0)
 
 
-def test_a_raw_scan_is_labelled_where_it_lies_and_the_field_maps_the_atlas_to_it(tmp_path, site, weights, monkeypatch, ddf):
+def test_a_raw_scan_is_labelled_in_its_own_space_and_the_field_maps_the_atlas_to_it(
+    tmp_path, site, weights, monkeypatch, ddf
+):
     image, label, grid = atlas()
     volume, labels, own, _ = raw_scan(4)
     path = save(tmp_path / "scan.nii.gz", volume, own.affine)
@@ -59,19 +61,33 @@ def test_a_raw_scan_is_labelled_where_it_lies_and_the_field_maps_the_atlas_to_it
 
     monkeypatch.setattr(FedSRNet, "predict", predict)
     (written,) = segment([path], tmp_path / "out", weights=weights, site=site, register=True, raw=True)
-    assert {file.name for file in (tmp_path / "out").iterdir()} >= {"scan_dseg.nii.gz", "scan_warp.nii.gz", "scan_alignment.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} >= {
+        "scan_dseg.nii.gz",
+        "scan_warp.nii.gz",
+        "scan_alignment.png",
+    }
 
     result, source = nib.load(written), nib.load(path)
-    assert result.shape == source.shape and result.get_data_dtype() == np.uint8 and np.array_equal(result.affine, source.affine)
-    assert [int(result.header[code]) for code in ("qform_code", "sform_code")] == [int(source.header[code]) for code in ("qform_code", "sform_code")]
+    assert (
+        result.shape == source.shape
+        and result.get_data_dtype() == np.uint8
+        and np.array_equal(result.affine, source.affine)
+    )
+    assert [int(result.header[code]) for code in ("qform_code", "sform_code")] == [
+        int(source.header[code]) for code in ("qform_code", "sform_code")
+    ]
     found = np.asarray(result.dataobj)
     dice = [2 * ((found == k) & (labels == k)).sum() / ((found == k).sum() + (labels == k).sum()) for k in (2, 3, 13)]
-    assert min(dice) > 0.7  # 6 mm voxels; a network that answers with the atlas' labels leaves them all to the affine map
+    assert (
+        min(dice) > 0.7
+    )  # 6 mm voxels; a network that answers with the atlas' labels leaves them all to the affine map
 
     # the field alone, by ITK, and our transformer followed by the affine map, give the same image in the scan's space
     theirs = warped_by_itk(site / "atlas/image.nii.gz", tmp_path / "out/scan_warp.nii.gz", path)
     vectors = np.asarray(nib.load(tmp_path / "out/scan_warp.nii.gz").dataobj)[:, :, :, 0]
-    points = np.stack(np.meshgrid(*map(np.arange, own.shape), indexing="ij"), -1) @ own.affine[:3, :3].T + own.affine[:3, 3]
+    points = (
+        np.stack(np.meshgrid(*map(np.arange, own.shape), indexing="ij"), -1) @ own.affine[:3, :3].T + own.affine[:3, 3]
+    )
     places = points + vectors * (-1, -1, 1)
     assert np.corrcoef(theirs.ravel(), volume.ravel())[0, 1] > 0.6
     inside = sample_at(image, grid, places)
@@ -95,7 +111,9 @@ def test_the_composed_field_is_the_transformer_then_the_affine_map(tmp_path, ddf
     write_volume(tmp_path / "atlas.nii.gz", image, grid.affine)
     save(tmp_path / "scan.nii.gz", volume.astype(np.float32), own.affine)
     theirs = warped_by_itk(tmp_path / "atlas.nii.gz", tmp_path / "warp.nii.gz", tmp_path / "scan.nii.gz")
-    ours = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape, shift=field)[0].numpy()
+    ours = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape, shift=field)[
+        0
+    ].numpy()
     assert np.abs(ours - theirs).max() < 2e-3
     unmoved = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape)[0].numpy()
     assert np.corrcoef(unmoved.ravel(), theirs.ravel())[0, 1] < 0.99  # the field matters
@@ -112,5 +130,7 @@ def test_ants_agrees(tmp_path, ddf):
     save(tmp_path / "scan.nii.gz", volume.astype(np.float32), own.affine)
     fixed, moving = (ants.image_read(str(tmp_path / name)) for name in ("scan.nii.gz", "atlas.nii.gz"))
     theirs = ants.apply_transforms(fixed, moving, [str(tmp_path / "warp.nii.gz")], interpolator="linear").numpy()
-    ours = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape, shift=field)[0].numpy()
+    ours = sample(torch.from_numpy(image)[None], voxel_map(grid.affine, placed.affine), own.shape, shift=field)[
+        0
+    ].numpy()
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9999

@@ -17,10 +17,7 @@ from fedsr_monai.sites.site import load_site
 from tests.helpers.raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
 GRID = {"spacing": SPACING, "shape": SHAPE}
-FLIPPED = (
-    "flip.nii.gz: fits the atlas better turned by 180 degrees (about y) than as its header says, expected x to the right, y to the front "
-    "and z up; mend the orientation in the header"
-)
+FLIPPED = "a better fit to the atlas turned by 180 degrees about y than as the header says"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +26,7 @@ def made(scans, tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "clinic"
     with pytest.raises(UserError) as caught:
         prepare_site(scans, root, processes=2, **GRID)
-    return root, str(caught.value)
+    return root, caught.value.errors
 
 
 def bytes_of(root) -> dict:
@@ -37,21 +34,30 @@ def bytes_of(root) -> dict:
 
 
 def test_the_bad_scan_is_named_and_the_others_make_a_site(made, scans):
-    root, message = made
-    assert message == f"{scans}/{FLIPPED}"
+    root, (fault,) = made
+    assert (fault.where, fault.found) == (f"{scans}/flip.nii.gz", FLIPPED)
     assert check_site(root) == []
     site = load_site(root)
     assert (site.name, site.shape, site.spacing) == ("clinic", SHAPE, (SPACING,) * 3)
-    sections = {key: [entry["image"].rsplit("/", 1)[1] for entry in getattr(site, key)] for key in ("training", "validation", "test")}
+    sections = {
+        key: [entry["image"].rsplit("/", 1)[1] for entry in getattr(site, key)]
+        for key in ("training", "validation", "test")
+    }
     assert sections["training"] == ["eve.nii.gz"] and sections["validation"] == [] and len(sections["test"]) == 2
     with open(root / "prepare/scans.csv") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(("ann", "bob", "eve"), "prepared") | {"flip": "refused"}
-    assert rows["flip"]["reason"] == message and float(rows["ann"]["overlap"]) > 0.85 and rows["ann"]["mask"] == "stripped"
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(("ann", "bob", "eve"), "prepared") | {
+        "flip": "refused"
+    }
+    assert (
+        rows["flip"]["reason"] == str(fault)
+        and float(rows["ann"]["overlap"]) > 0.85
+        and rows["ann"]["mask"] == "stripped"
+    )
     assert all((root / "prepare" / f"{name}.png").stat().st_size > 20000 for name in ("ann", "bob", "eve"))
 
 
-def test_scans_and_labels_lie_on_the_atlas(made):
+def test_scans_and_labels_are_registered_to_the_atlas(made):
     root, _ = made
     image, label, _ = atlas()
     for name in ("ann", "bob"):
@@ -66,33 +72,37 @@ def test_the_matrix_of_the_record_is_the_pose_of_the_scan(made):
     _, label, grid = atlas()
     for seed, name in enumerate(("ann", "bob", "eve")):
         place = raw_scan(seed)[3]
-        loop = np.array(json.loads((root / f"prepare/{name}.json").read_text())["matrix"]) @ place  # atlas to scan to atlas
+        loop = (
+            np.array(json.loads((root / f"prepare/{name}.json").read_text())["matrix"]) @ place
+        )  # atlas to scan to atlas
         points = np.argwhere(label > 0) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
         error = np.linalg.norm(points @ loop[:3, :3].T + loop[:3, 3] - points, axis=1)
         assert error.mean() < 3  # half a voxel of the grid that it was found on
 
 
-def test_a_finished_run_does_nothing_and_a_killed_one_goes_on(made, scans, tmp_path, monkeypatch):
+def test_a_finished_run_does_nothing_and_a_killed_one_resumes(made, scans, tmp_path, monkeypatch):
     root = shutil.copytree(made[0], tmp_path / "clinic")
     before = bytes_of(root)
     (root / "prepare/eve.json").unlink()  # what a kill in the middle of a scan leaves
     (root / "site.json").unlink()
     asked = []
-    monkeypatch.setattr(module, "prepare_job", lambda job, do=module.prepare_job: asked.append(job.source.name) or do(job))
+    monkeypatch.setattr(
+        module, "prepare_job", lambda job, do=module.prepare_job: asked.append(job.source.name) or do(job)
+    )
     with pytest.raises(UserError):
         prepare_site(scans, root, processes=1, **GRID)
-    assert sorted(asked) == ["eve", "flip"]  # refused scans are tried again: they may have been mended
+    assert sorted(asked) == ["eve", "flip"]  # refused scans are tried again: they may have been fixed
     after = bytes_of(root)
     same = [path for path in before if path.suffix == ".gz" or path.name == "site.json"]
     assert len(same) == 8 and all(after[path] == before[path] for path in same)
 
 
 def test_a_folder_of_other_settings_or_other_files_is_left_alone(made, scans, tmp_path):
-    with pytest.raises(UserError, match="clinic: was prepared from another source or on another grid"):
+    with pytest.raises(UserError, match="clinic: found a site of other settings"):
         prepare_site(scans, made[0], spacing=5.0, shape=(40, 44, 40))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
-    with pytest.raises(UserError, match="mine: holds files of something else, expected a new or empty folder; choose another one for --out"):
+    with pytest.raises(UserError, match="mine: found files of something else.*another folder for --out"):
         prepare_site(scans, tmp_path / "mine", **GRID)
 
 
@@ -107,7 +117,9 @@ def test_the_site_s_own_atlas_of_freesurfer_ids(scans, tmp_path):
     for name in ("ann", "eve"):
         shutil.copy(scans / f"{name}.nii.gz", source)
     save(tmp_path / "aparc.nii.gz", ids[np.asarray(label.dataobj)], label.affine)
-    root = prepare_site(source, tmp_path / "site", AtlasFiles(source / "ann.nii.gz", tmp_path / "aparc.nii.gz"), processes=1, **GRID)
+    root = prepare_site(
+        source, tmp_path / "site", AtlasFiles(source / "ann.nii.gz", tmp_path / "aparc.nii.gz"), processes=1, **GRID
+    )
     assert check_site(root) == []
     site = load_site(root)
     assert [entry["image"].rsplit("/", 1)[1] for entry in site.training] == ["eve.nii.gz"] and not site.test

@@ -19,7 +19,9 @@ def summary(root: Path, layout: str | None = None) -> dict:
     def relative(path):
         return path and str(path.relative_to(root))
 
-    return {s.name: (s.person, relative(s.image), relative(s.mask), relative(s.label)) for s in find_sources(root, layout)}
+    return {
+        s.name: (s.person, relative(s.image), relative(s.mask), relative(s.label)) for s in find_sources(root, layout)
+    }
 
 
 def test_bids(tmp_path):
@@ -65,12 +67,12 @@ def test_flat(tmp_path):
     }
 
 
-def test_what_is_no_source(tmp_path):
+def test_what_is_not_a_source(tmp_path):
     for folder, layout, message in (
-        (tmp_path / "none", None, f"{tmp_path}/none: no such folder, expected scans (BIDS, FreeSurfer subjects, or NIfTI files); check the path"),
-        (tmp_path, None, f"{tmp_path}: holds no scan, expected sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer) or *.nii.gz; check the path"),
-        (tmp_path, "dicom", "--layout: found 'dicom', expected bids, freesurfer, flat; correct it or leave it out"),
-        (touch(tmp_path / "twice", "x.nii", "x.nii.gz"), None, f"{tmp_path}/twice/x.nii.gz: has the name of {tmp_path}/twice/x.nii, expected scans of different names; rename one"),
+        (tmp_path / "none", None, f"{tmp_path}/none: found no such folder"),
+        (tmp_path, None, f"{tmp_path}: found no scan, expected sub-*/anat/*_T1w.nii.gz (BIDS)"),
+        (tmp_path, "dicom", "--layout: found 'dicom', expected one of bids, freesurfer, flat"),
+        (touch(tmp_path / "twice", "x.nii", "x.nii.gz"), None, f"{tmp_path}/twice/x.nii.gz: found the name of {tmp_path}/twice/x.nii"),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             find_sources(folder, layout)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -9,8 +10,7 @@ import torch
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS
-from fedsr_monai.sites import site as site_module
-from fedsr_monai.sites.site import load_atlas, load_site, site_datalist
+from fedsr_monai.sites.site import load_atlas, load_site, load_sites, site_datalist, site_grid
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 from tests.helpers.specimen import AFFINE, labels, scan
@@ -42,33 +42,41 @@ def test_datalist_pools_several_folders(site):
     assert [item["name"] for item in pooled] == ["ward/a", "ward/b"] * 2
 
 
+def test_a_loaded_site_is_not_read_again(site):
+    loaded = load_site(site)
+    (site / "site.json").unlink()
+    assert load_sites(loaded) == load_sites([loaded]) == [loaded]
+    assert site_datalist(loaded, "training")[0]["name"] == "ward/a"
+    assert site_grid(loaded).shape == (16, 16, 16) and load_atlas(loaded)[0].shape == (1, 16, 16, 16)
+
+
 def test_datalist_refuses_an_unknown_section(site):
-    with pytest.raises(UserError, match="^section 'train' is unknown, expected one of training, validation, test: "):
+    with pytest.raises(UserError, match="^section: found 'train', expected one of training, validation, test; "):
         site_datalist(site, "train")
 
 
 def test_datalist_refuses_no_folder():
-    with pytest.raises(UserError, match="^dataset_dir is empty, expected one or more site folders: "):
+    with pytest.raises(UserError, match="^dataset_dir: found nothing, expected one or more site folders"):
         site_datalist(" , ", "training")
 
 
-def test_the_atlas_comes_from_the_first_folder(site):
-    image, label = load_atlas(f"{site},/nowhere")
+def test_the_atlas_comes_from_the_first_folder(site, site_folder):
+    image, label = load_atlas([site, site_folder("other")])
     assert image.dtype == torch.float32 and label.dtype == torch.uint8
     assert torch.equal(image, torch.from_numpy(scan(9))[None]) and torch.equal(label, torch.from_numpy(labels())[None])
 
 
 def test_a_broken_atlas_is_named(site):
     (site / "atlas/image.nii.gz").write_bytes(b"no image")
-    with pytest.raises(
-        UserError, match=f"^{re.escape(str(site))}/atlas/image.nii.gz: cannot be read .* run `fedsr check "
-    ):
+    with pytest.raises(UserError, match=f"^{re.escape(str(site))}/atlas/image.nii.gz: found no gzip stream"):
         load_atlas(site)
 
 
 def test_an_atlas_on_another_grid_is_named(site):
     write_volume(site / "atlas/label.nii.gz", labels()[:8], AFFINE)
-    with pytest.raises(UserError, match=r"label.nii.gz: shape \(8, 16, 16\), expected \(16, 16, 16\) \(site.json\): "):
+    with pytest.raises(
+        UserError, match=r"label.nii.gz: found shape \(8, 16, 16\), expected \(16, 16, 16\) \(site.json\).*fedsr check"
+    ):
         load_atlas(site)
 
 
@@ -82,14 +90,14 @@ def test_a_failed_write_leaves_neither_file_nor_scrap(tmp_path, monkeypatch):
     def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(site_module.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match="No space left.*free some space"):
         write_volume(tmp_path / "a.nii.gz", scan(0), AFFINE)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_site_without_its_scans_is_not_written(tmp_path):
-    with pytest.raises(UserError, match=r"'training\[0\].image' is images/a.nii.gz, which is not there"):
+    with pytest.raises(UserError, match=r"training\[0\].image: found images/a.nii.gz, which does not exist"):
         write_site(tmp_path, "ward", scan(9), labels(), AFFINE, [{"image": "images/a.nii.gz"}])
     assert not (tmp_path / "site.json").exists()
 
@@ -98,10 +106,8 @@ def test_load_site_names_the_first_fault_and_counts_the_rest(site, edit):
     edit(lambda spec: spec.update(spacing=[0, 2, 2], training=[]))
     with pytest.raises(UserError) as error:
         load_site(site)
-    assert str(error.value) == (
-        f"{site}/site.json: 'spacing' is [0, 2, 2], expected three numbers above 0 (mm): "
-        f"write the voxel size of the images (1 more: run `fedsr check {site}`)"
-    )
+    assert error.value.where == f"{site}/site.json: spacing" and error.value.found == "[0, 2, 2]"
+    assert error.value.fix.endswith(f"(1 more: run `fedsr check {site}`)")
 
 
 def test_load_site_opens_no_volume(site):
@@ -113,14 +119,14 @@ def test_load_site_opens_no_volume(site):
 @pytest.mark.parametrize("content", ["{", "\udce9", "[" * 100_000])
 def test_unreadable_json_is_named(site, content):
     (site / "site.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=f"^{re.escape(str(site))}/site.json: unreadable .*, expected JSON in UTF-8: "):
+    with pytest.raises(UserError, match=f"^{re.escape(str(site))}/site.json: found damaged JSON"):
         load_site(site)
 
 
 def test_a_missing_folder_or_description_is_named(tmp_path):
-    with pytest.raises(UserError, match="/nothing: no such folder, expected a site folder with site.json: "):
+    with pytest.raises(UserError, match="/nothing: found no such folder, expected a site folder with site.json"):
         load_site(tmp_path / "nothing")
-    with pytest.raises(UserError, match="site.json: no such file, expected the description of the site: "):
+    with pytest.raises(UserError, match="site.json: found no such file, expected the description of the site"):
         load_site(tmp_path)
 
 
