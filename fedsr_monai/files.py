@@ -233,11 +233,11 @@ def read_csv(
     """
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        found = list(reader.fieldnames or ())
-        lacking = [column for column in columns if column not in found]
-        if lacking or (only and len(found) > len(columns)):
+        present = list(reader.fieldnames or ())
+        lacking = [column for column in columns if column not in present]
+        if lacking or (only and len(present) > len(columns)):
             expected = f"{'only' if only else 'also'} {', '.join(columns if only else lacking)}"
-            raise UserError(path, found=f"the columns {', '.join(found) or 'none'}", expected=expected, fix=fix)
+            raise UserError(path, found=f"the columns {', '.join(present) or 'none'}", expected=expected, fix=fix)
         rows = []
         for row in reader:
             try:

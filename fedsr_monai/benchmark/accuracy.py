@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import LoadImage
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from fedsr_monai.evaluation.registration import folded_percent
 from fedsr_monai.evaluation.site import case_rows, image_measures, run_case
 from fedsr_monai.evaluation.tables import read_measures, spread, structure_rows
 from fedsr_monai.files import write_csv, write_json
+from fedsr_monai.networks import FedSRNet
 from fedsr_monai.sites.site import Site, load_atlas, load_site
 from fedsr_monai.spatial.nifti import volume_stem
 
@@ -35,7 +35,7 @@ NETWORK_METHODS = {
 def run_accuracy(
     sites: Sequence[str | os.PathLike],
     out: str | os.PathLike,
-    network: torch.nn.Module | None = None,
+    network: FedSRNet | None = None,
     methods: Sequence[str] = ("affine", "n4_syn"),
     cases: int | None = None,
     device: str = "cpu",
@@ -83,6 +83,7 @@ def run_accuracy(
         if method in METHODS:
             found = _ants_rows(site, item, method)
         else:
+            assert network is not None  # `ours` is empty without it
             network.set_atlas(*load_atlas(site))
             if method == "network":
                 found = _network_rows(network, site, item, device)
@@ -145,7 +146,7 @@ def _test_items(site: Site) -> list[dict[str, str]]:
     return items
 
 
-def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], device: str) -> list[dict[str, Any]]:
+def _network_rows(network: FedSRNet, site: Site, item: dict[str, str], device: str) -> list[dict[str, Any]]:
     volumes, seconds = run_case(network, item, device)
     folded = image_measures(volumes)["folded_percent"]
     extra = {
@@ -157,7 +158,7 @@ def _network_rows(network: torch.nn.Module, site: Site, item: dict[str, str], de
 
 
 def _refined_rows(
-    network: torch.nn.Module, site: Site, item: dict[str, str], steps: int, method: str
+    network: FedSRNet, site: Site, item: dict[str, str], steps: int, method: str
 ) -> list[dict[str, Any]]:
     load = LoadImage(image_only=True, ensure_channel_first=True)
     scan = load(item["image"]).as_tensor().float()[None].to(network.atlas_image.device)

@@ -33,7 +33,8 @@ def overview(commands: Mapping[str, Callable]) -> str:
 def command_help(name: str, function: Callable) -> str:
     """Return purpose, usage, arguments with their defaults, and the example of one command."""
     parts = sections(function)
-    needed, optional = [], []
+    needed: list[str] = []
+    optional: list[str] = []
     for key, parameter in inspect.signature(function).parameters.items():
         (needed if parameter.default is parameter.empty else optional).append(key)
     first_is_list = needed and parameter_type(function, needed[0])[1]

@@ -25,13 +25,14 @@ from fedsr_monai.evaluation.tables import (
 )
 from fedsr_monai.files import atomic_path, read_json, write_csv, write_json
 from fedsr_monai.labels.agreement import agreement
+from fedsr_monai.networks import FedSRNet
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
 
 
 def evaluate_network(
-    network: torch.nn.Module,
+    network: FedSRNet,
     site: Site,
     section: str = "test",
     device: str | torch.device = "cpu",
@@ -87,7 +88,7 @@ def evaluate_network(
 
 
 def run_case(
-    network: torch.nn.Module, item: Mapping[str, str], device: str | torch.device
+    network: FedSRNet, item: Mapping[str, str], device: str | torch.device
 ) -> tuple[dict[str, np.ndarray], float]:
     """Read a scan and run the network on it.
 
@@ -156,7 +157,7 @@ def write_volumes(path: Path, volumes: Mapping[str, np.ndarray], spacing: Sequen
     small = {name: v.astype(np.float16) if v.dtype == np.float32 else v for name, v in volumes.items()}
     small.pop("atlas_label")
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **small, spacing=np.asarray(spacing, dtype=np.float32))
+        np.savez_compressed(temporary, allow_pickle=False, **small, spacing=np.asarray(spacing, dtype=np.float32))
 
 
 def merge_evaluation(

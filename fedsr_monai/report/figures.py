@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 from scipy import ndimage
 
@@ -95,16 +97,16 @@ def panels(
         inner = grid[:, -1].subgridspec(bars, 3, width_ratios=[0.3, 0.35, 1.6], hspace=0.25)
         extra.append(bar := figure.add_subplot(inner[number, 1]))
         box = bar.get_position()
-        bar.set_position([box.x0, box.y0 + 0.015, box.width, box.height - 0.03])  # room for the outer ticks
+        bar.set_position((box.x0, box.y0 + 0.015, box.width, box.height - 0.03))  # room for the outer ticks
     return figure, axes, extra, index
 
 
-def show(axis: Axes, plane: np.ndarray, ratio: float, **options):
+def show(axis: Axes, plane: np.ndarray, ratio: float, **options: Any) -> AxesImage:
     """Draw a slice in its true proportions; images are interpolated, as their voxels are larger than pixels."""
-    options = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bicubic"} | options
+    drawn: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bicubic"} | options
     height, width = plane.shape
     axis.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), autoscale_on=False)
-    return axis.imshow(plane.astype(np.float32), origin="lower", aspect=ratio, **options)
+    return axis.imshow(plane.astype(np.float32), origin="lower", aspect=ratio, **drawn)
 
 
 def voxel_ratio(volumes: Volumes, axis: int) -> float:
@@ -156,7 +158,7 @@ def error_figure(volumes: Volumes) -> bytes:
     return encode(figure)
 
 
-def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float], reach: float = 15.0) -> np.ndarray:
+def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float] | np.ndarray, reach: float = 15.0) -> np.ndarray:
     """Return the atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each voxel.
 
     Without it the picture of an error shows mainly the coil profiles of the two scanners.

@@ -72,9 +72,9 @@ def headline(sources: Sources) -> str:
     for task, name in (("segmentation", "Segmentation Dice"), ("registration", "Registration Dice")):
         if task in dice:
             mean, sd = dice[task]["mean"], dice[task]["sd"]
-            more = [f"± {sd:.3f}"] if math.isfinite(sd) else []
-            more += [f"from {number(dice['unregistered']['mean'], 3)}"] if "unregistered" in dice else []
-            tiles.append(tile(name, number(mean, 3), ", ".join(more), task))
+            beside = [f"± {sd:.3f}"] if math.isfinite(sd) else []
+            beside += [f"from {number(dice['unregistered']['mean'], 3)}"] if "unregistered" in dice else []
+            tiles.append(tile(name, number(mean, 3), ", ".join(beside), task))
     if "segmentation" in tasks:
         distance = tasks["segmentation"]["mean"]["hd95_mm"]
         more = (

@@ -14,7 +14,7 @@ class Grid:
     """A box of voxels: `affine` [4, 4] takes voxel indices to millimetres, RAS+."""
 
     affine: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     @property
     def spacing(self) -> float:
