@@ -1,6 +1,6 @@
 """Draw docs/pictures/result.png: a held-out simulated scan beside what the shipped weights make of it.
 
-    python docs/make_picture.py
+python docs/make_picture.py
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ FLOORS = [
     {"handlers", "engines"},
     {"evaluation", "inference", "prepare"},
     {"federation", "personalisation", "pretraining"},
-    {"demo", "benchmark", "report", "flare", "monai_label"},
+    {"demo", "study", "benchmark", "report", "flare", "monai_label"},
     {"cli", "commands", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -30,6 +30,7 @@ BESIDE = {
     ("engines", "handlers"),
     ("simulation", "synthesis"),
     ("demo", "report"),
+    ("study", "report"),
     ("cli", "commands"),
     ("__main__", "cli"),
 }

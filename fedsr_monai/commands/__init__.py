@@ -21,6 +21,7 @@ from fedsr_monai.commands.pretrain import pretrain
 from fedsr_monai.commands.report import report
 from fedsr_monai.commands.segment import segment
 from fedsr_monai.commands.simulate import simulate
+from fedsr_monai.commands.study import study
 from fedsr_monai.commands.version import version
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         report,
         export_job,
         flare_site,
+        study,
         benchmark,
         pretrain,
         version,

@@ -28,7 +28,11 @@ TOY = {
     r"fedsr personalise": "--epochs 1 --epoch_length 1",
     r"fedsr prepare": "--spacing 4 --shape 40 48 40 --processes 1 --test 1 --validation 0",
 }
-REPLACED = {r"--rounds \d+": "--rounds 1", r"--methods n4_syn": "--methods none", r"--epoch_length 3": "--epoch_length 1"}
+REPLACED = {
+    r"--rounds \d+": "--rounds 1",
+    r"--methods n4_syn": "--methods none",
+    r"--epoch_length 3": "--epoch_length 1",
+}
 # Not run here: installs, Makefile targets (they run these tests), and FLARE's simulator, which tests/flare runs.
 LEFT_OUT = ("pip ", "make ", "nvflare ", "cat flare/state", "fedsr evaluate flare/")
 
@@ -113,7 +117,9 @@ def test_the_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    toy = block.replace("test=1)", "test=1, spacing=6, shape=(32, 32, 32), processes=1)").replace('"epoch_length": 5', '"epoch_length": 1')
+    toy = block.replace("test=1)", "test=1, spacing=6, shape=(32, 32, 32), processes=1)").replace(
+        '"epoch_length": 5', '"epoch_length": 1'
+    )
     assert toy != block
     exec(compile(toy, "README.md", "exec"), {})
     assert (tmp_path / "run" / "run.json").is_file()

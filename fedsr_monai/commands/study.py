@@ -1,0 +1,23 @@
+"""`fedsr study`: run a comparison that was planned before."""
+
+from __future__ import annotations
+
+
+def study(plan: str, out: str, quick: bool = False, processes: int = 1) -> None:
+    """Run the arms of a plan over its seeds and write tidy tables, paired statistics and a report.
+
+    The plan (JSON) names arms, sites, seeds, rounds and the contrasts to test before anything runs. A study that was stopped
+    resumes when the same command is given again. Needs the extra "study".
+
+    Args:
+        plan: the plan's file, such as studies/table4.json
+        out: folder for the sites, the runs, the tables and report.html
+        quick: the plan's own quick size; it shows that everything runs, and no accuracy
+        processes: runs at once
+
+    Example:
+        fedsr study studies/table4.json --out results/table4 --processes 2
+    """
+    from fedsr_monai.study import run_study
+
+    print(run_study(plan, out, quick, processes))

@@ -1,0 +1,143 @@
+"""The plan of a study: what is compared on which sites, written down before it runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsr_monai.checks import is_whole_number
+from fedsr_monai.errors import UserError
+from fedsr_monai.files import read_json
+
+SHIPPED = "shipped"  # as `from_weights`: the weights that come with the bundle
+NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9._+-]*")
+FIX = "see docs/studies.md for the keys of a plan"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        policy: exchange policy of the rounds.
+        overrides: values for ids of the bundle's `train.json`, over those of the plan.
+        from_weights: "shipped", a checkpoint, or None for random weights.
+        personalise: whether the heads are fitted to each site after the rounds.
+    """
+
+    policy: str = "fedsr"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    from_weights: str | None = None
+    personalise: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        name: of the study.
+        question: what it is to answer, one sentence.
+        sites: arguments of `simulate_sites`, or {"folders": [...]} for site folders that exist.
+        arms: by name.
+        contrasts: pairs (arm, reference) that are tested.
+        seeds: one run per arm and seed; seeds are the units of the tests.
+        rounds, steps: communication rounds, and training steps per round and site.
+        overrides: values for ids of the bundle's `train.json`, the same in every arm.
+        personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that do it.
+        unseen: names of sites that take part in no round; they are measured, and fitted if the arm personalises.
+    """
+
+    name: str
+    question: str
+    sites: Mapping[str, Any]
+    arms: Mapping[str, Arm]
+    contrasts: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rounds: int = 10
+    steps: int = 10
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    personalise: Mapping[str, int] = field(default_factory=lambda: {"epochs": 1, "epoch_length": 10})
+    unseen: tuple[str, ...] = ()
+
+
+def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
+    """Read and check a plan (JSON).
+
+    Args:
+        path: the file.
+        quick: put the values of the plan's `quick` object over the others: the same study at a size that shows that it runs.
+
+    Raises:
+        UserError: a key is missing or unknown, or a value is not what it must be.
+    """
+    path = Path(path)
+    content = read_json(path, "the plan of a study", FIX)
+    small = content.pop("quick", {})
+    if quick:
+        content |= small
+    known = {
+        "name",
+        "question",
+        "sites",
+        "arms",
+        "contrasts",
+        "seeds",
+        "rounds",
+        "steps",
+        "overrides",
+        "personalise",
+        "unseen",
+    }
+    for key in sorted(set(content) - known):
+        raise UserError(
+            f"{path}: {key}", found="an unknown key", expected=f"some of {', '.join(sorted(known))}", fix=FIX
+        )
+    for key in ("name", "question", "sites", "arms", "contrasts"):
+        if not content.get(key):
+            raise UserError(f"{path}: {key}", found="nothing", expected="a value", fix=FIX)
+    for key in ("rounds", "steps"):
+        if key in content and not is_whole_number(content[key], 1):
+            raise UserError(f"{path}: {key}", found=repr(content[key]), expected="a whole number of at least 1")
+    seeds = content.get("seeds", [0, 1, 2])
+    if not isinstance(seeds, list) or not seeds or not all(is_whole_number(seed, 0) for seed in seeds):
+        raise UserError(f"{path}: seeds", found=repr(seeds), expected="a list of whole numbers")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds", found=repr(seeds), expected="each seed once")
+    arms = {name: _arm(path, name, arm) for name, arm in content["arms"].items()}
+    return Plan(
+        name=content["name"],
+        question=content["question"],
+        sites=content["sites"],
+        arms=arms,
+        contrasts=_contrasts(path, content["contrasts"], arms),
+        seeds=tuple(seeds),
+        **{key: content[key] for key in ("rounds", "steps", "overrides", "personalise") if key in content},
+        unseen=tuple(content.get("unseen", ())),
+    )
+
+
+def _arm(path: Path, name: str, content: Any) -> Arm:
+    where = f"{path}: arms.{name}"
+    if not NAME.fullmatch(name):
+        raise UserError(where, found=repr(name), expected="a name of letters, digits, '.', '_', '+' and '-'")
+    if not isinstance(content, dict):
+        raise UserError(where, found=type(content).__name__, expected="an object", fix=FIX)
+    known = Arm.__dataclass_fields__
+    for key in sorted(set(content) - set(known)):
+        raise UserError(f"{where}.{key}", found="an unknown key", expected=f"some of {', '.join(known)}", fix=FIX)
+    return Arm(**content)
+
+
+def _contrasts(path: Path, content: Any, arms: Mapping[str, Arm]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for pair in content:
+        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(arms) or pair[0] == pair[1]:
+            expected = f"pairs of two of the arms {', '.join(arms)}"
+            raise UserError(f"{path}: contrasts", found=repr(pair), expected=expected)
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)

@@ -1,0 +1,141 @@
+"""`fedsr study`: run the arms of a plan over its seeds, resumable, several at once, and write the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.checks import check_whole_number
+from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites
+from fedsr_monai.federation.runner import federate
+from fedsr_monai.files import claim_folder
+from fedsr_monai.personalisation import personalise
+from fedsr_monai.simulation.sites import simulate_sites
+from fedsr_monai.sites.site import load_site
+from fedsr_monai.study.plan import SHIPPED, Plan, read_plan
+from fedsr_monai.study.tables import write_tables
+
+RECORD = "plan.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed; plain values, for a process of its own."""
+
+    plan: Plan
+    arm: str
+    seed: int
+    members: tuple[str, ...]
+    unseen: tuple[str, ...]
+    run: Path
+
+
+def run_study(plan: str | os.PathLike, out: str | os.PathLike, quick: bool = False, processes: int = 1) -> Path:
+    """Run a study and return the path of its report.
+
+    Finished runs are kept: the same call resumes a study that was stopped, and the tables are written after every run. A run
+    that fails is named at the end and does not stop the others.
+
+    Args:
+        plan: the plan's JSON file.
+        out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, summary.csv, contrasts.csv, cost.csv and report.html.
+        quick: the plan's own quick size, which shows that everything runs, and no accuracy.
+        processes: runs at once, one thread each if there are several.
+
+    Raises:
+        UserError: the plan or an argument is wrong, `out` belongs to another plan, or runs failed.
+    """
+    check_whole_number("--processes", processes)
+    study, out = read_plan(plan, quick), Path(out)
+    claim_folder(out, RECORD, json.loads(json.dumps(asdict(study))), "choose another folder for --out", "a study")
+    folders = _folders(study, out, processes)
+    names = {load_site(folder).name: str(folder) for folder in folders}
+    for name in study.unseen:
+        if name not in names:
+            raise UserError(f"{plan}: unseen", found=repr(name), expected=f"some of {', '.join(names)}")
+    members = tuple(folder for name, folder in names.items() if name not in study.unseen)
+    unseen = tuple(names[name] for name in study.unseen)
+    jobs = [
+        Job(study, arm, seed, members, unseen, out / "runs" / arm / f"seed-{seed}")
+        for seed in study.seeds
+        for arm in study.arms
+    ]
+    missing = [job for job in jobs if not _is_done(job)]
+    failed = []
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run", disable=None) as bar:
+        for job, fault in _run(missing, processes):
+            bar.update()
+            if fault:
+                failed.append(
+                    UserError(job.run, found=fault, expected="a finished run", fix="run the same command again")
+                )
+            else:
+                write_tables(out, study, {(j.arm, j.seed): j.run for j in jobs if _is_done(j)})
+    finished = {(job.arm, job.seed): job.run for job in jobs if _is_done(job)}
+    write_tables(out, study, finished)
+    if failed:
+        raise failed[0] if len(failed) == 1 else UserError("\n".join(map(str, failed)))
+    return out / "report.html"
+
+
+def _folders(plan: Plan, out: Path, processes: int) -> list[Path]:
+    if "folders" in plan.sites:
+        return [Path(folder) for folder in plan.sites["folders"]]
+    return simulate_sites(out / "sites", **{**plan.sites, "processes": processes})
+
+
+def _is_done(job: Job) -> bool:
+    return (job.run / "evaluation" / "metrics.json").is_file() and (job.run / "evaluation" / "done").is_file()
+
+
+def _run(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, str | None]]:
+    if processes == 1:
+        yield from ((job, run_job(job)) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(run_job, job): job for job in jobs}
+        try:
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_job(job: Job) -> str | None:
+    """Train, personalise and evaluate one arm with one seed; return what went wrong in one line, or None."""
+    try:
+        _train(job)
+    except Exception as error:  # of one arm and seed; the others go on
+        return one_line(error)
+    return None
+
+
+def _train(job: Job) -> None:
+    plan, arm = job.plan, job.plan.arms[job.arm]
+    overrides: dict[str, Any] = {"epoch_length": plan.steps, "val_interval": 10**6, **plan.overrides, **arm.overrides}
+    weights = arm.from_weights
+    if weights == SHIPPED:
+        weights = str(bundle_path("fedsr_encoder") / "models" / "model.pt")
+    federate(
+        job.members, job.run, plan.rounds, policy=arm.policy, seed=job.seed, overrides=overrides, from_weights=weights
+    )
+    if arm.personalise:
+        for folder in (*job.members, *job.unseen):
+            target = job.run / "personalised" / load_site(folder).name
+            personalise(folder, job.run, target, seed=job.seed, **plan.personalise)
+    models = models_of_run(job.run)
+    measured = {model.site.name for model in models}
+    for folder in job.unseen:  # without personalisation an unseen site gets the network of the first member
+        if load_site(folder).name not in measured:
+            models += models_of_sites([folder], models[0].weights)
+    evaluate_models(models, job.run / "evaluation", figures=0, progress=False)
+    (job.run / "evaluation" / "done").touch()

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.study.plan import read_plan
+
+PLANS = sorted((Path(__file__).parents[2] / "studies").glob("*.json"))
+GOOD = {
+    "name": "x",
+    "question": "y?",
+    "sites": {"sites": 1},
+    "arms": {"a": {"policy": "local"}, "b": {}},
+    "contrasts": [["a", "b"]],
+}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_plans_that_come_with_the_project_are_sound(path, quick):
+    plan = read_plan(path, quick)
+    assert plan.contrasts and len(plan.seeds) >= (1 if quick else 3)
+
+
+def test_quick_replaces_values(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD | {"rounds": 9, "quick": {"rounds": 1}}))
+    assert (read_plan(path).rounds, read_plan(path, quick=True).rounds) == (9, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "found"),
+    [
+        ({"rouns": 3}, "rouns", "unknown key"),
+        ({"question": ""}, "question", "nothing"),
+        ({"rounds": 0}, "rounds", "0"),
+        ({"seeds": [1, 1]}, "seeds", r"\[1, 1\]"),
+        ({"seeds": "3"}, "seeds", "'3'"),
+        ({"arms": {"a": {"polici": "x"}, "b": {}}}, "arms.a.polici", "unknown key"),
+        ({"arms": {"../a": {}, "b": {}}}, "arms", r"'\.\./a'"),
+        ({"contrasts": [["a", "c"]]}, "contrasts", r"\['a', 'c'\]"),
+        ({"contrasts": [["a", "a"]]}, "contrasts", r"\['a', 'a'\]"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(tmp_path, change, where, found):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD | change))
+    with pytest.raises(UserError, match=found) as raised:
+        read_plan(path)
+    assert where in raised.value.where

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.study import run as module
+from fedsr_monai.study.run import run_study
+
+PLANS = Path(__file__).parents[2] / "studies"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_table_four_runs_resumes_and_adds_up(tmp_path, monkeypatch):
+    train, calls = module._train, []
+
+    def stopped(job):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append((job.arm, job.seed))
+        train(job)
+
+    monkeypatch.setattr(module, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(PLANS / "table4.json", tmp_path / "study", quick=True)
+    assert len({(row["arm"], row["seed"]) for row in rows(tmp_path / "study" / "results.csv")}) == 3
+
+    monkeypatch.setattr(module, "_train", lambda job: (calls.append((job.arm, job.seed)), train(job)))
+    report = run_study(PLANS / "table4.json", tmp_path / "study", quick=True)
+    assert len(calls) == len(set(calls)) == 8  # four arms, two seeds, none twice
+
+    results = rows(tmp_path / "study" / "results.csv")
+    assert {row["arm"] for row in results} == {"baseline", "+FL", "+FL+MIL", "+FL+MIL+SCIE"}
+    summary = {(row["task"], row["site"], row["arm"]): row for row in rows(tmp_path / "study" / "summary.csv")}
+    by_hand = {}
+    for row in results:
+        if row["task"] == "segmentation" and row["arm"] == "+FL":
+            by_hand.setdefault(row["seed"], {}).setdefault((row["site"], row["case"]), []).append(float(row["dice"]))
+    means = [np.mean([np.nanmean(case) for case in cases.values()]) for cases in by_hand.values()]
+    assert float(summary["segmentation", "all", "+FL"]["dice"]) == pytest.approx(np.mean(means), rel=1e-4)
+
+    contrasts = [row for row in rows(tmp_path / "study" / "contrasts.csv") if row["site"] == "all"]
+    assert len(contrasts) == 8 and all(float(row["p_holm"]) >= float(row["p"]) for row in contrasts)
+    baseline, full = (float(summary["segmentation", "all", arm]["dice"]) for arm in ("baseline", "+FL+MIL+SCIE"))
+    (difference,) = [
+        float(row["difference"])
+        for row in contrasts
+        if (row["task"], row["arm"], row["reference"]) == ("segmentation", "+FL+MIL+SCIE", "baseline")
+    ]
+    assert difference == pytest.approx(full - baseline, abs=1e-5)
+    page = report.read_text()
+    assert "8 of 8 runs" in page and "+FL+MIL+SCIE" in page
+
+
+def test_a_folder_of_another_plan_is_left_alone(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"name": "another"}))
+    with pytest.raises(UserError, match="a study of other settings"):
+        run_study(PLANS / "table4.json", tmp_path, quick=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path):
+    plan = json.loads((PLANS / "policies.json").read_text())
+    plan |= plan.pop("quick") | {
+        "arms": {"good": {"policy": "local"}, "bad": {"policy": "local", "overrides": {"no_such_id": 1}}},
+        "contrasts": [["good", "bad"]],
+    }
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="bad/seed-0.*no_such_id"):
+        run_study(path, tmp_path / "study")
+    assert {row["arm"] for row in rows(tmp_path / "study" / "summary.csv")} == {"good"}
