@@ -23,6 +23,7 @@ from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.sites.site import Site, load_atlas, load_site
 from fedsr_monai.spatial.nifti import volume_stem
+from fedsr_monai.spatial.reader import VolumeReader
 
 COLUMNS = ("method", "site", "case", "structure", "dice", "hd95_mm", "asd_mm", "missed", "seconds", "folded_percent")
 NETWORK_METHODS = {
@@ -160,7 +161,7 @@ def _network_rows(network: FedSRNet, site: Site, item: dict[str, str], device: s
 def _refined_rows(
     network: FedSRNet, site: Site, item: dict[str, str], steps: int, method: str
 ) -> list[dict[str, Any]]:
-    load = LoadImage(image_only=True, ensure_channel_first=True)
+    load = LoadImage(VolumeReader(), ensure_channel_first=True)
     scan = load(item["image"]).as_tensor().float()[None].to(network.atlas_image.device)
     reference = load(item["label"]).numpy()[0].astype(np.uint8)
     start = time.perf_counter()
@@ -176,7 +177,7 @@ def _refined_rows(
 
 def _ants_rows(site: Site, item: dict[str, str], method: str) -> list[dict[str, Any]]:
     found = propagate(site.atlas["image"], site.atlas["label"], item["image"], method)
-    reference = LoadImage(image_only=True)(item["label"]).numpy().astype(np.uint8)
+    reference = LoadImage(VolumeReader())(item["label"]).numpy().astype(np.uint8)
     measures = {"method": method, "seconds": found.seconds, "folded_percent": found.folded_percent}
     return [row | measures for row in structure_rows(found.label, reference, site.spacing, site.labels)]
 

@@ -29,6 +29,7 @@ from fedsr_monai.networks import FedSRNet
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
+from fedsr_monai.spatial.reader import VolumeReader
 
 
 def evaluate_network(
@@ -98,7 +99,7 @@ def run_case(
     Raises:
         UserError: the scan or its label map is not on the grid of the atlas.
     """
-    load = LoadImage(image_only=True, ensure_channel_first=True)
+    load = LoadImage(VolumeReader(), ensure_channel_first=True)
     image = load(item["image"]).as_tensor().float()
     label = load(item["label"]).as_tensor()
     expected = tuple(network.atlas_image.shape[-3:])

@@ -13,7 +13,8 @@ from fedsr_monai.labels.label_map import write_label_map
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.displacement import field_on_scan, labels_under_field, write_displacement
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.transforms.labels_on_scan import header_codes, own_grid
+from fedsr_monai.spatial.header import header_from_meta
+from fedsr_monai.transforms.labels_on_scan import own_grid
 
 
 def make_folder(out: Path) -> None:
@@ -30,8 +31,8 @@ def make_folder(out: Path) -> None:
 
 
 def write_labels(path: Path, labels: MetaTensor, affine: np.ndarray) -> None:
-    """Write labels [1, D, H, W] with the affine [4, 4] of the scan's file; see `write_label_map`."""
-    write_label_map(path, labels[0].cpu().numpy(), affine, header_codes(labels.meta))
+    """Write labels [1, D, H, W] with the affine [4, 4] and the forms of the scan's file; see `write_label_map`."""
+    write_label_map(path, labels[0].cpu().numpy(), header_from_meta(labels.meta, affine))
 
 
 def write_registration(
@@ -48,10 +49,10 @@ def write_registration(
         stem: folder and name of the scan's results.
     """
     own = Grid(*own_grid(scan))
-    codes = header_codes(scan.meta)
+    header = header_from_meta(scan.meta, affine)
     field = field_on_scan(ddf.float(), grid, own)
     labels = labels_under_field(network.atlas_label[0], field, grid, own, network.num_classes)
     files = [stem.with_name(f"{stem.name}_{kind}.nii.gz") for kind in ("atlas-dseg", "warp")]
-    write_label_map(files[0], labels[0].cpu().numpy(), affine, codes)
-    write_displacement(files[1], field, grid, own, codes, affine)
+    write_label_map(files[0], labels[0].cpu().numpy(), header)
+    write_displacement(files[1], field, grid, own, header)
     return files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from fedsr_monai.files import write_text
@@ -15,9 +16,7 @@ from fedsr_monai.spatial.nifti import make_image, volume_stem, write_nifti
 SLICER_TABLE, FREESURFER_TABLE = "labels.ctbl", "labels_lut.txt"
 
 
-def write_label_map(
-    path: str | os.PathLike, labels: np.ndarray, affine: np.ndarray, codes: tuple[int, int] = (1, 1)
-) -> None:
+def write_label_map(path: str | os.PathLike, labels: np.ndarray, header: nib.Nifti1Header) -> None:
     """Write a label map (.nii.gz) and what goes with it.
 
     That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the volumes
@@ -26,20 +25,20 @@ def write_label_map(
     Args:
         path: the file, in BIDS `<scan>_dseg.nii.gz`.
         labels: ids [D, H, W].
-        affine: [4, 4], voxel to millimetre.
-        codes: qform and sform code of the header: those of the scan, so that both are shown in the same space.
+        header: of the scan, whose two forms and codes the label map gets, so that any program shows both in the same space;
+            without one, `header_of(affine)`.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or its `volumes.csv` is another program's.
     """
     path = Path(path)
-    image = make_image(labels.astype(np.uint8), affine, codes)
+    image = make_image(labels.astype(np.uint8), header)
     image.header["cal_max"] = max(LABELS)
     write_text(path.with_name(volume_stem(path) + ".tsv"), bids_table())
     write_text(path.with_name(SLICER_TABLE), slicer_table())
     write_text(path.with_name(FREESURFER_TABLE), freesurfer_table())
     write_nifti(path, image)
-    record_volumes(path, labels, affine)
+    record_volumes(path, labels, header.get_best_affine())
 
 
 def bids_table() -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 
+import nibabel as nib
 import numpy as np
 import torch
 
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.header import header_of, itk_affine, largest_distance
 from fedsr_monai.spatial.nifti import make_image, write_nifti
 from fedsr_monai.spatial.resampling import sample, voxel_map
 
 LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against those of NIfTI
+ROUNDING = 1e-3  # mm; headers keep float32
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
@@ -51,8 +54,7 @@ def write_displacement(
     field: torch.Tensor,
     grid: Grid,
     scan: Grid,
-    codes: tuple[int, int] = (1, 1),
-    affine: np.ndarray | None = None,
+    header: nib.Nifti1Header | None = None,
 ) -> None:
     """Write the field as an ITK displacement field (.nii.gz), from points of the scan to the corresponding points of the atlas.
 
@@ -60,25 +62,29 @@ def write_displacement(
     vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
     the atlas onto the scan with it.
 
+    The vectors begin where ITK sees the voxels of the scan's file. That may be elsewhere than at `scan.affine`: where the
+    header's two forms differ (see `itk_affine`), and for a raw scan, whose `scan.affine` includes the affine map that
+    registers it to the atlas. The field then takes both steps at once.
+
     Args:
         path: the file.
         field: from `field_on_scan`.
         grid: whose voxels the field counts in.
         scan: where it was sampled.
-        codes: qform and sform code of the header.
-        affine: of the scan's file, where it differs from that of `scan`: a raw scan that an affine map registers to the atlas.
-            The field then takes both steps at once, from points of the file to points of the atlas.
+        header: of the scan's file, whose forms the field gets; by default made of `scan.affine`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    affine = scan.affine if affine is None else affine
+    header = header_of(scan.affine) if header is None else header
+    seen = itk_affine(header)
+    seen = header.get_best_affine() if seen is None else seen
     vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy())
-    if not np.array_equal(affine, scan.affine):
-        step = scan.affine - affine
+    if largest_distance(scan.affine, seen, scan.shape) > ROUNDING:
+        step = scan.affine - seen
         i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
         vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
     vectors = np.ascontiguousarray((vectors * LPS)[:, :, :, None, :], dtype=np.float32)
-    image = make_image(vectors, affine, codes)
+    image = make_image(vectors, header)
     image.header.set_intent("vector")
     write_nifti(path, image, compresslevel=1)  # floats hardly shrink any further

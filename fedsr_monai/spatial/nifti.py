@@ -1,24 +1,264 @@
-"""NIfTI files: reading with the whole file checked, writing in one step with the same bytes for the same array."""
+"""Volume files: one reader for NIfTI and FreeSurfer's .mgz, and one writer that gives the same bytes for the same array."""
 
 from __future__ import annotations
 
 import gzip
+import io
+import logging
 import os
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import write_bytes
+from fedsr_monai.spatial.header import copy_forms, form_conflict, header_of
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+VOXEL_MM = (0.05, 20.0)  # side of a voxel
+LARGEST_MM = 1000.0  # side of the volume
+LARGEST_BYTES = 1 << 31  # of the voxels: 500 million float32, more than 0.35 mm over a whole head
+LARGEST_EXTRAS = 1 << 25  # header extensions and whatever follows the voxels
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # by NIfTI's code of a unit of space: metre and micrometre
+
+Header = nib.Nifti1Header | nib.Nifti2Header | nib.freesurfer.mghformat.MGHHeader
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume as it is stored.
+
+    Attributes:
+        voxels: [D, H, W], whole numbers or floats, scaled as the header says.
+        affine: [4, 4], voxel to millimetre, RAS+: the sform if its code is above 0, else the qform.
+        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header
 
 
 def volume_stem(path: str | os.PathLike) -> str:
-    """Return the file name without `.nii`, `.nii.gz`, `.mgz` or `.mgh`."""
-    return re.sub(r"\.(nii(\.gz)?|mgz|mgh)$", "", Path(path).name)
+    """Return the file name without the suffix of a volume."""
+    return re.sub(r"\.(nii(\.gz)?|mg[zh])$", "", Path(path).name)
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Read a volume: NIfTI-1 or -2 (.nii, .nii.gz) or FreeSurfer (.mgz, .mgh).
+
+    The affine is the one that nibabel gives, in millimetres whatever the unit of the file. Axes of length 1 after the third are
+    dropped. The header is judged before a voxel is decompressed, and no more is decompressed than it promises; then the
+    whole file is, so that a cut or damaged stream is found even behind the last voxel. A header whose two forms are
+    more than 0.1 mm apart is read by its sform, and a warning is logged, once per file (see `form_conflict`).
+
+    Raises:
+        UserError: the file cannot be read, is damaged, is not one 3-D volume of numbers, or its name says other than what it
+            holds; its orientation is unknown; a form is singular or not finite; its voxels or its size are beyond those of a head
+            scanned in any way.
+    """
+    file = Path(path)
+    with _open(file) as stream:
+        start, header = _read_header(file, stream)
+        shape, forms, affine = _geometry(file, header, start)
+        size = _size_in_bytes(file, header)
+        content = start + _read(file, stream, size - len(start))
+        if len(content) < size:
+            found = f"a file that ends after {len(content)} of {size} bytes"
+            raise UserError(file, found, "a complete volume", "copy or export it again")
+        if len(_read(file, stream, LARGEST_EXTRAS + 1)) > LARGEST_EXTRAS:
+            found = f"more than {LARGEST_EXTRAS} bytes after the voxels"
+            raise UserError(file, found, "the size that the header promises", "export it again")
+    voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), header)).reshape(shape, order="F")
+    if not voxels.dtype.isnative:
+        voxels = voxels.astype(voxels.dtype.newbyteorder("="), order="K")
+    if conflict := form_conflict(forms, shape):
+        _warn_once(f"{file}: {conflict}")
+    return Volume(voxels, affine, forms)
+
+
+def read_geometry(path: str | os.PathLike) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape and affine of a volume from its header alone; see `read_volume`.
+
+    Raises:
+        UserError: the file cannot be read or its header is refused.
+    """
+    file = Path(path)
+    with _open(file) as stream:
+        start, header = _read_header(file, stream)
+        shape, _, affine = _geometry(file, header, start)
+    return shape, affine
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
+
+
+def _open(file: Path) -> BinaryIO:
+    if not file.name.endswith(SUFFIXES):
+        fix = "convert it, for example with dcm2niix or nibabel"
+        raise UserError(file, f"a file that is not {', '.join(SUFFIXES)}", "a NIfTI or FreeSurfer volume", fix)
+    if file.is_symlink() and not file.exists():
+        found = f"a link to {os.readlink(file)}, which does not exist"
+        raise UserError(
+            file, found, "a volume", "fetch the file that the link stands for, for example with datalad get"
+        )
+    if not file.exists():
+        raise UserError(file, "no such file", "a volume", "check the path")
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        found = f"that it cannot be read ({error.strerror})"
+        raise UserError(file, found, "a readable file", "check the path and its permissions") from None
+    if not start:
+        raise UserError(file, "an empty file", "a NIfTI or FreeSurfer volume", "copy or export it again")
+    compressed = start == b"\x1f\x8b"
+    if compressed != (file.suffix in (".gz", ".mgz")):
+        raise UserError(
+            file,
+            found="a gzip stream" if compressed else "no gzip stream",
+            expected=".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes",
+            fix="rename or compress it",
+        )
+    return gzip.open(file, "rb") if compressed else open(file, "rb")
+
+
+def _read(file: Path, stream: BinaryIO, count: int) -> bytes:
+    """Read `count` bytes, or all that there are if they are fewer."""
+    try:
+        return stream.read(count)
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(file, f"a broken gzip stream ({error})", "a complete file", "copy or export it again") from None
+
+
+def _read_header(file: Path, stream: BinaryIO) -> tuple[bytes, Header]:
+    """Return the first bytes of a file and the header that they hold."""
+    mgh = file.suffix in (".mgz", ".mgh")
+    start = _read(file, stream, 284 if mgh else 540)
+    if mgh:
+        kind = nib.freesurfer.mghformat.MGHHeader
+    elif start[344:348] == b"n+1\0":
+        kind = nib.Nifti1Header
+    elif start[4:8] == b"n+2\0":
+        kind = nib.Nifti2Header
+    else:
+        fix = "convert it, for example with dcm2niix or nibabel"
+        raise UserError(file, "something else than NIfTI", "a NIfTI-1 or -2 volume", fix)
+    try:
+        return start, kind.from_fileobj(io.BytesIO(start))
+    except Exception as error:  # nibabel raises a dozen types for damaged headers
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    found = f"a damaged header ({' '.join(str(error).split())})"
+    return UserError(file, found, "a complete volume", "copy or export it again")
+
+
+def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, int, int], nib.Nifti1Header, np.ndarray]:
+    """Return shape, forms and affine of a header that can be those of a head.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        shape = tuple(int(n) for n in header.get_data_shape())
+        if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1 or min(shape[:3]) < 2:
+            raise UserError(file, f"the shape {shape}", "one 3-D volume", "take one volume out of the series")
+        mgh = isinstance(header, nib.freesurfer.mghformat.MGHHeader)
+        forms, affine = _mgh_forms(file, header, start) if mgh else _nifti_forms(file, header, start)
+    except (ValueError, TypeError, ArithmeticError, nib.spatialimages.HeaderDataError) as error:
+        raise _damaged(file, error) from None
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not VOXEL_MM[0] <= sides.min() <= sides.max() <= VOXEL_MM[1]:
+        expected = f"sides of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm"
+        raise UserError(
+            file, f"voxels of {numbers(sides)} mm", expected, "correct the header's unit (xyzt_units) or sizes"
+        )
+    extent = sides * shape[:3]
+    if extent.max() > LARGEST_MM:
+        expected = f"at most {LARGEST_MM:g} mm along each axis"
+        raise UserError(file, f"a volume of {numbers(extent)} mm", expected, "correct the header, or crop the scan")
+    return shape[:3], forms, affine
+
+
+def _nifti_forms(file: Path, header: Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
+    # nibabel replaces sizes of 0 by 1 when it reads a header, and those below 0 by their absolute value; other programs do not.
+    sizes = type(header)(start[: header.template_dtype.itemsize], check=False)["pixdim"][1:4]
+    if not (np.isfinite(sizes).all() and min(sizes) > 0):
+        raise UserError(file, f"spacing {numbers(sizes)} mm", "sizes above 0", "fix the header's pixdim")
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if max(codes) <= 0:
+        raise UserError(
+            file,
+            found="an unknown orientation (qform and sform code 0)",
+            expected="at least one form with its code",
+            fix="convert it again from DICOM; if you know that its affine is right, set a code: "
+            "nibabel's image.set_sform(image.affine, code=1)",
+        )
+    scale = MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    affines = [
+        _checked(file, name, form(), scale)
+        for name, form, code in (("sform", header.get_sform, codes[0]), ("qform", header.get_qform, codes[1]))
+        if code > 0
+    ]
+    forms = nib.Nifti1Header()
+    copy_forms(header, forms)
+    forms["pixdim"][1:4] *= scale
+    for field in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+        forms[field] = forms[field] * scale
+    return forms, affines[0]
+
+
+def _mgh_forms(file: Path, header: Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
+    if int.from_bytes(start[28:30], "big", signed=True) <= 0:  # nibabel replaces what is missing
+        fix = "convert it again from DICOM"
+        raise UserError(file, "an unknown orientation (goodRASFlag 0)", "a header with the orientation", fix)
+    affine = _checked(file, "header", header.get_affine(), 1.0)
+    return header_of(affine), affine
+
+
+def _checked(file: Path, name: str, form: np.ndarray, scale: float) -> np.ndarray:
+    """Return a form [4, 4] in millimetres.
+
+    Raises:
+        UserError: it is singular or not finite.
+    """
+    form = np.array(form, dtype=float)
+    form[:3] *= scale
+    finite = np.isfinite(form).all()
+    if not finite or not abs(np.linalg.det(form[:3, :3])) > 1e-3 * np.prod(np.linalg.norm(form[:3, :3], axis=0)):
+        found = f"a singular affine in its {name}" if finite else f"numbers that are not finite in its {name}"
+        raise UserError(file, found, "voxels with a volume", "fix the header, or convert the scan again from DICOM")
+    return form
+
+
+def _size_in_bytes(file: Path, header: Header) -> int:
+    """Return how many bytes the header promises, itself and the voxels.
+
+    Raises:
+        UserError: they are more than a head needs, or the voxels are not numbers.
+    """
+    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+    if dtype.kind not in "iuf":
+        raise UserError(file, f"{dtype} voxels", "whole numbers or floats", "export it as one channel")
+    size = dtype.itemsize * int(np.prod([int(n) for n in header.get_data_shape()], dtype=object))
+    if size > LARGEST_BYTES or offset > LARGEST_EXTRAS:
+        expected = f"at most {LARGEST_BYTES >> 20} MiB"
+        raise UserError(
+            file, f"a volume of {(offset + size) >> 20} MiB", expected, "crop the scan or take larger voxels"
+        )
+    return offset + size
 
 
 def read_nifti(path: str | os.PathLike) -> tuple[nib.Nifti1Image, np.ndarray]:
@@ -102,18 +342,10 @@ def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, compresslevel: 
     write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=compresslevel, mtime=0))
 
 
-def make_image(volume: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> nib.Nifti1Image:
-    """Return a NIfTI-1 image in the array's own type, in millimetres, with the affine as qform and sform.
-
-    Args:
-        volume: the voxels.
-        affine: [4, 4], voxel to millimetre, RAS+.
-        codes: qform and sform code of the header.
-    """
-    image = nib.Nifti1Image(volume, affine)
-    image.set_qform(affine, code=codes[0])
-    image.set_sform(affine, code=codes[1])
-    image.header.set_xyzt_units("mm")
+def make_image(volume: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """Return a NIfTI-1 image in the array's own type, with both forms and their codes as in `header`, in millimetres."""
+    image = nib.Nifti1Image(volume, header.get_best_affine())
+    copy_forms(header, image.header)
     return image
 
 
@@ -123,7 +355,7 @@ def write_volume(path: str | os.PathLike, volume: np.ndarray, affine: np.ndarray
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    write_nifti(path, make_image(volume, affine, codes=(2, 2)))
+    write_nifti(path, make_image(volume, header_of(affine, codes=(2, 2))))
 
 
 def numbers(values: Sequence[float]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from monai.transforms import LoadImage
 
+from fedsr_monai.spatial.reader import VolumeReader
+
 
 class LabelledScans:
     """Draws from labelled scans, a share of the time, and else from another source; stands where :class:`RandomAtlas` does.
@@ -34,7 +36,7 @@ class LabelledScans:
         noise: float = 0.02,
     ) -> None:
         self.items, self.otherwise, self.share, self.gamma, self.noise = list(items), otherwise, share, gamma, noise
-        self._load = LoadImage(image_only=True, ensure_channel_first=True)
+        self._load = LoadImage(VolumeReader(), ensure_channel_first=True)
 
     @torch.no_grad()
     def __call__(

@@ -12,9 +12,10 @@ from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.header import FORM_FIELDS
 from fedsr_monai.spatial.resampling import is_identity, sample, voxel_map
 
-KEPT = ("filename_or_obj", "qform_code", "sform_code")  # of the scan's meta data
+KEPT = ("filename_or_obj", *FORM_FIELDS)  # of the scan's meta data
 
 
 def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
@@ -105,8 +106,3 @@ def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
         expected="it before the network",
         fix="correct the bundle's configuration",
     )
-
-
-def header_codes(meta: Mapping) -> tuple[int, int]:
-    """Return qform and sform code of the file that meta data come from; 1 (scanner space) where they are not known."""
-    return int(meta.get("qform_code", 1)), int(meta.get("sform_code", 1))

@@ -29,7 +29,7 @@ class ResampleToGrid(InvertibleTransform):
 
     Example::
 
-        scan = LoadImage(ensure_channel_first=True)("scan.nii.gz")
+        scan = LoadImage(VolumeReader(), ensure_channel_first=True)("scan.nii.gz")
         on_grid = ResampleToGrid(standard_grid(2.0, (80, 96, 80)))(scan)
     """
 

@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from fedsr_monai.labels.label_map import write_label_map
+from fedsr_monai.spatial.header import header_from_meta
 from fedsr_monai.spatial.nifti import volume_stem
-from fedsr_monai.transforms.labels_on_scan import header_codes
 
 
 class SaveImageLabelMapd(SaveImaged):
@@ -24,7 +24,7 @@ class SaveImageLabelMapd(SaveImaged):
     MONAI Deploy by the name.
 
     Args:
-        keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`).
+        keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`) and hold its forms (see `VolumeReader`).
         output_dir: folder; made if missing.
         output_postfix: what follows the name of the scan.
     """
@@ -45,5 +45,6 @@ class SaveImageLabelMapd(SaveImaged):
         for key in self.key_iterator(dict(data)):
             meta = data[key].meta
             path = self.output_dir / f"{volume_stem(meta['filename_or_obj'])}_{self.output_postfix}.nii.gz"
-            write_label_map(path, data[key][0].cpu().numpy(), data[key].affine.cpu().numpy(), header_codes(meta))
+            header = header_from_meta(meta, data[key].affine.cpu().numpy())
+            write_label_map(path, data[key][0].cpu().numpy(), header)
         return dict(data)

@@ -10,6 +10,7 @@ from nilearn.maskers import NiftiLabelsMasker
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import COLOURS, LABELS
 from fedsr_monai.labels.label_map import write_label_map
+from fedsr_monai.spatial.header import forms_to_meta, header_of
 from fedsr_monai.transforms import SaveImageLabelMapd
 
 AFFINE = np.array([[0.0, -2.0, 0.1, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.1, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -17,7 +18,7 @@ AFFINE = np.array([[0.0, -2.0, 0.1, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.1, 3.
 
 def test_volume_and_table(tmp_path):
     labels = np.random.default_rng(0).integers(0, 14, (5, 6, 7))
-    write_label_map(tmp_path / "new" / "a_dseg.nii.gz", labels, AFFINE, codes=(0, 4))
+    write_label_map(tmp_path / "new" / "a_dseg.nii.gz", labels, header_of(AFFINE, (0, 4)))
     image = nib.load(tmp_path / "new" / "a_dseg.nii.gz")
     assert image.get_data_dtype() == np.uint8 and np.array_equal(np.asanyarray(image.dataobj), labels)
     assert np.array_equal(image.affine, AFFINE.astype(np.float32).astype(float))
@@ -38,7 +39,7 @@ def test_tables_as_other_software_parses_them(tmp_path):
     """3D Slicer: a first line that names the kind of file, then id, name without spaces, red, green, blue, opacity.
     FreeSurfer: six fields per line, the last the transparency.
     """
-    write_label_map(tmp_path / "a_dseg.nii.gz", np.ones((4, 4, 4)), AFFINE)
+    write_label_map(tmp_path / "a_dseg.nii.gz", np.ones((4, 4, 4)), header_of(AFFINE))
     assert (tmp_path / "labels.ctbl").read_text().startswith("# Color table file")
     for name, opacity in (("labels.ctbl", [0] + 13 * [255]), ("labels_lut.txt", 14 * [0])):
         fields = [line.split() for line in lines(tmp_path / name)]
@@ -51,7 +52,7 @@ def test_tables_as_other_software_parses_them(tmp_path):
 def test_the_bids_table_is_one_that_nilearn_takes(tmp_path):
     labels = np.zeros((4, 4, 4), dtype=np.uint8)
     labels.ravel()[:14] = range(14)
-    write_label_map(tmp_path / "a_dseg.nii.gz", labels, np.eye(4))
+    write_label_map(tmp_path / "a_dseg.nii.gz", labels, header_of(np.eye(4)))
     masker = NiftiLabelsMasker(tmp_path / "a_dseg.nii.gz", lut=tmp_path / "a_dseg.tsv", standardize=None)
     masker.fit_transform(nib.Nifti1Image(labels[..., None].astype(np.float32), np.eye(4)))
     assert set(masker.region_names_.values()) == set(LABELS.values()) - {"background"}
@@ -59,7 +60,7 @@ def test_the_bids_table_is_one_that_nilearn_takes(tmp_path):
 
 def test_the_same_labels_are_the_same_bytes(tmp_path):
     for name in "ab":
-        write_label_map(tmp_path / f"{name}.nii.gz", np.ones((4, 4, 4)), AFFINE)
+        write_label_map(tmp_path / f"{name}.nii.gz", np.ones((4, 4, 4)), header_of(AFFINE))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -73,7 +74,22 @@ def test_saved_under_the_name_of_the_scan(tmp_path):
     assert (tmp_path / "sub-01.T1w_dseg.tsv").is_file()
 
 
+def test_both_forms_of_the_scan_are_kept(tmp_path):
+    header = header_of(np.diag([-2.0, 2.0, 3.0, 1.0]), (1, 4))
+    header.set_sform(AFFINE)
+    header["pixdim"][1:4] = 2.001, 2.001, 3.001
+    labels = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.as_tensor(header.get_best_affine()))
+    labels.meta |= {"filename_or_obj": "scan.nii.gz"} | forms_to_meta(header)
+    SaveImageLabelMapd("pred", tmp_path)({"pred": labels})
+    written = nib.load(tmp_path / "scan_dseg.nii.gz").header
+    assert written.get_sform(coded=True)[1] == 4 and written.get_qform(coded=True)[1] == 1
+    assert np.array_equal(written.get_sform(), header.get_sform()) and np.array_equal(
+        written["pixdim"][:4], header["pixdim"][:4]
+    )
+    assert all(written[field] == header[field] for field in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x"))
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/out/a_dseg.tsv: .*cannot be written \(Not a directory\)"):
-        write_label_map(tmp_path / "file" / "out" / "a_dseg.nii.gz", np.ones((4, 4, 4)), AFFINE)
+        write_label_map(tmp_path / "file" / "out" / "a_dseg.nii.gz", np.ones((4, 4, 4)), header_of(AFFINE))

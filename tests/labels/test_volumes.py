@@ -11,6 +11,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS
 from fedsr_monai.labels.label_map import write_label_map
 from fedsr_monai.labels.volumes import COLUMNS, record_volumes, structure_volumes, structures_at_edge
+from fedsr_monai.spatial.header import header_of
 
 # Permuted, sheared and flipped: 2 x 1.5 x 3 mm, but for the shear.
 AFFINE = np.array([[0.0, -2.0, 0.0, 30.0], [1.5, 0.0, 0.0, -40.0], [0.0, 0.3, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
@@ -38,7 +39,7 @@ def test_millilitres_of_an_oblique_grid():
 
 
 def test_one_row_per_label_map_and_one_column_per_structure(tmp_path):
-    write_label_map(tmp_path / "sub-1_T1w_dseg.nii.gz", block(), AFFINE)
+    write_label_map(tmp_path / "sub-1_T1w_dseg.nii.gz", block(), header_of(AFFINE))
     (row,) = table(tmp_path)
     assert list(row) == ["scan", "labels", *(f"{LABELS[i]} (ml)" for i in range(1, 14)), "missing", "at_edge"]
     assert (row["scan"], row["labels"], row["at_edge"]) == ("sub-1_T1w", "dseg", "brain stem")

@@ -12,6 +12,7 @@ from fedsr_monai.networks import FedSRNet, Prediction
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.displacement import field_on_scan, write_displacement
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.header import header_of
 from fedsr_monai.spatial.nifti import write_volume
 from fedsr_monai.spatial.resampling import sample, voxel_map
 from tests.helpers.raw_scans import SHAPE, atlas, raw_scan, save
@@ -107,7 +108,7 @@ def test_the_composed_field_is_the_transformer_then_the_affine_map(tmp_path, ddf
     volume, _, own, place = raw_scan(seed)
     placed = Grid(np.linalg.inv(place) @ own.affine, own.shape)
     field = field_on_scan(ddf[0], grid, placed)
-    write_displacement(tmp_path / "warp.nii.gz", field, grid, placed, affine=own.affine)
+    write_displacement(tmp_path / "warp.nii.gz", field, grid, placed, header_of(own.affine))
     write_volume(tmp_path / "atlas.nii.gz", image, grid.affine)
     save(tmp_path / "scan.nii.gz", volume.astype(np.float32), own.affine)
     theirs = warped_by_itk(tmp_path / "atlas.nii.gz", tmp_path / "warp.nii.gz", tmp_path / "scan.nii.gz")
@@ -125,7 +126,7 @@ def test_ants_agrees(tmp_path, ddf):
     volume, _, own, place = raw_scan(0)
     placed = Grid(np.linalg.inv(place) @ own.affine, own.shape)
     field = field_on_scan(ddf[0], grid, placed)
-    write_displacement(tmp_path / "warp.nii.gz", field, grid, placed, affine=own.affine)
+    write_displacement(tmp_path / "warp.nii.gz", field, grid, placed, header_of(own.affine))
     write_volume(tmp_path / "atlas.nii.gz", image, grid.affine)
     save(tmp_path / "scan.nii.gz", volume.astype(np.float32), own.affine)
     fixed, moving = (ants.image_read(str(tmp_path / name)) for name in ("scan.nii.gz", "atlas.nii.gz"))

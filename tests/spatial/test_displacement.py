@@ -10,7 +10,8 @@ from scipy.spatial.transform import Rotation
 from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.spatial.displacement import field_on_scan, labels_under_field, write_displacement
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.header import header_of
+from fedsr_monai.spatial.nifti import make_image, write_nifti, write_volume
 from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.spatial.warping import warp
 
@@ -29,27 +30,55 @@ def ddf() -> torch.Tensor:
     return 1.5 * torch.nn.functional.interpolate(coarse, size=(32, 32, 32), mode="trilinear", align_corners=True)[0]
 
 
-def test_itk_warps_the_atlas_onto_the_scan_as_we_do(tmp_path, phantom, ddf):
-    field = field_on_scan(ddf, GRID, SCAN)
-    write_displacement(tmp_path / "warp.nii.gz", field, GRID, SCAN)
-    write_volume(tmp_path / "atlas.nii.gz", phantom[0][0].numpy(), GRID.affine)
-    write_volume(tmp_path / "scan.nii.gz", np.zeros(SCAN.shape, np.float32), SCAN.affine)
+def forms(codes=(1, 1), sform_scale=1.0, qform_shift=0.0, pixdim=0.0):
+    """Return a header of the scan whose two forms and voxel sizes need not agree; `codes` are those of qform and sform."""
+    header = header_of(SCAN.affine, codes)
+    header.set_sform(SCAN.affine * np.array([sform_scale, sform_scale, sform_scale, 1]))
+    header["qoffset_y"] += qform_shift
+    header["pixdim"][1:4] += pixdim
+    return header
 
-    atlas, scan = (itk.imread(tmp_path / name, itk.F) for name in ("atlas.nii.gz", "scan.nii.gz"))
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        forms((0, 2)),
+        forms((3, 0)),
+        forms((1, 4), qform_shift=60),
+        forms((1, 1), qform_shift=60),
+        forms((1, 4), sform_scale=1.07),
+        forms((0, 1), sform_scale=1.07),
+        forms((0, 2), pixdim=0.02),
+    ],
+    ids=["plain", "sform", "qform", "two forms", "two forms, scanner", "scales", "scales, one form", "rounded sizes"],
+)
+def test_itk_warps_the_atlas_onto_the_scan_as_we_do(tmp_path, phantom, ddf, header):
+    """Voxel by voxel of the scan, wherever ITK sees it."""
+    scan = SCAN if header is None else Grid(header.get_best_affine(), SCAN.shape)
+    field = field_on_scan(ddf, GRID, scan)
+    write_displacement(tmp_path / "warp.nii.gz", field, GRID, scan, header)
+    write_volume(tmp_path / "atlas.nii.gz", phantom[0][0].numpy(), GRID.affine)
+    zeros = make_image(np.zeros(SCAN.shape, np.float32), header_of(scan.affine) if header is None else header)
+    write_nifti(tmp_path / "scan.nii.gz", zeros)
+
+    atlas, seen = (itk.imread(tmp_path / name, itk.F) for name in ("atlas.nii.gz", "scan.nii.gz"))
     warped = itk.WarpImageFilter.New(atlas)
     warped.SetDisplacementField(itk.imread(tmp_path / "warp.nii.gz", itk.Vector[itk.F, 3]))
-    warped.SetOutputParametersFromImage(scan)
+    warped.SetOutputParametersFromImage(seen)
     warped.Update()
     theirs = itk.array_from_image(warped.GetOutput()).transpose(2, 1, 0)
-    ours = sample(phantom[0], voxel_map(GRID.affine, SCAN.affine), SCAN.shape, shift=field)[0].numpy()
-    unmoved = sample(phantom[0], voxel_map(GRID.affine, SCAN.affine), SCAN.shape)[0].numpy()
+    ours = sample(phantom[0], voxel_map(GRID.affine, scan.affine), SCAN.shape, shift=field)[0].numpy()
+    unmoved = sample(phantom[0], voxel_map(GRID.affine, scan.affine), SCAN.shape)[0].numpy()
     assert np.abs(ours - theirs).max() < 1e-3
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99999
     assert np.corrcoef(unmoved.ravel(), theirs.ravel())[0, 1] < 0.95  # the field matters
 
 
 def test_the_header_is_that_of_a_vector_field_on_the_scan(tmp_path, ddf):
-    write_displacement(tmp_path / "warp.nii.gz", field_on_scan(ddf, GRID, SCAN), GRID, SCAN, codes=(1, 2))
+    write_displacement(
+        tmp_path / "warp.nii.gz", field_on_scan(ddf, GRID, SCAN), GRID, SCAN, header_of(SCAN.affine, (1, 2))
+    )
     image = nib.load(tmp_path / "warp.nii.gz")
     assert image.shape == (*SCAN.shape, 1, 3) and image.get_data_dtype() == np.float32
     assert image.header.get_intent()[0] == "vector" and int(image.header["sform_code"]) == 2

@@ -1,0 +1,67 @@
+"""The package's reader of volumes for MONAI's `LoadImage`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data.image_reader import ImageReader
+from monai.utils import ensure_tuple
+from monai.utils.enums import MetaKeys, SpaceKeys
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.header import forms_to_meta
+from fedsr_monai.spatial.nifti import SUFFIXES, read_volume
+
+
+class VolumeReader(ImageReader):
+    """Let `LoadImage` and `LoadImaged` read one volume as `read_volume` does.
+
+    MONAI's own reader replaces the sform by the qform, whether that is set or not, where `pixdim` and the sform's voxel
+    sizes differ by more than 1e-5.
+
+    The meta data are those of MONAI's `NibabelReader`: `affine`, `original_affine`, `spatial_shape`, `space` and the
+    numbers of the header, among them both forms with their codes, here always in millimetres.
+
+    Example::
+
+        scan = LoadImage(reader=VolumeReader(), ensure_channel_first=True)("scan.nii.gz")
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return all(str(name).endswith(SUFFIXES) for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Sequence[PathLike]:
+        """Return the paths; `get_data` reads.
+
+        What `read` raises makes `LoadImage` try its other readers, and they would take what this one refuses.
+        """
+        return ensure_tuple(data)
+
+    def get_data(self, img: Sequence[PathLike]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the voxels [D, H, W] of the volume and their meta data.
+
+        Args:
+            img: its path, from `read`.
+
+        Raises:
+            UserError: there are several, or see `read_volume`.
+        """
+        if len(img) != 1:
+            raise UserError(
+                img[0], found=f"{len(img)} files for one scan", expected="one", fix="give one file per scan"
+            )
+        volume = read_volume(img[0])
+        header = forms_to_meta(volume.header)
+        meta = header | {
+            MetaKeys.ORIGINAL_PIXDIM: header["pixdim"].copy(),
+            MetaKeys.AFFINE: volume.affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: volume.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(volume.voxels.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            "as_closest_canonical": False,
+        }
+        return volume.voxels, meta
