@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.prepare.load import SUFFIXES, read_scan
-from fedsr_monai.spatial.nifti import volume_stem
+from fedsr_monai.prepare.load import read_scan
+from fedsr_monai.spatial.header import forms_to_meta
+from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def load_scan(scan: Scan) -> MetaTensor:
     volume = read_scan(scan.path)
     meta = {
         "filename_or_obj": str(scan.path),
-        "qform_code": volume.codes[0],
-        "sform_code": volume.codes[1],
+        **forms_to_meta(volume.header),
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # for the EnsureChannelFirstd of a bundle
     }
     affine = torch.as_tensor(volume.affine, dtype=torch.float64)

@@ -15,11 +15,11 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json, write_json
 from fedsr_monai.labels import LABELS
 from fedsr_monai.prepare.label_ids import to_structures
-from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
+from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import read_nifti, write_volume
+from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_labels, voxel_map
 
 CLOSING = 6.0  # mm, from labels to a brain mask that includes the fluid between the gyri
@@ -109,7 +109,7 @@ def _kept(record: Path, content: dict, root: Path) -> tuple[np.ndarray, np.ndarr
     try:
         if read_json(record, "the record of the atlas", "remove it") != content:
             return None
-        return tuple(read_nifti(root / "atlas" / f"{kind}.nii.gz")[1] for kind in ("image", "label"))
+        return tuple(read_volume(root / "atlas" / f"{kind}.nii.gz").voxels for kind in ("image", "label"))
     except UserError:
         return None
 

@@ -12,9 +12,9 @@ from fedsr_monai.prepare.alignment import Alignment, align, realign
 from fedsr_monai.prepare.bias import correct_bias
 from fedsr_monai.prepare.brain_mask import atlas_brain_on, filled, head_without_neck, is_stripped, mask_near
 from fedsr_monai.prepare.itk_image import one_thread
-from fedsr_monai.prepare.load import Volume
 from fedsr_monai.prepare.quality import Quality, check_alignment, quality
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.nifti import Volume
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES, check_scan
 from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity

@@ -17,6 +17,7 @@ from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import prepare_scan
 from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.header import forms_to_meta
 from fedsr_monai.spatial.nifti import volume_stem
 
 OWN_AFFINE = "raw_affine"  # meta data: the affine of the scan's file
@@ -64,8 +65,7 @@ class LoadRawScand(MapTransform):
             meta = {
                 "filename_or_obj": path,
                 MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # for the EnsureChannelFirstd that follows
-                "qform_code": scan.codes[0],
-                "sform_code": scan.codes[1],
+                **forms_to_meta(scan.header),
                 OWN_AFFINE: scan.affine,
             }
             affine = torch.as_tensor(prepared.affine, dtype=torch.float64)

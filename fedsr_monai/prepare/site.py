@@ -23,7 +23,7 @@ from fedsr_monai.errors import UserError, UserErrors
 from fedsr_monai.files import claim_folder, read_json, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
-from fedsr_monai.prepare.load import read_mask, read_scan, read_volume
+from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.prepare.sources import Source, find_sources
@@ -32,7 +32,7 @@ from fedsr_monai.prepare.table import write_table
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import read_nifti, write_volume
+from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
 VERSION = 1  # raise it when a scan is prepared differently: finished scans of another version are made again
@@ -217,7 +217,7 @@ def prepare_job(job: Job) -> UserError | None:
             "mask_from": prepared.mask_from,
             "affine": scan.affine.tolist(),
             "shape": list(scan.voxels.shape),
-            "codes": list(scan.codes),
+            "codes": [int(scan.header["qform_code"]), int(scan.header["sform_code"])],
             "matrix": prepared.matrix.tolist(),
             "quality": asdict(prepared.quality),
             "seconds": round(time.perf_counter() - started, 1),
@@ -232,8 +232,8 @@ def prepare_job(job: Job) -> UserError | None:
 
 @lru_cache(maxsize=1)
 def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
-    (image, voxels), (_, label) = (read_nifti(Path(root, "atlas", f"{kind}.nii.gz")) for kind in ("image", "label"))
-    return voxels, label, Grid(image.affine, voxels.shape)
+    image, label = (read_volume(Path(root, "atlas", f"{kind}.nii.gz")) for kind in ("image", "label"))
+    return image.voxels, label.voxels, Grid(image.affine, image.voxels.shape)
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:

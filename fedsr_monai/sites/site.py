@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 
@@ -15,7 +14,7 @@ from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 from fedsr_monai.sites.contract import SECTIONS, read_spec, site_faults
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.nifti import read_nifti, volume_stem
+from fedsr_monai.spatial.nifti import Volume, read_volume, volume_stem
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def load_atlas(sites: Sites) -> tuple[torch.Tensor, torch.Tensor]:
         UserError: the folder violates the contract, or an atlas volume cannot be read.
     """
     site = load_sites(sites)[0]
-    image, label = (_atlas_volume(site, kind)[1] for kind in ("image", "label"))
+    image, label = (_atlas_volume(site, kind).voxels for kind in ("image", "label"))
     return torch.from_numpy(image.astype(np.float32))[None], torch.from_numpy(label.astype(np.uint8))[None]
 
 
@@ -116,7 +115,7 @@ def site_grid(sites: Sites) -> Grid:
         UserError: the folder violates the contract, or the atlas cannot be read.
     """
     site = load_sites(sites)[0]
-    return Grid(_atlas_volume(site, "label")[0].affine, site.shape)
+    return Grid(_atlas_volume(site, "label").affine, site.shape)
 
 
 def site_names(sites: Sites) -> list[str]:
@@ -124,9 +123,9 @@ def site_names(sites: Sites) -> list[str]:
     return [site.name for site in load_sites(sites)]
 
 
-def _atlas_volume(site: Site, kind: str) -> tuple[nib.Nifti1Image, np.ndarray]:
-    image, volume = read_nifti(site.atlas[kind])
-    if volume.shape != site.shape:
+def _atlas_volume(site: Site, kind: str) -> Volume:
+    volume = read_volume(site.atlas[kind])
+    if volume.voxels.shape != site.shape:
         fix = f"run `fedsr check {site.root}`"
-        raise UserError(site.atlas[kind], f"shape {volume.shape}", f"{site.shape} (site.json)", fix)
-    return image, volume
+        raise UserError(site.atlas[kind], f"shape {volume.voxels.shape}", f"{site.shape} (site.json)", fix)
+    return volume

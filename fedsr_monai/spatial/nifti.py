@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,12 +40,17 @@ class Volume:
     Attributes:
         voxels: [D, H, W], whole numbers or floats, scaled as the header says.
         affine: [4, 4], voxel to millimetre, RAS+: the sform if its code is above 0, else the qform.
-        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space.
+        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space; by default
+            made of the affine.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
-    header: nib.Nifti1Header
+    header: nib.Nifti1Header | None = None
+
+    def __post_init__(self) -> None:
+        if self.header is None:
+            object.__setattr__(self, "header", header_of(self.affine))
 
 
 def volume_stem(path: str | os.PathLike) -> str:
@@ -61,8 +67,8 @@ def read_volume(path: str | os.PathLike) -> Volume:
     more than 0.1 mm apart is read by its sform, and a warning is logged, once per file (see `form_conflict`).
 
     Raises:
-        UserError: the file cannot be read, is damaged, is not one 3-D volume of numbers, or its name says other than what it
-            holds; its orientation is unknown; a form is singular or not finite; its voxels or its size are beyond those of a head
+        UserError: the file cannot be read, is damaged, is not one 3-D volume of finite numbers, or its name says other than
+            what it holds; its orientation is unknown; a form is singular or not finite; its voxels or its size are beyond those of a head
             scanned in any way.
     """
     file = Path(path)
@@ -80,6 +86,8 @@ def read_volume(path: str | os.PathLike) -> Volume:
     voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), header)).reshape(shape, order="F")
     if not voxels.dtype.isnative:
         voxels = voxels.astype(voxels.dtype.newbyteorder("="), order="K")
+    if voxels.dtype.kind == "f" and (broken := int((~np.isfinite(voxels)).sum())):
+        raise UserError(file, f"{broken} voxels that are NaN or infinite", "numbers", "export it again")
     if conflict := form_conflict(forms, shape):
         _warn_once(f"{file}: {conflict}")
     return Volume(voxels, affine, forms)
@@ -103,7 +111,8 @@ def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
-def _open(file: Path) -> BinaryIO:
+@contextmanager
+def _open(file: Path) -> Iterator[BinaryIO]:
     if not file.name.endswith(SUFFIXES):
         fix = "convert it, for example with dcm2niix or nibabel"
         raise UserError(file, f"a file that is not {', '.join(SUFFIXES)}", "a NIfTI or FreeSurfer volume", fix)
@@ -115,22 +124,24 @@ def _open(file: Path) -> BinaryIO:
     if not file.exists():
         raise UserError(file, "no such file", "a volume", "check the path")
     try:
-        with open(file, "rb") as stream:
-            start = stream.read(2)
+        raw = open(file, "rb")
+        start = raw.read(2)
+        raw.seek(0)
     except OSError as error:
         found = f"that it cannot be read ({error.strerror})"
         raise UserError(file, found, "a readable file", "check the path and its permissions") from None
-    if not start:
-        raise UserError(file, "an empty file", "a NIfTI or FreeSurfer volume", "copy or export it again")
-    compressed = start == b"\x1f\x8b"
-    if compressed != (file.suffix in (".gz", ".mgz")):
-        raise UserError(
-            file,
-            found="a gzip stream" if compressed else "no gzip stream",
-            expected=".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes",
-            fix="rename or compress it",
-        )
-    return gzip.open(file, "rb") if compressed else open(file, "rb")
+    with raw:
+        if not start:
+            raise UserError(file, "an empty file", "a NIfTI or FreeSurfer volume", "copy or export it again")
+        compressed = start == b"\x1f\x8b"
+        if compressed != (file.suffix in (".gz", ".mgz")):
+            raise UserError(
+                file,
+                found="a gzip stream" if compressed else "no gzip stream",
+                expected=".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes",
+                fix="rename or compress it",
+            )
+        yield gzip.GzipFile(fileobj=raw) if compressed else raw
 
 
 def _read(file: Path, stream: BinaryIO, count: int) -> bytes:
@@ -259,78 +270,6 @@ def _size_in_bytes(file: Path, header: Header) -> int:
             file, f"a volume of {(offset + size) >> 20} MiB", expected, "crop the scan or take larger voxels"
         )
     return offset + size
-
-
-def read_nifti(path: str | os.PathLike) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """Read an image and its voxels.
-
-    The whole file is decompressed, so that a cut or damaged stream is found even behind the last voxel.
-
-    Raises:
-        UserError: the file cannot be read, is not a whole NIfTI-1 or -2 volume of numbers, or its name says other than what it holds.
-    """
-    file = Path(path)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            file,
-            found=f"that it cannot be read ({error.strerror})",
-            expected="a readable file",
-            fix="check its permissions",
-        ) from None
-    if not content:
-        raise UserError(file, found="an empty file", expected="a NIfTI volume", fix="copy or export it again")
-    compressed = content[:2] == b"\x1f\x8b"
-    if file.suffix != (".gz" if compressed else ".nii"):
-        raise UserError(
-            file,
-            found="a gzip stream" if compressed else "no gzip stream",
-            expected=".nii.gz for compressed and .nii for plain NIfTI",
-            fix="rename or compress it",
-        )
-    if compressed:
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, zlib.error, OSError) as error:
-            raise UserError(
-                file, found=f"a broken gzip stream ({error})", expected="a complete file", fix="copy or export it again"
-            ) from None
-    if content[344:348] == b"n+1\0":
-        kind = nib.Nifti1Image
-    elif content[4:8] == b"n+2\0":
-        kind = nib.Nifti2Image
-    else:
-        raise UserError(
-            file,
-            found="something else than NIfTI",
-            expected="a NIfTI-1 or -2 volume",
-            fix="convert it, for example with dcm2niix or nibabel",
-        )
-    try:
-        # nibabel replaces sizes of 0 by 1 when it opens an image; other software does not
-        header = kind.header_class(content[: kind.header_class.template_dtype.itemsize], check=False)
-        sizes = header.get_zooms()[:3]
-        if not (np.isfinite(sizes).all() and min(sizes) > 0):
-            raise UserError(
-                file, found=f"spacing {numbers(sizes)} mm", expected="sizes above 0", fix="fix the header's pixdim"
-            )
-        image = kind.from_bytes(content)
-        volume = np.asanyarray(image.dataobj)
-    except UserError:
-        raise
-    except Exception as error:  # nibabel raises a dozen types for damaged headers
-        raise UserError(
-            file,
-            found=f"damaged NIfTI ({' '.join(str(error).split())})",
-            expected="a complete volume",
-            fix="copy or export it again",
-        ) from None
-    if volume.dtype.kind not in "iuf":
-        raise UserError(
-            file, found=f"{volume.dtype} voxels", expected="whole numbers or floats", fix="export it as one channel"
-        )
-    return image, volume
 
 
 def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, compresslevel: int = 4) -> None:

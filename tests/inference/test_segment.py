@@ -212,7 +212,7 @@ def text(path: Path) -> Path:
         (lambda scan, tmp: scan().rename(tmp / "s.img"), "type .img.*nii.gz"),
         (lambda scan, tmp: text(tmp / "s.nii.gz"), "NIfTI.*convert it"),
         (lambda scan, tmp: cut(scan()), "broken gzip stream"),
-        (lambda scan, tmp: cut(scan("s.nii")), "damaged NIfTI"),
+        (lambda scan, tmp: cut(scan("s.nii")), "a file that ends after"),
         (lambda scan, tmp: scan(change=lambda v: np.stack([v, v], -1)), r"\(50, 42, 56, 2\).*3-D"),
         (lambda scan, tmp: scan(change=lambda v: np.where(v > 800, np.nan, v)), "NaN or infinite"),
         (lambda scan, tmp: scan(change=lambda v: v * 0), "constant"),

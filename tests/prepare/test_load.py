@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.prepare.load import Volume, read_mask, read_scan
+from fedsr_monai.prepare.load import read_mask, read_scan
+from fedsr_monai.spatial.nifti import Volume
 
 AFFINE = np.array([[0, 0, 2.0, 5], [-2, 0, 0, 7], [0, 3, 0, 9], [0, 0, 0, 1]])
 
@@ -55,8 +56,8 @@ def test_files_that_are_not_volumes(tmp_path):
     (tmp_path / "x.dcm").touch()
     for name, found in (
         ("none.nii", "no such file"),
-        ("x.dcm", "another type of file"),
-        ("cut.mgz", "a damaged file ("),
+        ("x.dcm", "a file that is not .nii"),
+        ("cut.mgz", "a broken gzip stream"),
     ):
         with pytest.raises(UserError) as caught:
             read_scan(tmp_path / name)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.prepare.load import Volume
 from fedsr_monai.prepare.pipeline import prepare_scan
 from fedsr_monai.prepare.quality import correlation_ratio
+from fedsr_monai.spatial.nifti import Volume
 from tests.helpers.raw_scans import atlas, raw_scan
 
 IMAGE, _, GRID = atlas()

@@ -90,19 +90,19 @@ def moved(x):
 
 GOOD = image_of(scan(0))
 IN_IMAGE = {
-    "empty file": (b"", "an empty file", "a NIfTI volume"),
+    "empty file": (b"", "an empty file", "a NIfTI or FreeSurfer volume"),
     "not NIfTI": (gzip.compress(b"DICM" * 200), "something else than NIfTI", "a NIfTI-1 or -2 volume"),
-    "plain under a gzip name": (gzip.decompress(GOOD), "no gzip stream", ".nii.gz for compressed and .nii for plain NIfTI"),
+    "plain under a gzip name": (gzip.decompress(GOOD), "no gzip stream", ".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes"),
     "truncated gzip": (GOOD[: len(GOOD) // 2], "a broken gzip stream", "a complete file"),
-    "truncated before gzip": (gzip.compress(gzip.decompress(GOOD)[:1000]), "damaged NIfTI", "a complete volume"),
-    "four dimensions": (image_of(np.stack([scan(0)] * 2, -1)), "4 dimensions (16, 16, 16, 2)", "a 3-D volume"),
+    "truncated before gzip": (gzip.compress(gzip.decompress(GOOD)[:1000]), "a file that ends after 1000 of ", "a complete volume"),
+    "four dimensions": (image_of(np.stack([scan(0)] * 2, -1)), "the shape (16, 16, 16, 2)", "one 3-D volume"),
     "complex": (image_of(scan(0).astype(np.complex64)), "complex64 voxels", "whole numbers or floats"),
     "shape": (image_of(scan(0)[:, :, :15]), "shape (16, 16, 15)", "(16, 16, 16) (site.json)"),
     "spacing": (image_of(scan(0), np.diag([6, 5.5, 6, 1])), "spacing (6, 5.5, 6) mm", "(6, 6, 6) (site.json)"),
     "zero spacing": (no_pixdim(), "spacing (6, 0, 6) mm", "sizes above 0"),
     "orientation": (image_of(scan(0), np.diag([-6, 6, 6, 1])), "orientation LAS", "RAS"),
     "affine": (image_of(scan(0), moved(3)), "affine row 1 (6, 0, 0, 3)", "(6, 0, 0, 0) (the atlas image)"),
-    "NaN": (image_of(with_value(scan(0), np.nan)), "1 voxels that are NaN or infinite", "numbers in [0, 1]"),
+    "NaN": (image_of(with_value(scan(0), np.nan)), "1 voxels that are NaN or infinite", "numbers"),
     "constant": (image_of(np.full((16, 16, 16), 0.5, np.float32)), "a constant image (all 0.5)", "a scan"),
     "intensities": (image_of(with_value(scan(0), 3)), "intensities from 0 to 3", "[0, 1]"),
     "background": (image_of(np.maximum(scan(0), 0.125)), "a background that is not zero (0 % of the outer voxels are 0)", "exactly 0"),
@@ -122,7 +122,7 @@ IN_LABEL = {
     "label 14": (with_value(labels(), 14), "unknown label ids 14", "0 to 13 (site.json)"),
     "below 0": (with_value(labels(), -1, dtype=np.int16), "unknown label ids -1", "0 to 13 (site.json)"),
     "fraction": (with_value(labels(), 2.5, dtype=np.float32), "the label 2.5", "whole numbers"),
-    "NaN": (with_value(labels(), np.nan, dtype=np.float32), "NaN or infinite labels", "whole numbers"),
+    "NaN": (with_value(labels(), np.nan, dtype=np.float32), "1 voxels that are NaN or infinite", "numbers"),
     "empty": (labels() * 0, "an empty label map", "at least one structure"),
     "shape": (labels()[:15], "shape (15, 16, 16)", "(16, 16, 16) (site.json)"),
 }
