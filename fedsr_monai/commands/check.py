@@ -25,5 +25,5 @@ def check(sites: list[str]) -> None:
         faults += len(found)
         print("\n".join(map(str, found)) if found else f"{folder}: fit for use", flush=True)
     if faults:
-        found = f"{faults} violation{'s' * (faults > 1)} of the contract"
-        raise UserError("site folders", found, "none", "fix the files named above and check again")
+        count = f"{faults} violation{'s' * (faults > 1)} of the contract"
+        raise UserError("site folders", count, "none", "fix the files named above and check again")

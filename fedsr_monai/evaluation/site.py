@@ -111,6 +111,7 @@ def run_case(
     start = time.perf_counter()
     with torch.no_grad():
         found = network.predict(scan)
+        assert found.ddf is not None and found.warped_image is not None  # asked for
         warped_label = network.warp_labels(found.ddf)
         segmentation = found.logits.argmax(dim=1)
     volumes = {

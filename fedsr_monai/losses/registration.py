@@ -100,7 +100,8 @@ def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
         pad = [0] * 6
         pad[2 * (4 - dim)] = pad[2 * (4 - dim) + 1] = radius
         part, size = F.pad(volume, pad), volume.shape[dim]
-        total, done, span = None, 0, 1
+        total: torch.Tensor | None = None
+        done, span = 0, 1
         while done < width:
             if width & span:
                 piece = part.narrow(dim, done, size)
@@ -110,6 +111,7 @@ def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
             if done < width:
                 length = part.shape[dim] - span // 2
                 part = part.narrow(dim, 0, length) + part.narrow(dim, span // 2, length)
+        assert total is not None  # the width is at least 1
         volume = total
     return volume
 

@@ -85,6 +85,9 @@ class FedSRNet(nn.Module):
         ((1, 14, 32, 32, 32), (1, 3, 32, 32, 32))
     """
 
+    atlas_image: torch.Tensor
+    atlas_label: torch.Tensor
+
     def __init__(
         self,
         preset: str = "small",
@@ -198,6 +201,7 @@ class FedSRNet(nn.Module):
             ValueError: the network has no atlas, or the scans are on another grid.
         """
         prediction = self.predict(image)
+        assert prediction.ddf is not None and prediction.warped_image is not None  # asked for
         return prediction.ddf, prediction.warped_image
 
     def predict(self, image: torch.Tensor, register: bool = True) -> Prediction:

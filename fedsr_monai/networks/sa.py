@@ -19,7 +19,7 @@ class SAVectors(nn.Module):
             self.register_buffer(str(scale), torch.zeros(length))
 
     def __getitem__(self, scale: int) -> torch.Tensor:
-        return self._buffers[str(scale)]
+        return self.get_buffer(str(scale))
 
     @torch.jit.export
     def vectors(self) -> list[torch.Tensor]:

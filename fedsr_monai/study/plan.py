@@ -61,7 +61,7 @@ class Plan:
     rounds: int = 10
     steps: int = 10
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    personalise: Mapping[str, int] = field(default_factory=lambda: {"epochs": 1, "epoch_length": 10})
+    personalise: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 1, "epoch_length": 10})
     unseen: tuple[str, ...] = ()
 
 
