@@ -85,9 +85,6 @@ class FedSRNet(nn.Module):
         ((1, 14, 32, 32, 32), (1, 3, 32, 32, 32))
     """
 
-    atlas_image: torch.Tensor
-    atlas_label: torch.Tensor
-
     def __init__(
         self,
         preset: str = "small",
