@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from fedsr_monai.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def is_whole_number(value: Any, least: int | None = None) -> bool:
@@ -45,3 +48,8 @@ def check_choice(where: str, value: Any, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise UserError(where, found=repr(value), expected=f"one of {', '.join(choices)}")
+
+
+def is_name(value: Any, longest: int = 100) -> bool:
+    """Return whether `value` can be the name of a site, run or bundle: letters, digits, '.', '_', '-', the first one a letter or digit."""
+    return isinstance(value, str) and len(value) <= longest and bool(NAME.fullmatch(value))

@@ -1,66 +1,182 @@
-"""The server's rule: from the sites' tensors to the next global ones (Algorithm 1 of the paper). Pure functions.
+"""The server's rules: from the sites' tensors to the next global ones. Pure functions, registered in `RULES`.
 
-Sums run in float64 over the sites in sorted order, so the result does not depend on who answered first.
+`mean` is Algorithm 1 of the paper; the others bound what a minority of hostile sites can do. Sums run in float64 over the sites in
+sorted order, so the result does not depend on who answered first. A new rule is one more entry of `RULES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 
 Tensors = Mapping[str, torch.Tensor]
+Updates = Mapping[str, Tensors]
+Weights = Mapping[str, float]
 MutualInformation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+WEIGHTINGS = ("images", "uniform")
+TRIMMED = 0.25  # fraction that the trimmed mean leaves out at each end
 
-def site_weights(images: Mapping[str, int], weighting: str) -> dict[str, float]:
-    """Weights that sum to one: by number of images (McMahan et al. 2017), or 1/N as in Algorithm 1 (`uniform`)."""
-    if weighting not in ("images", "uniform"):
-        raise ValueError(f"weighting: found {weighting!r}, expected 'images' or 'uniform'")
-    counts = {site: images[site] if weighting == "images" else 1 for site in sorted(images)}
+
+def site_weights(
+    images: Mapping[str, int], weighting: str = "images", declared: Collection[str] = ()
+) -> dict[str, float]:
+    """Return the sites' weights, which sum to one: by number of images (McMahan et al. 2017), or 1/N as in Algorithm 1 (`uniform`).
+
+    A count that was not agreed on beforehand is a claim. It counts for at most the median of the other sites' counts, so a claim
+    can never outweigh the others.
+
+    Args:
+        images: training images by site.
+        weighting: `images` or `uniform`.
+        declared: the sites whose number was agreed on; it counts in full.
+
+    Raises:
+        ValueError: unknown weighting.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: found {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+    counts: dict[str, float] = {}
+    for site in sorted(images):
+        others = [count for other, count in images.items() if other != site]
+        claimed = weighting == "images" and site not in declared and bool(others)
+        most = statistics.median(others) if claimed else math.inf
+        counts[site] = min(images[site], most) if weighting == "images" else 1
     total = sum(counts.values())
     return {site: count / total for site, count in counts.items()}
 
 
-def aggregate_encoder(updates: Mapping[str, Tensors], weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
-    """The weighted mean of the sites' tensors, key by key, in their own type.
+def weighted_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
+    """Return the weighted mean of the sites' tensors (Algorithm 1), key by key, in float64.
 
     Args:
         updates: tensors by site; the same keys and shapes at every site.
         weights: by site, sum 1.
+        sent: the tensors that the sites started from.
+    """
+    return {key: sum(weights[site] * updates[site][key].double() for site in sorted(updates)) for key in sorted(sent)}
+
+
+def coordinate_median(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
+    """Return the median over the sites of every single weight (Yin et al. 2018), whatever the sites' weights."""
+    median = {}
+    for key, ordered in _ordered(updates, sent).items():
+        count = len(ordered)
+        median[key] = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    return median
+
+
+def trimmed_mean(
+    updates: Updates, weights: Weights, sent: Tensors, trimmed: float = TRIMMED
+) -> dict[str, torch.Tensor]:
+    """Return the mean over the sites of every single weight without its largest and smallest values (Yin et al. 2018).
+
+    Args:
+        updates, weights, sent: see `weighted_mean`; the sites' weights do not matter.
+        trimmed: fraction of the sites left out at each end, rounded down, but at least one site where there are three or more.
+    """
+    count = len(updates)
+    out = max(int(trimmed * count), 1 if count >= 3 else 0)
+    return {key: ordered[out : count - out].mean(0) for key, ordered in _ordered(updates, sent).items()}
+
+
+def clipped_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
+    """Return the weighted mean of differences to `sent` that are clipped to the median norm over the sites, tensor by tensor.
+
+    Norm clipping (Sun et al. 2019) with a threshold that the sites set themselves, and per tensor, as small tensors matter too.
     """
     sites = sorted(updates)
-    mean = {}
-    for key in sorted(updates[sites[0]]):
-        total = sum(weights[site] * torch.as_tensor(updates[site][key]).double() for site in sites)
-        mean[key] = total.to(torch.as_tensor(updates[sites[0]][key]).dtype)
-    return mean
+    clipped = {}
+    for key in sorted(sent):
+        start = sent[key].double()
+        moves = {site: updates[site][key].double() - start for site in sites}
+        norms = {site: float(move.norm()) for site, move in moves.items()}
+        limit = statistics.median(norms.values())
+        scales = {site: min(1.0, limit / norms[site]) if norms[site] > 0 else 1.0 for site in sites}
+        clipped[key] = start + sum(weights[site] * scales[site] * moves[site] for site in sites)
+    return clipped
+
+
+def krum_sites(updates: Updates, sent: Tensors) -> list[str]:
+    """Return the sites that multi-Krum (Blanchard et al. 2017) keeps: those nearest to their neighbours.
+
+    With n sites, f = max(1, floor((n - 3) / 2)) of them are taken to be hostile. A site's score is the sum of its n - f - 2 (at
+    least one) smallest squared distances to other sites; the n - f best are kept. Fewer than four sites are all kept.
+    """
+    sites = sorted(updates)
+    count = len(sites)
+    if count < 4:
+        return sites
+    hostile = max(1, (count - 3) // 2)
+    squared = torch.zeros(count, count, dtype=torch.float64)
+    for key in sorted(sent):
+        stacked = torch.stack([updates[site][key].double().flatten() for site in sites])
+        squared += torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist").square()
+    nearest = squared.sort(dim=1).values[:, 1 : 1 + max(1, count - hostile - 2)]  # the first is the site itself
+    scores = nearest.sum(1).tolist()
+    best = sorted(range(count), key=lambda number: (scores[number], number))[: count - hostile]
+    return [sites[number] for number in sorted(best)]
+
+
+def all_sites(updates: Updates, sent: Tensors) -> list[str]:
+    """Return all sites."""
+    return sorted(updates)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of aggregation: which sites count, and how their tensors become one.
+
+    Attributes:
+        combine: `(updates, weights, sent)` -> the next tensors by key, in float64.
+        select: `(updates, sent)` -> the names of the sites that count.
+    """
+
+    combine: Callable[[Updates, Weights, Tensors], dict[str, torch.Tensor]]
+    select: Callable[[Updates, Tensors], list[str]] = all_sites
+
+
+RULES: dict[str, Rule] = {
+    "mean": Rule(weighted_mean),
+    "median": Rule(coordinate_median),
+    "trimmed_mean": Rule(trimmed_mean),
+    "clipped_mean": Rule(clipped_mean),
+    "krum": Rule(weighted_mean, select=krum_sites),
+}
 
 
 def aggregate_sa(
     site_vectors: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float],
+    weights: Weights,
     previous: torch.Tensor,
     mutual_information: MutualInformation,
     steps: int = 5,
     lr: float = 0.02,
     alpha: float = 0.1,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The next global SA vector: argmax_f sum_n w_n Phi(f_n, f) (Algorithm 1), then the moving average of eq. 7.
+    """Return the next global SA vector: argmax_f sum_n w_n Phi(f_n, f) (Algorithm 1), then the moving average of eq. 7.
 
-    The ascent starts from the weighted mean f0 and takes `steps` steps of length `lr` * |f0| along the gradient, so that it means
-    the same at every scale of the features. A step that does not raise the sum is halved: the result is never
-    worse than the mean. Then f <- (1 - alpha) * previous + alpha * f.
+    The ascent begins at f0 and takes `steps` steps of length `lr` * |f0| along the gradient, so that it means the same at every
+    scale of the features. A step that does not raise the sum is halved: the result is never worse than f0. Then
+    f <- (1 - alpha) * previous + alpha * f.
 
     Args:
         site_vectors: the vector [C] of each site.
         weights: by site, sum 1.
         previous: the last global vector [C].
         mutual_information: Phi(pooled [1, C], sa [C]) -> scalar, differentiable in `sa`.
+        steps, lr: of the ascent.
+        alpha: weight of the new vector in the moving average.
+        start: f0 [C]; by default the weighted mean of the sites' vectors.
     """
     sites = sorted(site_vectors)
-    vectors = {site: torch.as_tensor(site_vectors[site]).double() for site in sites}
-    best = sum(weights[site] * vectors[site] for site in sites)
+    vectors = {site: site_vectors[site].double() for site in sites}
+    best = sum(weights[site] * vectors[site] for site in sites) if start is None else start.double()
 
     def objective(vector: torch.Tensor) -> torch.Tensor:
         return sum(weights[site] * mutual_information(vectors[site][None], vector) for site in sites)
@@ -84,16 +200,39 @@ def aggregate_sa(
 
 
 def aggregate(
-    updates: Mapping[str, Tensors],
-    weights: Mapping[str, float],
-    previous: Tensors,
-    mutual_information: MutualInformation | None,
+    updates: Updates,
+    weights: Weights,
+    sent: Tensors,
+    mutual_information: MutualInformation | None = None,
+    rule: str = "mean",
 ) -> dict[str, torch.Tensor]:
-    """The next global tensors: the mean, and for `sa.*` the ascent of `aggregate_sa` where a `mutual_information` is given."""
-    following = aggregate_encoder(updates, weights)
+    """Return the next global tensors, each in the type in which it was sent.
+
+    Args:
+        updates: tensors by site, all with the keys and shapes of `sent`.
+        weights: by site, sum 1.
+        sent: the tensors that the sites started from.
+        mutual_information: where given, `sa.*` ascends it (`aggregate_sa`) from what the rule makes of the sites' vectors.
+        rule: a key of `RULES`.
+    """
+    chosen = RULES[rule].select(updates, sent)
+    if len(chosen) < len(updates):
+        total = sum(weights[site] for site in chosen)
+        weights = {site: weights[site] / total for site in chosen}
+    kept = {site: updates[site] for site in chosen}
+    following = RULES[rule].combine(kept, weights, sent)
+    result = {key: value.to(sent[key].dtype) for key, value in following.items()}
     if mutual_information is not None:
-        for key in following:
+        for key in result:
             if key.startswith("sa."):
-                vectors = {site: update[key] for site, update in updates.items()}
-                following[key] = aggregate_sa(vectors, weights, previous[key], mutual_information)
-    return following
+                vectors = {site: update[key] for site, update in kept.items()}
+                result[key] = aggregate_sa(vectors, weights, sent[key], mutual_information, start=following[key])
+    return result
+
+
+def _ordered(updates: Updates, sent: Tensors) -> dict[str, torch.Tensor]:
+    """Return the sites' values of every weight in ascending order, [sites, ...] by key, in float64."""
+    return {
+        key: torch.stack([updates[site][key].double() for site in sorted(updates)]).sort(dim=0).values
+        for key in sorted(sent)
+    }

@@ -1,6 +1,6 @@
 """The site's side of the federation: MONAI's `ClientAlgo` with an allow-list between the site and the world.
 
-It runs under `fedsr federate`; whatever can drive a `ClientAlgo` can drive it.
+`fedsr federate` and NVIDIA FLARE run it, and so can anything else that drives a `ClientAlgo`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from monai.fl.utils.constants import ExtraItems, FlPhase, FlStatistics, WeightTy
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import UserError, user_error
-from fedsr_monai.federation.exchange import allowed_prefixes, shared_tensors
+from fedsr_monai.federation.policies import find_policy
 from fedsr_monai.federation.site_state import (
     load_state,
     restore_state,
@@ -34,35 +34,36 @@ from fedsr_monai.networks.weights import load_weights
 
 ROUND = "round"  # key of `extra`; MONAI's ExtraItems has none for the round
 # Handlers of the bundle whose part the federation plays: a loaded checkpoint would undo each round's weights, a saved one replace the
-# bundle's own, and a bar or a history a site and round would run into one another.
+# bundle's own, and the bars and histories of all sites and rounds would mix.
 REPLACED_HANDLERS = ("Checkpoint", "HistoryWriter", "TrainingProgress")
 
 
 class EpochLosses(HistoryWriter):
-    """Ignite handler that keeps the rows of `HistoryWriter` (epoch, iteration, mean losses) in memory: they travel."""
+    """Keep the rows of `HistoryWriter` (epoch, iteration, mean losses) in memory, as they travel."""
 
     def __init__(self) -> None:
         super().__init__(path="", site="")
         self.rows: list[dict[str, Any]] = []
 
     def append(self, row: dict[str, Any]) -> None:
+        """Keep the numbers of a row."""
         self.rows.append({key: float(value) for key, value in row.items() if key not in ("round", "site")})
 
 
 class FedSRAlgo(MonaiAlgo):
-    """Trains a bundle at one site and lets out only what the exchange policy names.
+    """Train a bundle at one site, and let out only what the exchange policy names.
 
     `MonaiAlgo` returns every local key, decoders included, and evaluates another network than it trains. Here one bundle workflow
     serves both, what arrives must have exactly the keys that were shared, and what leaves is the allow-list. All that a
     round needs from the rounds before is read from `folder` when it begins, so a restart of the site, or a new
-    process each round, changes nothing; random numbers are seeded anew by (seed, site, round).
+    process for each round, changes nothing; random numbers are seeded anew by (seed, site, round).
 
     Args:
         bundle_root: folder of the bundle.
         folder: private to this site; its states are kept here. Never sent.
-        policy: a key of `fedsr_monai.federation.exchange.POLICIES`.
-        local_epochs: epochs of the bundle's trainer each round.
-        seed: of the run, the same at all sites: they start from the same network.
+        policy: a key of `fedsr_monai.federation.policies.POLICIES`.
+        local_epochs: epochs of the bundle's trainer in each round.
+        seed: of the run, the same at all sites, so that they start from the same network.
         overrides: values for ids of the bundle's configuration, at least `dataset_dir`.
         weights: checkpoint to start from, a state dict or safetensors; its atlas is left out.
         config_train_filename: configuration file(s) relative to `bundle_root`.
@@ -90,8 +91,7 @@ class FedSRAlgo(MonaiAlgo):
             config_evaluate_filename=None,
             config_filters_filename=config_filters_filename,
         )
-        allowed_prefixes(policy)
-        self.policy = policy
+        self.policy = find_policy(policy)
         self.folder = Path(folder)
         self.seed = seed
         self.overrides = dict(overrides or {})
@@ -102,13 +102,13 @@ class FedSRAlgo(MonaiAlgo):
         self.stale = False
 
     def initialize(self, extra: dict | None = None) -> None:
-        """Build the bundle's workflow and take up the site's last state.
+        """Build the bundle's workflow and load the site's last state.
 
         Args:
             extra: `ExtraItems.CLIENT_NAME` is the site's name; `ExtraItems.APP_ROOT` may hold the bundle.
 
         Raises:
-            UserError: the bundle, the starting weights or the site's state do not fit.
+            UserError: the bundle, the weights to start from or the site's state do not fit.
         """
         extra = dict(extra or {})
         stats_sender = extra.pop(
@@ -128,7 +128,11 @@ class FedSRAlgo(MonaiAlgo):
         self.restore()
 
     def build(self) -> None:
-        """Make workflow, trainer and network anew; the same seed gives the same network at every site."""
+        """Build workflow, trainer and network anew; the same seed gives the same network at every site.
+
+        Raises:
+            UserError: the bundle or the site folder is wrong.
+        """
         seed_everything(stable_seed(self.seed, "network"))
         self.train_workflow = ConfigWorkflow(
             config_file=self._add_config_files(self.config_files),
@@ -150,8 +154,10 @@ class FedSRAlgo(MonaiAlgo):
             raise user_error(error) or error
         if not isinstance(self.trainer, Trainer):
             raise UserError(
-                f"{self.bundle_root}: train#trainer: found {type(self.trainer).__name__}, expected a monai.engines.Trainer; "
-                "correct the bundle's train configuration"
+                f"{self.bundle_root}: train#trainer",
+                found=type(self.trainer).__name__,
+                expected="a monai.engines.Trainer",
+                fix="correct the bundle's train configuration",
             )
         self.evaluator = None
         self.losses = EpochLosses()
@@ -159,7 +165,11 @@ class FedSRAlgo(MonaiAlgo):
         self.stale = False
 
     def restore(self, round: int | None = None) -> None:
-        """Go back to the state in which `round` can begin; by default the newest."""
+        """Return to the state in which `round` can begin; by default the newest.
+
+        Raises:
+            UserError: the site is ahead of `round`, or its state is damaged or of another network.
+        """
         if self.stale:
             self.build()
         file, state = load_state(self.folder, round, self.trainer.state.device)
@@ -167,15 +177,17 @@ class FedSRAlgo(MonaiAlgo):
         self.round = state["round"] if round is None else round
 
     def load_shared(self, tensors: Mapping[str, Any]) -> None:
-        """Take over global tensors.
+        """Copy global tensors into the network.
+
+        Args:
+            tensors: torch tensors or numpy arrays by key.
 
         Raises:
             UserError: a key is missing, foreign, mis-shaped, of another type, or not finite. Nothing is loaded then.
         """
         network = self.trainer.network
-        reasons = check_tensors(
-            tensors, shared_tensors(network.state_dict(), self.policy), f"server to site {self.client_name!r}"
-        )
+        shared = self.policy.shared_tensors(network.state_dict())
+        reasons = check_tensors(tensors, shared, f"server to site {self.client_name!r}")
         if reasons:
             more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
             raise UserError(f"{reasons[0]}{more}; give server and site the same bundle and policy")
@@ -185,7 +197,7 @@ class FedSRAlgo(MonaiAlgo):
                 own[key].copy_(torch.as_tensor(value))
 
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
-        """One round: load the global tensors, train `local_epochs` epochs, write the site's state.
+        """Play one round: load the global tensors, train `local_epochs` epochs, write the site's state.
 
         Args:
             data: the global tensors.
@@ -237,13 +249,13 @@ class FedSRAlgo(MonaiAlgo):
         save_state(self.folder, self.round, trainer, self.handlers)
 
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
-        """The allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
+        """Return the allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
 
         A request for a checkpoint (`ExtraItems.MODEL_TYPE`), which `MonaiAlgo` answers with the whole file, gets the same.
         """
         self.phase = FlPhase.GET_WEIGHTS
         result = ExchangeObject(
-            weights=shared_tensors(self.trainer.network.state_dict(), self.policy),
+            weights=self.policy.shared_tensors(self.trainer.network.state_dict()),
             weight_type=WeightType.WEIGHTS,
             statistics=dict(self.statistics),
         )
@@ -252,7 +264,11 @@ class FedSRAlgo(MonaiAlgo):
         return result
 
     def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Metrics of the global tensors with the site's own heads, on the site's validation scans; single numbers only."""
+        """Return the metrics of the global tensors with the site's own heads on its validation scans; single numbers only.
+
+        Raises:
+            UserError: the tensors do not fit, or the bundle has no evaluator.
+        """
         extra = extra or {}
         self._set_cuda_device()
         for filter_ in self.pre_filters or ():
@@ -264,7 +280,10 @@ class FedSRAlgo(MonaiAlgo):
             self.evaluator = self.train_workflow.evaluator
         if self.evaluator is None:
             raise UserError(
-                f"{self.bundle_root}: validate#evaluator: found nothing, expected an evaluator; add one to the bundle"
+                f"{self.bundle_root}: validate#evaluator",
+                found="nothing",
+                expected="an evaluator",
+                fix="add one to the bundle",
             )
         self.evaluator.run(self.trainer.state.epoch + 1)
         metrics = self.evaluator.state.metrics
@@ -275,7 +294,11 @@ class FedSRAlgo(MonaiAlgo):
         return result
 
     def save_model(self, tensors: Mapping[str, Any], path: str | Path) -> None:
-        """Write the site's full network for its own use: the global tensors, its heads, its atlas, as a plain state dict."""
+        """Write the site's whole network for its own use: the global tensors, its heads, its atlas, as a plain state dict.
+
+        Raises:
+            UserError: the tensors do not fit, or the file cannot be written.
+        """
         self.restore()
         self.load_shared(tensors)
         save_checkpoint(self.trainer.network, path)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from monai.fl.utils.constants import ExtraItems
@@ -15,56 +15,65 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import one_line
 from fedsr_monai.federation.algo import ROUND, FedSRAlgo
+from fedsr_monai.federation.settings import RunSettings
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class SiteJob:
-    """All that one site needs to take part; plain values, so that another process can be given it as JSON.
+    """Describe all that one site needs to take part; plain values, so that another process can be given it as JSON.
 
     Attributes:
         name: of the site.
-        dataset_dir: its site folder, or several, separated by commas (the pooled baseline).
+        dataset_dir: its site folder, or several, separated by commas (a policy that pools images).
         folder: private to the site, below the run folder.
+        bundle_root: folder of the bundle.
+        settings: of the run.
         images: training scans.
-        bundle_root, policy, local_epochs, seed, overrides, weights: see `FedSRAlgo`.
+        weights: checkpoint to start from; None for random weights.
+        overrides: values for ids of the bundle's configuration that count at this site only; they win over the run's.
     """
 
     name: str
     dataset_dir: str
     folder: str
-    images: int
     bundle_root: str
-    policy: str = "fedsr"
-    local_epochs: int = 1
-    seed: int = 0
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    settings: RunSettings
+    images: int = 0
     weights: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def make_algo(self) -> FedSRAlgo:
-        """The initialised `FedSRAlgo` of this site."""
+        """Return the initialised `FedSRAlgo` of this site.
+
+        Raises:
+            UserError: the bundle, the weights to start from or the site's state do not fit.
+        """
         for name in ("monai.fl.client.monai_algo", "monai.bundle.workflows"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # three lines a site that say nothing to a user
+            logging.getLogger(name).setLevel(logging.ERROR)  # three lines per site that say nothing to a user
+        own = {"dataset_dir": self.dataset_dir, "output_dir": self.folder}
         algo = FedSRAlgo(
             self.bundle_root,
             self.folder,
-            policy=self.policy,
-            local_epochs=self.local_epochs,
-            seed=self.seed,
-            overrides={**self.overrides, "dataset_dir": self.dataset_dir, "output_dir": self.folder},
+            policy=self.settings.policy,
+            local_epochs=self.settings.local_epochs,
+            seed=self.settings.seed,
+            overrides={**self.settings.site_overrides(), **self.overrides, **own},
             weights=self.weights,
         )
         algo.initialize({ExtraItems.CLIENT_NAME: self.name})
         return algo
 
 
+def site_job(content: Mapping[str, Any]) -> SiteJob:
+    """Return a `SiteJob` from its `dataclasses.asdict`."""
+    return SiteJob(**{**content, "settings": RunSettings(**content["settings"])})
+
+
 @dataclass
 class ClientResult:
-    """What came back from a site in a round; `status` is ok, failed, timeout or absent, and `reason` says why it is not ok.
-
-    `bytes_up` is the size on the way where it is not that of `tensors`.
-    """
+    """Hold what came back from a site in a round; `status` is ok, failed or timeout, and `reason` says why it is not ok."""
 
     site: str
     status: str
@@ -72,45 +81,74 @@ class ClientResult:
     tensors: Tensors = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    bytes_up: int | None = None
+
+
+class Executor(Protocol):
+    """Run the sites of a federation; how and where is its own business."""
+
+    def initial(self) -> Tensors:
+        """Return the tensors to begin with: those of the first site's network, as all sites build the same one."""
+        ...
+
+    def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
+        """Yield the result of one round at each of `sites` as it is ready; a site's failure is a result, not an exception."""
+        ...
+
+    def save_models(self, tensors: Tensors) -> None:
+        """Write every site's whole network to its `model.pt`."""
+        ...
+
+    def close(self) -> None:
+        """Release what the sites hold."""
+        ...
 
 
 class SequentialExecutor:
-    """Runs the sites one after the other in this process; each is built when it is first asked."""
+    """Run the sites one after the other in this process; each is built when it is first asked.
+
+    Args:
+        jobs: the sites.
+    """
 
     def __init__(self, jobs: Sequence[SiteJob]) -> None:
         self.jobs = {job.name: job for job in jobs}
         self.algos: dict[str, FedSRAlgo] = {}
 
     def algo(self, site: str) -> FedSRAlgo:
+        """Return the algorithm of a site."""
         if site not in self.algos:
             self.algos[site] = self.jobs[site].make_algo()
         return self.algos[site]
 
     def initial(self) -> Tensors:
-        """The tensors to begin with: those of the first site's network. All sites build the same one from the same seed."""
+        """Return the tensors to begin with; see `Executor`."""
         return self.algo(min(self.jobs)).get_weights().weights
 
     def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
-        """One round at each of `sites`; an exception costs that site this round, not the others theirs."""
+        """Yield the result of one round at each of `sites`; see `Executor`."""
         for site in sites:
             started = time.perf_counter()
             try:
                 algo = self.algo(site)
                 algo.train(ExchangeObject(weights=dict(tensors)), {ROUND: round})
-                result = algo.get_weights()
-                answer = ClientResult(site, "ok", tensors=result.weights, statistics=result.statistics)
+                exchanged = algo.get_weights()
+                result = ClientResult(site, "ok", tensors=exchanged.weights, statistics=exchanged.statistics)
             except Exception as error:
                 logging.getLogger(__name__).debug("site %s", site, exc_info=True)
-                answer = ClientResult(site, "failed", one_line(error))
-            answer.seconds = time.perf_counter() - started
-            yield answer
+                result = ClientResult(site, "failed", one_line(error))
+            result.seconds = time.perf_counter() - started
+            yield result
 
     def save_models(self, tensors: Tensors) -> None:
-        """Write every site's full network to its `model.pt`."""
+        """Write every site's whole network to its `model.pt`.
+
+        Raises:
+            UserError: a site's state or folder is damaged, or the disk is full.
+        """
         for site, job in self.jobs.items():
             self.algo(site).save_model(tensors, Path(job.folder) / "model.pt")
 
     def close(self) -> None:
+        """End the sites' algorithms."""
         for algo in self.algos.values():
             algo.finalize()

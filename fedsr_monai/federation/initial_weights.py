@@ -1,50 +1,76 @@
-"""What a server without a scan takes from the bundle that the sites train."""
+"""What a server without a scan takes from the bundle that the sites train: the initial tensors and the estimator of Phi."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
-from fedsr_monai.federation.exchange import shared_tensors
+from fedsr_monai.errors import user_error
+from fedsr_monai.federation.aggregation import MutualInformation
+from fedsr_monai.federation.policies import find_policy
 from fedsr_monai.federation.site_state import seed_everything, stable_seed
 from fedsr_monai.networks.weights import load_weights
 
 
 def train_config(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
-    """The bundle's training configuration with `overrides`; nothing of it is made yet."""
+    """Return the bundle's training configuration with `overrides`; nothing in it is built yet."""
     parser = ConfigParser(ConfigParser.load_config_file(root / "configs" / "train.json"))
     parser.update(dict(overrides))
     return parser
 
 
-def estimator(root: Path, overrides: Mapping[str, Any]) -> Callable | None:
-    """The estimator of mutual information that the bundle trains with; the server ascends the same. None where it has none."""
+def estimator(root: Path, overrides: Mapping[str, Any]) -> MutualInformation | None:
+    """Return the estimator of mutual information that the bundle trains with, so that the server ascends the same one.
+
+    Args:
+        root: folder of the bundle.
+        overrides: values for ids of its configuration.
+
+    Returns:
+        `Phi(pooled [1, C], sa [C]) -> scalar`, or None where the bundle has none.
+
+    Raises:
+        UserError: the configuration holds a user's mistake.
+    """
     parser = train_config(root, overrides)
-    return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None
+    try:
+        return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None
+    except Exception as error:
+        raise user_error(error) or error
 
 
 def initial_tensors(
     root: Path, policy: str, seed: int, overrides: Mapping[str, Any], weights: str | Path | None = None
 ) -> dict[str, torch.Tensor]:
-    """The tensors that a run begins with, made without a site: every site builds the same network from the same seed.
+    """Return the tensors that a run begins with, built without a site: every site builds the same network from the same seed.
 
-    The random numbers are drawn as `FedSRAlgo.build` draws them: the network is the first thing that takes any.
+    The random numbers are drawn as `FedSRAlgo.build` draws them, because the network is the first thing that takes any.
 
     Args:
+        root: folder of the bundle.
+        policy: what the run exchanges.
+        seed: of the run.
+        overrides: values for ids of the bundle's configuration.
         weights: checkpoint to start from instead of random weights.
+
+    Returns:
+        The shared tensors by key, in float32.
 
     Raises:
         UserError: the weights do not fit the network.
     """
     seed_everything(stable_seed(seed, "network"))
     parser = train_config(root, overrides)
-    if "initialize" in parser:
-        parser.get_parsed_content("initialize")
-    network = parser.get_parsed_content("network_def")
+    try:
+        if "initialize" in parser:
+            parser.get_parsed_content("initialize")
+        network = parser.get_parsed_content("network_def")
+    except Exception as error:
+        raise user_error(error) or error
     if weights is not None:
         load_weights(network, weights)
-    return shared_tensors(network.state_dict(), policy)
+    return find_policy(policy).shared_tensors(network.state_dict())

@@ -1,4 +1,4 @@
-"""A process a site: the same sites as `InTurn`, side by side, where one that dies or hangs does not stop the others.
+"""One process per site: the same sites as with `SequentialExecutor`, side by side, where one that dies or hangs does not stop the others.
 
 Orders and replies are JSON over a pipe and tensors are safetensors files: nothing is unpickled from a site.
 """
@@ -21,19 +21,19 @@ import torch
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import UserError, one_line
-from fedsr_monai.federation.algo import ROUND
-from fedsr_monai.federation.executors import ClientResult, SiteJob, Tensors
+from fedsr_monai.federation.algo import ROUND, FedSRAlgo
+from fedsr_monai.federation.executors import ClientResult, SiteJob, Tensors, site_job
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 
 
 class ProcessExecutor:
-    """Runs the sites at the same time, each in a process of its own, started when first asked and after a failure.
+    """Run the sites at the same time, each in a process of its own, started when first asked and after a failure.
 
-    The CPU threads are shared out among the sites. The same number of threads gives the same bits as `InTurn`.
+    The CPU threads are divided among the sites. The same number of threads gives the same bits as `SequentialExecutor`.
 
     Args:
         jobs: the sites.
-        timeout: seconds that a site has for a round, its start included; None waits for ever.
+        timeout: seconds that a site has for a round, including the start of its process; None waits for ever.
     """
 
     def __init__(self, jobs: Sequence[SiteJob], timeout: float | None = None) -> None:
@@ -42,35 +42,43 @@ class ProcessExecutor:
         self.running: dict[str, tuple[multiprocessing.Process, Connection]] = {}
 
     def initial(self) -> Tensors:
-        """The tensors to begin with: those of the first site's network."""
+        """Return the tensors to begin with; see `Executor`.
+
+        Raises:
+            UserError: the first site cannot start.
+        """
         site = min(self.jobs)
         path = self.file(site, "initial")
-        (answer,) = self.ask({site: {"order": "initial", "to": str(path)}})
-        if answer.status != "ok":
-            raise UserError(f"site {site!r}: cannot start: {answer.reason}")
+        (result,) = self.ask({site: {"order": "initial", "to": str(path)}})
+        if result.status != "ok":
+            raise UserError(f"site {site!r}: cannot start: {result.reason}")
         return take(path)
 
     def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
-        """One round at all of `sites`; answers come as they are ready."""
+        """Yield the result of one round at each of `sites` as it is ready; see `Executor`."""
         orders = {}
         for site in sites:
             write_tensors(self.file(site, "down"), tensors)
             files = {"from": str(self.file(site, "down")), "to": str(self.file(site, "up"))}
             orders[site] = {"order": "train", "round": round, **files}
-        for answer in self.ask(orders):
-            self.file(answer.site, "down").unlink(missing_ok=True)
-            if answer.status == "ok":
-                answer.tensors = take(self.file(answer.site, "up"))
-            yield answer
+        for result in self.ask(orders):
+            self.file(result.site, "down").unlink(missing_ok=True)
+            if result.status == "ok":
+                result.tensors = take(self.file(result.site, "up"))
+            yield result
 
     def save_models(self, tensors: Tensors) -> None:
-        """Write every site's full network to its `model.pt`."""
+        """Write every site's whole network to its `model.pt`.
+
+        Raises:
+            UserError: a site cannot write it; the rounds are complete all the same.
+        """
         orders = {}
         for site, job in self.jobs.items():
             write_tensors(self.file(site, "down"), tensors)
             files = {"from": str(self.file(site, "down")), "to": str(Path(job.folder) / "model.pt")}
             orders[site] = {"order": "save", **files}
-        bad = [f"site {answer.site!r}: {answer.reason}" for answer in self.ask(orders) if answer.status != "ok"]
+        bad = [f"site {result.site!r}: {result.reason}" for result in self.ask(orders) if result.status != "ok"]
         for site in self.jobs:
             self.file(site, "down").unlink(missing_ok=True)
         if bad:
@@ -79,15 +87,18 @@ class ProcessExecutor:
             )
 
     def close(self) -> None:
+        """End the sites' processes."""
         for site in list(self.running):
             self.stop(site, grace=5.0)
 
     def file(self, site: str, name: str) -> Path:
+        """Return the path by which tensors travel to or from a site."""
         return Path(self.jobs[site].folder) / f"{name}.safetensors"
 
     def start(self, site: str) -> Connection:
+        """Return the pipe to a site's process, which is started if it does not run."""
         if site not in self.running:
-            # Fresh interpreters without what this process holds, yet torch and MONAI are imported once, not once a site.
+            # Fresh interpreters without what this process holds, yet torch and MONAI are imported once, not once per site.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
             ours, theirs = context.Pipe()
@@ -102,6 +113,7 @@ class ProcessExecutor:
         return self.running[site][1]
 
     def stop(self, site: str, grace: float = 0.0) -> int | None:
+        """End a site's process, by force after `grace` seconds, and return its exit code."""
         process, connection = self.running.pop(site)
         connection.close()  # a site that waits for orders ends by itself
         process.join(grace)
@@ -110,7 +122,7 @@ class ProcessExecutor:
         return process.exitcode
 
     def ask(self, orders: dict[str, dict[str, Any]]) -> Iterator[ClientResult]:
-        """Give each site its order, then yield the answers; a site that dies or is too slow is stopped and named."""
+        """Give each site its order, then yield the results; a site that dies or is too slow is stopped and named."""
         started = time.perf_counter()
         waiting: dict[Any, str] = {}
         for site, order in orders.items():
@@ -146,34 +158,40 @@ class ProcessExecutor:
 
 
 def take(path: Path) -> Tensors:
-    """Read and remove the tensors that a site left."""
+    """Read and remove the tensors that a site has written."""
     tensors = read_tensors(path)
     path.unlink()
     return tensors
 
 
 def serve(job: str, threads: int, connection: Connection) -> None:
-    """The site's process: carry out orders until the pipe is closed."""
+    """Carry out orders until the pipe is closed: the site's process.
+
+    Args:
+        job: a `SiteJob` as JSON.
+        threads: CPU threads of torch.
+        connection: the pipe.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees the interrupt and ends this process
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
-    algo = None
+    algo: FedSRAlgo | None = None
     while True:
         try:
             order = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
         try:
-            algo = algo or SiteJob(**json.loads(job)).make_algo()
+            algo = algo or site_job(json.loads(job)).make_algo()
             reply = {"status": "ok", **carry_out(algo, order)}
         except Exception as error:
             reply = {"status": "failed", "reason": one_line(error)}
         connection.send_bytes(json.dumps(reply).encode())
 
 
-def carry_out(algo, order: dict[str, Any]) -> dict[str, Any]:
-    """One order: `initial`, `train` or `save`; tensors go through the files that it names."""
+def carry_out(algo: FedSRAlgo, order: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one order (`initial`, `train` or `save`) and return the reply; tensors go through the files that it names."""
     if order["order"] == "save":
         algo.save_model(read_tensors(order["from"]), order["to"])
         return {}

@@ -1,140 +1,234 @@
 """The server of the federation: the global tensors, round by round, with a checkpoint after each.
 
-It knows neither the network nor how tensors travel: `fedsr federate` drives it, and another transport could.
+It knows neither the network nor how tensors travel: `fedsr federate` and the components for NVIDIA FLARE drive the same `Server`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedsr_monai.checks import is_name, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.aggregation import MutualInformation, aggregate, site_weights
-from fedsr_monai.federation.exchange import shared_tensors
-from fedsr_monai.federation.storage import read_tensors, write_tensors
-from fedsr_monai.federation.validation import MAX_IMAGES, screen_norms, validate_update
-from fedsr_monai.files import remove_all_but, write_json
+from fedsr_monai.federation.policies import find_policy
+from fedsr_monai.federation.records import Record, mean_losses, participation_row, read_history
+from fedsr_monai.federation.statistics import Statistics, parse_statistics
+from fedsr_monai.federation.storage import read_tensors, size_in_bytes, write_tensors
+from fedsr_monai.federation.validation import (
+    LONGEST_REASON,
+    MAX_IMAGES,
+    brief,
+    plain_tensor,
+    screen_norms,
+    validate_update,
+)
+from fedsr_monai.files import read_json, remove_all_but, write_json
 
 KEPT_CHECKPOINTS = 2
+CHECKPOINT = re.compile(r"round_\d{4,9}\.safetensors")
 
 
-class TooFewAnswers(UserError):
-    """Fewer acceptable answers than `min_sites`; the round stays open."""
+class TooFewResults(UserError):
+    """Report fewer acceptable results than `min_sites`; the round stays open."""
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What became of one site in a round; `status` is ok, rejected, failed, timeout or absent, and `reason` says why it is not ok."""
+
+    status: str
+    reason: str = ""
+    images: int | None = None
+    statistics: Statistics | None = None
+    seconds: float = 0.0
+    bytes_up: int = 0
 
 
 @dataclass
 class Server:
-    """Global tensors and the answers of the open round.
+    """Keep the global tensors, and the results of the open round.
 
-    A round is `send()` once, `receive()` for each answer, then `finish_round()`. Nothing is averaged before all answers are in, so
-    their order cannot matter.
+    A round is `open_round()`, then `receive()` for each result and `report()` for each site without one, then `close_round()`.
+    Nothing is averaged before all results have arrived, so their order cannot matter.
 
     Args:
         folder: where checkpoints go: `round_NNNN.safetensors` (NNNN rounds are complete) and `state.json`, which names the last.
         tensors: the initial global tensors; only what `policy` shares is kept.
-        policy: a key of `fedsr_monai.federation.exchange.POLICIES`.
+        policy: a key of `fedsr_monai.federation.policies.POLICIES`.
         weighting: `images` or `uniform`.
-        min_sites: the fewest accepted answers that make a round.
-        mutual_information: Phi for the SA ascent; None averages `sa.*` like everything else.
+        aggregation: a key of `fedsr_monai.federation.aggregation.RULES`.
+        min_sites: the fewest accepted results that make a round.
+        mutual_information: Phi for the SA ascent of a policy that has one; None averages `sa.*` like everything else.
         declared_images: image counts agreed on beforehand, by site. Other claims are rejected.
         max_images: the largest image count accepted from a site that declared none.
+
+    Attributes:
+        round: the number of complete rounds, which is the open round counted from 0.
+        history: one record per complete round, kept with the checkpoint (see `fedsr_monai.federation.records`).
     """
 
     folder: Path
     tensors: dict[str, torch.Tensor]
     policy: str = "fedsr"
     weighting: str = "images"
+    aggregation: str = "mean"
     min_sites: int = 1
     mutual_information: MutualInformation | None = None
     declared_images: Mapping[str, int] = field(default_factory=dict)
     max_images: int = MAX_IMAGES
     round: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        self.tensors = shared_tensors(self.tensors, self.policy)
-        self.answers: dict[str, dict[str, torch.Tensor]] = {}
-        self.statistics: dict[str, dict[str, Any]] = {}
-        self.rejected: dict[str, list[str]] = {}
+        self.tensors = find_policy(self.policy).shared_tensors(self.tensors)
+        self.open_round()
 
-    def send(self) -> dict[str, torch.Tensor]:
-        """Copies of the tensors that every site starts the open round from."""
-        return {key: tensor.clone() for key, tensor in self.tensors.items()}
-
-    def receive(self, site: str, update_round: int, update: Any, statistics: Mapping[str, Any]) -> list[str]:
-        """Take one site's answer, or say why not (see `validate_update`). It never raises for what a site sent."""
-        reasons = validate_update(
-            update,
-            self.tensors,
-            site,
-            statistics=statistics,
-            update_round=update_round,
-            current_round=self.round,
-            received=self.answers,
-            declared_images=self.declared_images.get(site),
-            max_images=self.max_images,
-        )
-        if reasons:
-            # A late or second answer says nothing against the one that counts.
-            if site not in self.answers:
-                self.rejected[site] = reasons
-            return reasons
-        self.answers[site] = {key: torch.as_tensor(update[key]).detach().cpu() for key in sorted(update)}
-        self.statistics[site] = dict(statistics)
-        self.rejected.pop(site, None)
-        return []
-
-    def screen(self) -> dict[str, list[str]]:
-        """Move answers whose update is far larger than the others' to `rejected`; returns the reasons of these."""
-        reasons = screen_norms(self.answers, self.tensors)
-        for site, lines in reasons.items():
-            del self.answers[site]
-            self.rejected[site] = lines
-        return reasons
-
-    def finish_round(self, record: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-        """Screen, aggregate, write the checkpoint, open the next round; returns the new global tensors.
+    def open_round(self, asked: Sequence[str] | None = None, absent: Mapping[str, str] | None = None) -> None:
+        """Forget the results of the open round, and begin (or repeat) it.
 
         Args:
-            record: what the caller wants in `history` about this round (JSON); kept with the checkpoint, thus never out of step.
+            asked: the sites that the tensors are sent to; results of others are refused. None for any.
+            absent: sites that are not asked, with the reason.
+        """
+        self.started = time.perf_counter()
+        self.asked = None if asked is None else list(asked)
+        self.updates: dict[str, dict[str, torch.Tensor]] = {}
+        self.results = {site: Participation("absent", reason) for site, reason in (absent or {}).items()}
+        self.bytes_down = size_in_bytes(self.tensors)
+        self.seconds = time.perf_counter() - self.started
+
+    def send(self) -> dict[str, torch.Tensor]:
+        """Return copies of the tensors that every site starts the open round from."""
+        return {key: tensor.clone() for key, tensor in self.tensors.items()}
+
+    def receive(
+        self,
+        site: str,
+        update_round: int,
+        update: Any,
+        statistics: Any,
+        seconds: float | None = None,
+        bytes_up: int | None = None,
+    ) -> list[str]:
+        """Take one site's result, or return why not (see `validate_update`). Never raises, whatever a site sent.
+
+        Args:
+            site: the authenticated name of the sender.
+            update_round: the round that the result is for.
+            update: tensors by key.
+            statistics: `images`, and what `parse_statistics` reads.
+            seconds: since the round began; by default until now.
+            bytes_up: that the result took on the way; by default the size of its tensors.
+        """
+        clock = time.perf_counter()
+        accepted: dict[str, torch.Tensor] = {}
+        images = None
+        try:
+            images = statistics.get("images") if isinstance(statistics, Mapping) else None
+            reasons = validate_update(
+                update,
+                self.tensors,
+                site,
+                images=images,
+                update_round=update_round,
+                current_round=self.round,
+                received=self.updates,
+                asked=self.asked,
+                declared_images=self.declared_images.get(site) if is_name(site) else None,
+                max_images=self.max_images,
+            )
+            if not reasons:
+                # Clones: what the sender does to its tensors afterwards must not reach the average.
+                accepted = {key: plain_tensor(update[key]).clone() for key in sorted(self.tensors)}
+            if bytes_up is None:
+                bytes_up = size_in_bytes(accepted if accepted else update)
+        except Exception as error:  # whatever a site sends must not end the run of the others
+            if not accepted:
+                found = f"a result that cannot be read ({type(error).__name__})"
+                reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
+        reasons = [" ".join(reason.split())[:LONGEST_REASON] for reason in reasons]
+        # A late or second result says nothing against the one that counts, and an unknown sender has no row in the tables.
+        known = is_name(site) and (self.asked is None or site in self.asked)
+        if known and site not in self.updates:
+            plausible = is_whole_number(images, 1) and images <= self.max_images
+            self.results[site] = Participation(
+                "rejected" if reasons else "ok",
+                _first(reasons),
+                images if plausible else None,
+                parse_statistics(statistics),
+                self._elapsed() if seconds is None else seconds,
+                bytes_up or 0,
+            )
+            if not reasons:
+                self.updates[site] = accepted
+        self.seconds += time.perf_counter() - clock
+        return reasons
+
+    def report(self, site: str, status: str, reason: str, seconds: float | None = None) -> None:
+        """Note that a site has no result for the open round.
+
+        Args:
+            site: its name; one whose result has been accepted keeps that.
+            status: failed, timeout, rejected or absent.
+            reason: one line.
+            seconds: since the round began; by default until now.
+        """
+        if site not in self.updates:
+            seconds = self._elapsed() if seconds is None else seconds
+            self.results[site] = Participation(status, " ".join(reason.split())[:LONGEST_REASON], seconds=seconds)
+
+    def close_round(self) -> None:
+        """Screen the results, aggregate them, write the checkpoint, record the round and open the next one.
 
         Raises:
-            TooFewAnswers: fewer than `min_sites` acceptable answers.
+            TooFewResults: fewer than `min_sites` acceptable results.
             UserError: the checkpoint cannot be written.
             In both cases the last complete round stands, on disk and in memory, and the round stays open.
         """
-        self.screen()
-        if len(self.answers) < self.min_sites:
-            raise TooFewAnswers(
-                f"round {self.round + 1}: found {len(self.answers)} acceptable answers ({', '.join(sorted(self.answers)) or 'none'}), "
-                f"expected at least {self.min_sites} (min_sites)"
-            )
-        weights = site_weights({site: self.statistics[site]["images"] for site in self.answers}, self.weighting)
-        phi = self.mutual_information if self.policy == "fedsr" else None
-        following = aggregate(self.answers, weights, self.tensors, phi)
-        history = [*self.history, dict(record or {})]
+        clock = time.perf_counter()
+        for site in self.asked or ():
+            if site not in self.results:
+                self.report(site, "timeout", "no answer before the round was closed")
+        for site, reasons in screen_norms(self.updates, self.tensors).items():
+            del self.updates[site]
+            self.results[site] = replace(self.results[site], status="rejected", reason=_first(reasons))
+        if len(self.updates) < self.min_sites:
+            raise self._too_few()
+        images = {site: self.results[site].images or 0 for site in self.updates}
+        weights = site_weights(images, self.weighting, self.declared_images)
+        phi = self.mutual_information if find_policy(self.policy).ascends_sa else None
+        following = aggregate(self.updates, weights, self.tensors, phi, self.aggregation)
+        record = self._record()
+        history = [*self.history, record]
+        # so far: the checkpoint holds this record, the tables one that counts its writing too
+        record |= {"seconds": self._elapsed(), "server_seconds": self.seconds + time.perf_counter() - clock}
         self.save(following, self.round + 1, history)
+        record |= {"seconds": self._elapsed(), "server_seconds": self.seconds + time.perf_counter() - clock}
         self.tensors, self.round, self.history = following, self.round + 1, history
         self.open_round()
-        return self.send()
 
-    def open_round(self) -> None:
-        """Forget the answers to the open round, as after a round or before its second attempt."""
-        self.answers, self.statistics, self.rejected = {}, {}, {}
+    def participation(self) -> list[dict[str, Any]]:
+        """Return the rows of the open round for the table of participation."""
+        return [
+            participation_row(self.round, site, result, self.bytes_down)
+            for site, result in sorted(self.results.items())
+        ]
 
     def begin(self) -> None:
-        """Write the checkpoint of the very beginning, or go on from the one that is there (see `resume`)."""
+        """Write the checkpoint of the very beginning, or resume from the one that exists (see `resume`)."""
         if not self.resume():
             self.save(self.tensors, self.round, self.history)
 
-    def save(self, tensors: Mapping[str, torch.Tensor], round: int, history: list[dict[str, Any]]) -> None:
+    def save(self, tensors: Mapping[str, torch.Tensor], round: int, history: Sequence[Record]) -> None:
         """Write a checkpoint: first the tensors, then the file that names them, then delete all but the last two."""
         name = f"round_{round:04d}.safetensors"
         content = write_tensors(self.folder / name, tensors)
@@ -149,7 +243,7 @@ class Server:
         remove_all_but(list(self.folder.glob("round_*.safetensors")), KEPT_CHECKPOINTS)
 
     def resume(self) -> bool:
-        """Go on from the last complete round in `folder`; False if there is none.
+        """Continue from the last complete round in `folder`; False if there is none.
 
         Raises:
             UserError: the checkpoint is damaged, or it belongs to another network or policy.
@@ -157,31 +251,82 @@ class Server:
         path = self.folder / "state.json"
         if not path.exists():
             return False
-        try:
-            state = json.loads(path.read_bytes())
-            file, digest, number, history = (
-                self.folder / state["file"],
-                state["sha256"],
-                state["round"],
-                state["history"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
+        state = read_json(path, "a server state", "restore it from a copy")
+        file = checkpoint_file(path, state)
+        history = read_history(path, state.get("history"))
+        if state.get("round") != len(history):
             raise UserError(
-                f"{path}: found damaged JSON ({error}), expected a server state; restore it from a copy"
-            ) from error
+                f"{path}: round", found=brief(state.get("round")), expected=f"{len(history)}, the number of records", fix="restore it from a copy"
+            )
         tensors = read_tensors(file)
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise UserError(
-                f"{file}: found other bytes than state.json names, expected sha256 {digest}; restore it from a copy"
-            )
         found = {key: list(tensor.shape) for key, tensor in tensors.items()}
         expected = {key: list(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(set(found) | set(expected)):
             if found.get(key) != expected.get(key):
                 raise UserError(
-                    f"{file}: {key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}; "
-                    "continue with the bundle and policy that the run began with, or give another --out"
+                    f"{file}: {key}",
+                    found=str(found.get(key, "nothing")),
+                    expected=str(expected.get(key, "nothing")),
+                    fix="continue with the bundle and policy that the run began with, or give another --out",
                 )
-        self.tensors, self.round, self.history = tensors, number, history
+        self.tensors, self.round, self.history = tensors, len(history), history
         self.open_round()
         return True
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def _record(self) -> Record:
+        rows = self.participation()
+        statistics = {site: self.results[site].statistics for site in sorted(self.updates)}
+        return {
+            "round": self.round,
+            "seconds": 0.0,
+            "server_seconds": 0.0,
+            "bytes_down": sum(row["bytes_down"] for row in rows),
+            "bytes_up": sum(row["bytes_up"] for row in rows),
+            "losses": mean_losses([of_site["losses"] for of_site in statistics.values()]),
+            "participation": rows,
+            "epochs": [
+                {"round": self.round, "site": site, **row}
+                for site, of_site in statistics.items()
+                for row in of_site["epochs"]
+            ],
+        }
+
+    def _too_few(self) -> TooFewResults:
+        bad = [
+            f"{site}: {result.status}: {result.reason}"
+            for site, result in sorted(self.results.items())
+            if result.status not in ("ok", "absent")
+        ]
+        accepted = ", ".join(sorted(self.updates)) or "none"
+        return TooFewResults(
+            f"round {self.round + 1}",
+            found=f"{len(self.updates)} acceptable results ({accepted}; {'; '.join(bad)})" if bad else f"{len(self.updates)} acceptable results ({accepted})",
+            expected=f"at least {self.min_sites} (min_sites)",
+            fix="fix what the other sites report and run the same command again, or lower min_sites",
+        )
+
+
+def checkpoint_file(path: Path, state: Mapping[str, Any]) -> Path:
+    """Return the checkpoint that the server state at `path` names, after a look at its checksum.
+
+    Raises:
+        UserError: the state names no checkpoint in its own folder, or the file has other bytes.
+    """
+    name, digest = state.get("file"), state.get("sha256")
+    if not (isinstance(name, str) and CHECKPOINT.fullmatch(name)):
+        raise UserError(f"{path}: file", found=brief(name), expected="the name of a checkpoint beside it", fix="restore it from a copy")
+    file = path.parent / name
+    if not file.is_file():
+        raise UserError(file, found="no such file", expected=f"the checkpoint that {path.name} names", fix="restore it from a copy")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        expected = f"those that {path.name} names (sha256 {brief(digest)})"
+        raise UserError(file, found="other bytes", expected=expected, fix="restore it from a copy")
+    return file
+
+
+def _first(reasons: Sequence[str]) -> str:
+    more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0][: LONGEST_REASON - len(more)] + more if reasons else ""

@@ -21,11 +21,11 @@ from fedsr_monai.files import remove_all_but
 from fedsr_monai.handlers import save_checkpoint
 
 KEPT_STATES = 2
-ATLAS = "atlas_"  # the site's atlas is read from the site folder, so it is not in the state
+ATLAS_PREFIX = "atlas_"  # the site's atlas is read from the site folder, so it is not in the state
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed in [0, 2^31) from any printable parts, the same in every process and Python version (unlike `hash`)."""
+    """Return a seed in [0, 2^31) from any printable parts, the same in every process and Python version (unlike `hash`)."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
 
@@ -38,20 +38,20 @@ def seed_everything(seed: int, dataset: Any = None) -> None:
 
 
 def optimizers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:
-    """The trainer's optimisers by name; a plain MONAI trainer has one."""
+    """Return the trainer's optimisers by name; a plain MONAI trainer has one."""
     return getattr(trainer, "optimizers", None) or {"optimizer": trainer.optimizer}
 
 
 def stateful(handlers: Iterable[Any]) -> list[Any]:
-    """What has a state among a trainer's handlers; MONAI's `LrScheduleHandler` keeps it in its `lr_scheduler`."""
+    """Return what has a state among a trainer's handlers; MONAI's `LrScheduleHandler` keeps it in its `lr_scheduler`."""
     parts = [getattr(handler, "lr_scheduler", handler) for handler in handlers]
     return [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
 
 
 def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
-    """The state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
+    """Return the state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
     state = {
-        "network": {key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS)},
+        "network": {key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(trainer).items()},
         "handlers": [handler.state_dict() for handler in handlers],
         "epoch": trainer.state.epoch,
@@ -62,18 +62,26 @@ def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
 
 
 def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], source: Path) -> None:
-    """Put `state` back into `trainer` and its handlers.
+    """Put a state back into a trainer and its handlers.
+
+    Args:
+        trainer: of the bundle.
+        handlers: those of it that have a state.
+        state: see `collect_state`.
+        source: the file that it is from, for messages.
 
     Raises:
         UserError: the state is of another network or trainer than the bundle's.
     """
-    own = {key: value.shape for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS)}
+    own = {key: value.shape for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)}
     saved = {key: value.shape for key, value in state["network"].items()}
     for key in sorted(set(own) | set(saved)):
         if own.get(key) != saved.get(key):
             raise UserError(
-                f"{source}: {key}: found {_shape(saved.get(key))}, expected {_shape(own.get(key))}; "
-                "continue with the bundle that the run began with, or give another --out"
+                f"{source}: {key}",
+                found=_shape(saved.get(key)),
+                expected=_shape(own.get(key)),
+                fix="continue with the bundle that the run began with, or give another --out",
             )
     trainer.network.load_state_dict(state["network"], strict=False)
     for name, optimizer in optimizers(trainer).items():
@@ -87,7 +95,11 @@ def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, An
 
 
 def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[Any]) -> None:
-    """Write the state in which `round` can begin, in one step, and delete all but the last two."""
+    """Write the state in which `round` can begin, in one step, and delete all but the last two.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     save_checkpoint({"round": round, **collect_state(trainer, handlers)}, folder / f"state_{round:04d}.pt")
     remove_all_but(state_files(folder), KEPT_STATES)
 
@@ -95,7 +107,12 @@ def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[An
 def load_state(
     folder: Path, round: int | None = None, device: torch.device | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest state in which `round` can begin (a site may have missed rounds), or None for an empty folder.
+    """Return the newest state in which `round` can begin (a site may have missed rounds), or None for an empty folder.
+
+    Args:
+        folder: of the site.
+        round: None for the newest of all.
+        device: where the tensors are wanted.
 
     Raises:
         UserError: the site is ahead of the server, or the file is damaged.
@@ -106,19 +123,24 @@ def load_state(
     usable = [file for file in files if round is None or int(file.stem.split("_")[1]) <= round]
     if not usable:
         raise UserError(
-            f"{files[0]}: found a state that is ahead, expected one for round {round} or before; "
-            "restore the server's folder of the same run, or give another --out"
+            files[0],
+            found="a state that is ahead",
+            expected=f"one for round {round} or before",
+            fix="restore the server's folder of the same run, or give another --out",
         )
     try:
         return usable[-1], torch.load(usable[-1], map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not whole
         raise UserError(
-            f"{usable[-1]}: found a damaged file ({type(error).__name__}), expected a site state; restore it from a copy"
+            usable[-1],
+            found=f"a damaged file ({type(error).__name__})",
+            expected="a site state",
+            fix="restore it from a copy",
         ) from error
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The site's states, oldest first."""
+    """Return the site's states, oldest first."""
     return sorted(folder.glob("state_*.pt"))
 
 

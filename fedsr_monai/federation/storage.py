@@ -10,14 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import atomic_path
+from fedsr_monai.files import write_bytes
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Write `tensors` in one step (the old file or the new one, never half); returns the bytes written."""
+    """Write `tensors` in one step (the old file or the new one, never half) and return the bytes written.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
     return content
 
 
@@ -29,9 +32,14 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """
     try:
         return dict(sorted(load(Path(path).read_bytes()).items()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected a safetensors file; give the path of one") from None
+    except OSError:
+        raise UserError(path, found="no such file", expected="a safetensors file", fix="give the path of one") from None
     except SafetensorError as error:
         raise UserError(
-            f"{path}: found a damaged file ({error}), expected safetensors; restore it from a copy"
+            path, found=f"a damaged file ({error})", expected="safetensors", fix="restore it from a copy"
         ) from error
+
+
+def size_in_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Return the bytes of `tensors` in the safetensors format; 0 when there are none."""
+    return len(save(dict(tensors))) if tensors else 0

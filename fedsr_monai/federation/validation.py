@@ -1,96 +1,121 @@
-"""What the server checks in a site's answer before it may touch the global tensors.
+"""What the server checks in a site's result before it may touch the global tensors. Pure functions.
 
 A site may be broken or hostile. The checks find numbers that are not finite, keys and shapes that are not those that were sent,
-claims about images out of range, answers to another round, and updates far larger than the others'. They do not find a site
-that sends plausible, finite, well-sized but wrong numbers.
+claims about images out of range, results of another round, and updates far larger than the others'. They do not find a site
+that sends plausible, finite, well-sized but wrong numbers; the robust rules of `fedsr_monai.federation.aggregation` bound what such
+a site can do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedsr_monai.checks import is_name, is_whole_number
+
 MAX_IMAGES = 100_000
+LONGEST_REASON = 200
+MOST_FOREIGN = 3  # foreign keys named one by one
 NORM_FACTOR = 10.0
-NORM_FLOOR = 0.1
+NORM_FLOOR = 0.01
+
+
+def plain_tensor(value: Any) -> torch.Tensor | None:
+    """Return an array or tensor as a dense tensor on the CPU; None for anything else (sparse, nested, meta, objects, subclasses)."""
+    if type(value) is np.ndarray:
+        if value.dtype.kind not in "fiub" or not value.dtype.isnative:
+            return None
+        return torch.tensor(np.ascontiguousarray(value))
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.is_nested or value.is_quantized:
+        return None
+    if value.layout != torch.strided or value.device.type == "meta":
+        return None
+    return value.detach().cpu()
 
 
 def check_tensors(tensors: Any, reference: Mapping[str, torch.Tensor], who: str) -> list[str]:
-    """Compare named tensors with the keys, shapes and types of `reference`; one line a breach, empty when there is none.
+    """Compare named tensors with the keys, shapes and types of `reference`; one line per violation, empty when there is none.
 
     Args:
-        tensors: what arrived; torch tensors or numpy arrays by key.
+        tensors: what arrived; torch tensors or numpy arrays by key, or anything else.
         reference: what was sent.
-        who: the sender, the start of each line.
+        who: the sender, the beginning of each line.
     """
     if not isinstance(tensors, Mapping):
         return [f"{who}: found {type(tensors).__name__}, expected tensors by key"]
     reasons = []
     for key in sorted(reference):
-        wanted = f"{_type(reference[key])} {list(reference[key].shape)}"
+        expected = _kind(reference[key])
         if key not in tensors:
-            reasons.append(f"{who}: {key}: missing, expected {wanted}")
+            reasons.append(f"{who}: {key}: missing, expected {expected}")
             continue
-        value = tensors[key]
-        if not isinstance(value, (torch.Tensor, np.ndarray)):
-            reasons.append(f"{who}: {key}: found {type(value).__name__}, expected {wanted}")
+        found = _kind(tensors[key])
+        value = plain_tensor(tensors[key]) if found == expected else None
+        if value is None:
+            reasons.append(f"{who}: {key}: found {found}, expected {expected}")
             continue
-        if _type(value) != _type(reference[key]) or list(value.shape) != list(reference[key].shape):
-            reasons.append(f"{who}: {key}: found {_type(value)} {list(value.shape)}, expected {wanted}")
-            continue
-        bad = int((~torch.isfinite(torch.as_tensor(value))).sum())
+        bad = int((~torch.isfinite(value)).sum())
         if bad:
             reasons.append(f"{who}: {key}: found NaN or Inf in {bad} of {reference[key].numel()} values, expected none")
-    for key in sorted(map(str, set(tensors) - set(reference))):
-        reasons.append(f"{who}: {key}: found a foreign tensor, expected only the keys that were sent")
+    foreign = [key for key in tensors if not (type(key) is str and key in reference)]
+    for key in sorted(key if type(key) is str else brief(key) for key in foreign[:MOST_FOREIGN]):
+        reasons.append(f"{who}: {key[:60]}: found a foreign tensor, expected only the keys that were sent")
+    if len(foreign) > MOST_FOREIGN:
+        more = len(foreign) - MOST_FOREIGN
+        reasons.append(f"{who}: found {more} more foreign tensors, expected only the keys that were sent")
     return reasons
 
 
 def validate_update(
     update: Any,
     reference: Mapping[str, torch.Tensor],
-    site: str,
+    site: Any,
     *,
-    statistics: Mapping[str, Any],
-    update_round: int,
+    images: Any,
+    update_round: Any,
     current_round: int,
-    received: Mapping[str, Any] | set[str] = frozenset(),
+    received: Collection[str] = (),
+    asked: Collection[str] | None = None,
     declared_images: int | None = None,
     max_images: int = MAX_IMAGES,
 ) -> list[str]:
-    """Reasons to reject one site's answer, each naming site and key; empty when it is acceptable by itself.
+    """Return the reasons to reject one site's result, each naming site and key; empty when it is acceptable by itself.
 
     Args:
         update: the tensors that the site returned.
         reference: the tensors that were sent to it.
-        site: the authenticated name of the sender, not a name found inside the answer.
-        statistics: at least `images`, the number of training images behind the update: its weight in the average.
-        update_round: the round that the answer is for.
+        site: the authenticated name of the sender, not a name found inside the result.
+        images: the number of training images behind the update: its weight in the average.
+        update_round: the round that the result is for.
         current_round: the round that is being collected.
-        received: the sites whose answer to this round is in already.
+        received: the sites whose result of this round has arrived already.
+        asked: the sites that were asked in this round; None for any.
         declared_images: the image count agreed on beforehand; any other claim is rejected.
         max_images: the largest claim accepted where none was declared.
     """
+    if not is_name(site):
+        return [f"site {brief(site)}: found a name that no site can have, expected letters, digits, '.', '_' and '-'"]
     who = f"site {site!r}"
-    if update_round != current_round:
-        kind = (
-            "a late answer" if isinstance(update_round, int) and update_round < current_round else "not the open round"
-        )
-        return [f"{who}: round: found {update_round}, expected {current_round} ({kind})"]
+    if asked is not None and site not in asked:
+        return [f"{who}: found a result of a site that was not asked, expected one of {len(asked)} others"]
+    if not is_whole_number(update_round) or update_round != current_round:
+        late = is_whole_number(update_round) and update_round < current_round
+        kind = "a late result" if late else "not the open round"
+        return [f"{who}: round: found {brief(update_round)}, expected {current_round} ({kind})"]
     if site in received:
-        return [f"{who}: round: found a second answer to round {current_round}, expected one (a duplicate)"]
+        return [f"{who}: round: found a second result of round {current_round}, expected one (a duplicate)"]
     reasons = []
-    images = statistics.get("images") if isinstance(statistics, Mapping) else None
-    if isinstance(images, bool) or not isinstance(images, int):
-        reasons.append(f"{who}: images: found {images!r}, expected a whole number")
+    if not is_whole_number(images):
+        reasons.append(f"{who}: images: found {brief(images)}, expected a whole number")
     elif declared_images is not None and images != declared_images:
-        reasons.append(f"{who}: images: found {images}, expected {declared_images} as declared")
+        reasons.append(f"{who}: images: found {brief(images)}, expected {declared_images} as declared")
     elif not 1 <= images <= max_images:
-        reasons.append(f"{who}: images: found {images}, expected 1 to {max_images}")
+        reasons.append(f"{who}: images: found {brief(images)}, expected 1 to {max_images}")
     return reasons + check_tensors(update, reference, who)
 
 
@@ -100,45 +125,55 @@ def screen_norms(
     factor: float = NORM_FACTOR,
     floor: float = NORM_FLOOR,
 ) -> dict[str, list[str]]:
-    """Reasons, by site, to reject updates that move the weights far more than the others do.
+    """Return reasons, by site, to reject updates that move the weights far more than the others do.
 
-    Each group of keys (`encoder`, `sa`, ...: the part before the first dot) is screened by itself, so that a small tensor cannot
-    hide behind a large one. With d_n = |update_n - sent| and g = |sent|, an update is rejected when
+    Every tensor is screened by itself, so that a small one (a first layer, an SA vector) cannot hide behind large ones. With
+    d_n = |update_n - sent| and g = |sent| of a tensor, an update is rejected when
 
         d_n > factor * max(median of the other sites' d, floor * g)      with at least two others,
         d_n > factor * g                                                 with fewer: nobody to compare with.
 
-    The median stands up to a minority of bad sites. The floor keeps a site with many more images, thus more steps than
-    the others, from being rejected for working: by default nothing that moves the weights by less than their own norm ever is.
-    Where everything sent is zero, sqrt(number of values) takes the place of g.
+    The median withstands a minority of bad sites. The floor keeps a site from being rejected where the others hardly move.
+    Where everything sent is zero, sqrt(number of values) stands in for g.
 
     Args:
         updates: tensors by site; they have passed `validate_update`.
         reference: the tensors that were sent.
+        factor: how many times as far as the others a site may move a tensor.
+        floor: the least movement that the others are taken to make, as a fraction of the tensor's norm.
     """
     reasons: dict[str, list[str]] = {}
-    for group in sorted({key.split(".")[0] for key in reference}):
-        keys = sorted(key for key in reference if key.split(".")[0] == group)
-        scale = _norm(reference[key] for key in keys) or math.sqrt(sum(reference[key].numel() for key in keys))
-        distances = {}
-        for site, update in updates.items():
-            moved = {key: _norm([torch.as_tensor(update[key]).double() - reference[key].double()]) for key in keys}
-            distances[site] = (math.hypot(*moved.values()), max(moved, key=moved.__getitem__))
-        for site, (distance, worst) in sorted(distances.items()):
-            others = [other for name, (other, _) in distances.items() if name != site]
+    for key in sorted(reference):
+        sent = reference[key].double()
+        scale = float(sent.norm()) or math.sqrt(sent.numel())
+        moved = {site: float((update[key].double() - sent).norm()) for site, update in updates.items()}
+        for site, distance in sorted(moved.items()):
+            others = [other for name, other in moved.items() if name != site]
             usual = max(float(np.median(others)), floor * scale) if len(others) >= 2 else scale
             if not distance <= factor * usual:
                 against = "the other sites' median" if len(others) >= 2 else "the norm of what was sent"
                 reasons.setdefault(site, []).append(
-                    f"site {site!r}: {worst}: found an update of norm {distance:.3g} in {group}.*, "
+                    f"site {site!r}: {key}: found an update of norm {distance:.3g}, "
                     f"expected at most {factor * usual:.3g} ({factor:g} times {against})"
                 )
     return reasons
 
 
-def _type(value: torch.Tensor | np.ndarray) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def brief(value: Any) -> str:
+    """Return a value as at most 60 characters, whatever it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 40
+    try:
+        text = short.repr(value)
+    except Exception:  # an int of more than 4,300 digits, or an object whose repr raises
+        text = f"a value of type {type(value).__name__}"
+    return " ".join(text.split())[:60]
 
 
-def _norm(tensors) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+def _kind(value: Any) -> str:
+    if type(value) not in (torch.Tensor, torch.nn.Parameter, np.ndarray):
+        return type(value).__name__[:60]
+    if isinstance(value, torch.Tensor) and (value.is_nested or value.layout != torch.strided):
+        return f"a {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')} tensor"
+    where = " on meta" if isinstance(value, torch.Tensor) and value.device.type == "meta" else ""
+    return f"{str(value.dtype).removeprefix('torch.')[:60]} {list(value.shape)}{where}"

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.federation.exchange import POLICIES, allowed_prefixes, shared_tensors, size_in_bytes
+from fedsr_monai.federation.policies import POLICIES, allowed_prefixes, shared_tensors, size_in_bytes
 
 STATE = {
     "segmentation.out": torch.full((3,), 2.0),

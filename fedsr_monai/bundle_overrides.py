@@ -1,0 +1,149 @@
+"""Values for ids of a bundle's configuration: which ids exist, and which values may be taken from another party's file.
+
+A MONAI configuration runs what begins with `$`, reads the file that follows `%`, and builds the class that `_target_` names. What
+users type on their own command line may be any of these; what a job, a run.json or a personalised.json holds may not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from fedsr_monai.checks import is_name, is_number
+from fedsr_monai.errors import UserError
+
+# Where things are and what they run on: each machine decides this by itself, whatever a file of another says.
+IDS_OF_THE_MACHINE = (
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "ckpt_path",
+    "initial_weights",
+    "global_weights",
+    "device",
+    "amp",
+    "num_workers",
+    "rank",
+    "world_size",
+    "resume",
+)
+MISSING = object()
+DEEPEST = 4  # levels of lists and objects in a value
+
+
+def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, Any]) -> None:
+    """Refuse values for ids that none of the configuration files has: they would be added, and then ignored.
+
+    Args:
+        files: the configuration files of a workflow.
+        overrides: values by id.
+
+    Raises:
+        UserError: an id is unknown, or a value is not plain JSON.
+    """
+    config = {key: value for file in files for key, value in ConfigParser.load_config_file(file).items()}
+    try:
+        json.dumps(overrides)
+    except (TypeError, ValueError) as error:
+        found = f"a value that is not plain JSON ({error})"
+        raise UserError("overrides", found=found, expected="numbers, text, lists") from None
+    for key in overrides:
+        first = id_parts(key)[0]
+        if first not in config:
+            near = difflib.get_close_matches(first, config, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
+            expected = "one of its ids"
+            raise UserError(f"overrides: {key}", found=f"no such id in {Path(files[0])}", expected=expected, fix=fix)
+
+
+def check_plain(key: str, value: Any, where: str = "overrides", fix: str = "leave it out") -> None:
+    """Refuse an override from another party that could be more than a hyper-parameter.
+
+    Args:
+        key: the id.
+        value: a number, truth value, word, null, or a list or object of these is accepted.
+        where: what the override was found in, for the message.
+        fix: for the message.
+
+    Raises:
+        UserError: it is something else, or the id is one that a configuration gives a meaning of its own (`_target_`, `imports`).
+    """
+    parts = id_parts(key)
+    if any(not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", part) for part in parts) or parts[0] in ("imports", "run"):
+        found = "an id that no other party may set"
+        raise UserError(f"{where}: {key[:60]}", found=found, expected="a hyper-parameter", fix=fix)
+    if not is_plain(value):
+        expected = "a number, a truth value, a word or a list of these"
+        raise UserError(f"{where}: {key}", found=repr(value)[:100], expected=expected, fix=fix)
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
+    """Return whether a configuration takes `value` for data: numbers, truth values, words, null, and lists and objects of these."""
+    if isinstance(value, Mapping) and depth < DEEPEST:
+        return all(is_name(key) and is_plain(item, depth + 1) for key, item in value.items())
+    if isinstance(value, list) and depth < DEEPEST:
+        return all(is_plain(item, depth + 1) for item in value)
+    return value is None or isinstance(value, bool) or is_number(value) or is_name(value)
+
+
+def overrides_of_record(
+    overrides: Mapping[str, Any], config: Mapping[str, Any], ids: Iterable[str], where: str
+) -> dict[str, Any]:
+    """Return the overrides of another party's record that concern `ids`, after a check of all of them.
+
+    Args:
+        overrides: values by id, as found in the record.
+        config: the bundle's training configuration.
+        ids: those whose values are wanted; ids of the machine are never returned.
+        where: the record's file, for the message.
+
+    Raises:
+        UserError: a value is not plain, or an id is unknown.
+    """
+    fix = "repeat the run without it, or remove it if the network does not depend on it"
+    wanted = set(ids)
+    for key, value in overrides.items():
+        if id_parts(key)[0] in IDS_OF_THE_MACHINE:
+            continue
+        check_plain(key, value, f"{where}: overrides", fix)
+        if value_of(config, key) is MISSING:
+            found = "an unknown id"
+            raise UserError(f"{where}: overrides: {key[:60]}", found=found, expected="one of the bundle's ids", fix=fix)
+    return {key: value for key, value in overrides.items() if id_parts(key)[0] in wanted.difference(IDS_OF_THE_MACHINE)}
+
+
+def ids_behind(config: Mapping[str, Any], name: str) -> set[str]:
+    """Return the ids that the value of `name` refers to in a configuration, directly or through others."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        references = re.findall(r"@(\w+)", json.dumps(config.get(left.pop(), "")))
+        new = [reference for reference in references if reference in config and reference not in found]
+        found.update(new)
+        left.extend(new)
+    return found
+
+
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """Return what a configuration holds at an id, without resolving it; `MISSING` where it has none."""
+    found: Any = config
+    for part in id_parts(key):
+        if isinstance(found, Mapping) and part in found:
+            found = found[part]
+        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return MISSING
+    return found
+
+
+def id_parts(key: str) -> list[str]:
+    """Return the parts of an id: `train#trainer#max_epochs` has three."""
+    return key.replace("::", "#").split("#")
