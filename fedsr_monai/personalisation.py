@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from fedsr_monai.bundle_path import bundle_path, check_overrides
+from fedsr_monai.bundle_overrides import check_overrides
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
@@ -78,7 +79,9 @@ def personalise(
     check_overrides(files, overrides)
     taken = sorted(set(overrides) & set(GIVEN))
     if taken:
-        raise UserError(f"overrides: {taken[0]}: found a value, expected none; it is an argument of its own or follows from one")
+        raise UserError(
+            f"overrides: {taken[0]}: found a value, expected none; it is an argument of its own or follows from one"
+        )
 
     weights, run = find_weights(global_weights, root)
     record = read_run(run)
@@ -122,7 +125,9 @@ def find_weights(given: str | os.PathLike | None, bundle: Path) -> tuple[Path, P
     if given is None:
         path = bundle / "models" / "model.pt"
         if not path.is_file():
-            raise UserError(f"{path}: not found, expected the weights that come with the bundle; name a run or a file of weights")
+            raise UserError(
+                f"{path}: not found, expected the weights that come with the bundle; name a run or a file of weights"
+            )
         return path, None
     path = Path(given)
     if path.is_dir():
@@ -130,12 +135,18 @@ def find_weights(given: str | os.PathLike | None, bundle: Path) -> tuple[Path, P
         try:
             file = path / "server" / json.loads(state.read_bytes())["file"]
         except FileNotFoundError:
-            raise UserError(f"{path}: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights") from None
+            raise UserError(
+                f"{path}: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{state}: found damaged JSON ({error}), expected a server state; restore it from a copy") from error
+            raise UserError(
+                f"{state}: found damaged JSON ({error}), expected a server state; restore it from a copy"
+            ) from error
         return file, path
     if not path.is_file():
-        raise UserError(f"{path}: not found, expected a run folder of fedsr federate or a file of weights; correct the path")
+        raise UserError(
+            f"{path}: not found, expected a run folder of fedsr federate or a file of weights; correct the path"
+        )
     of_run = path.parent.name == "server" and (path.parents[1] / "run.json").is_file()
     return path, path.parents[1] if of_run else None
 
@@ -148,7 +159,9 @@ def read_run(run: Path | None) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: found damaged JSON ({error}), expected the settings of a run; restore it from a copy") from error
+        raise UserError(
+            f"{path}: found damaged JSON ({error}), expected the settings of a run; restore it from a copy"
+        ) from error
 
 
 def starting_tensors(weights: Path, run: Path | None, record: Mapping[str, Any], site: str) -> dict[str, torch.Tensor]:
@@ -184,7 +197,9 @@ def begin(path: Path, settings: Mapping[str, Any]) -> None:
         try:
             begun = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: found damaged JSON ({error}), expected the settings of a training; give another out") from error
+            raise UserError(
+                f"{path}: found damaged JSON ({error}), expected the settings of a training; give another out"
+            ) from error
         for key, value in settings.items():
             if begun.get(key) != value:
                 raise UserError(

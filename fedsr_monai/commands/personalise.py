@@ -45,7 +45,9 @@ def personalise(
 
     if out is None:
         if weights is None or not Path(weights, "run.json").is_file():
-            raise UserError("personalise needs --out where --weights is no folder of a run: name a folder for the results")
+            raise UserError(
+                "personalise needs --out where --weights is no folder of a run: name a folder for the results"
+            )
         out = str(Path(weights) / PERSONALISED)
     for folder in expand_sites(sites):
         target = Path(out) / load_site(folder).name

@@ -56,7 +56,10 @@ class Policy:
             tensor = state_dict[key]
             if not tensor.is_floating_point():
                 raise UserError(
-                    key, found=str(tensor.dtype), expected="floating point", fix="share only tensors that can be averaged"
+                    key,
+                    found=str(tensor.dtype),
+                    expected="floating point",
+                    fix="share only tensors that can be averaged",
                 )
             shared[key] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         return shared

@@ -256,7 +256,10 @@ class Server:
         history = read_history(path, state.get("history"))
         if state.get("round") != len(history):
             raise UserError(
-                f"{path}: round", found=brief(state.get("round")), expected=f"{len(history)}, the number of records", fix="restore it from a copy"
+                f"{path}: round",
+                found=brief(state.get("round")),
+                expected=f"{len(history)}, the number of records",
+                fix="restore it from a copy",
             )
         tensors = read_tensors(file)
         found = {key: list(tensor.shape) for key, tensor in tensors.items()}
@@ -303,7 +306,9 @@ class Server:
         accepted = ", ".join(sorted(self.updates)) or "none"
         return TooFewResults(
             f"round {self.round + 1}",
-            found=f"{len(self.updates)} acceptable results ({accepted}; {'; '.join(bad)})" if bad else f"{len(self.updates)} acceptable results ({accepted})",
+            found=f"{len(self.updates)} acceptable results ({accepted}; {'; '.join(bad)})"
+            if bad
+            else f"{len(self.updates)} acceptable results ({accepted})",
             expected=f"at least {self.min_sites} (min_sites)",
             fix="fix what the other sites report and run the same command again, or lower min_sites",
         )
@@ -317,10 +322,17 @@ def checkpoint_file(path: Path, state: Mapping[str, Any]) -> Path:
     """
     name, digest = state.get("file"), state.get("sha256")
     if not (isinstance(name, str) and CHECKPOINT.fullmatch(name)):
-        raise UserError(f"{path}: file", found=brief(name), expected="the name of a checkpoint beside it", fix="restore it from a copy")
+        raise UserError(
+            f"{path}: file",
+            found=brief(name),
+            expected="the name of a checkpoint beside it",
+            fix="restore it from a copy",
+        )
     file = path.parent / name
     if not file.is_file():
-        raise UserError(file, found="no such file", expected=f"the checkpoint that {path.name} names", fix="restore it from a copy")
+        raise UserError(
+            file, found="no such file", expected=f"the checkpoint that {path.name} names", fix="restore it from a copy"
+        )
     if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
         expected = f"those that {path.name} names (sha256 {brief(digest)})"
         raise UserError(file, found="other bytes", expected=expected, fix="restore it from a copy")

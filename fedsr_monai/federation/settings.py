@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from fedsr_monai.checks import check_choice, check_whole_number
@@ -48,7 +48,9 @@ class RunSettings:
             check_choice(f"{self.where}{name}", getattr(self, name), choices)
         if not isinstance(self.overrides, Mapping):
             found = type(self.overrides).__name__
-            raise UserError(f"{self.where}overrides", found=found, expected="values by id of the bundle's configuration")
+            raise UserError(
+                f"{self.where}overrides", found=found, expected="values by id of the bundle's configuration"
+            )
         find_policy(self.policy)
 
     @property
@@ -60,3 +62,8 @@ class RunSettings:
         """Return the values that every site sets in the bundle's configuration."""
         # A schedule over the bundle's `epochs` spans the run, not the round.
         return {"epochs": self.rounds * self.local_epochs, "seed": self.seed, **self.overrides}
+
+
+def run_settings(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings of a run alone, by name, from a subclass that holds more."""
+    return {item.name: getattr(settings, item.name) for item in fields(RunSettings)}

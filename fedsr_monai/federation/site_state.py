@@ -51,7 +51,9 @@ def stateful(handlers: Iterable[Any]) -> list[Any]:
 def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
     """Return the state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
     state = {
-        "network": {key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)},
+        "network": {
+            key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)
+        },
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(trainer).items()},
         "handlers": [handler.state_dict() for handler in handlers],
         "epoch": trainer.state.epoch,

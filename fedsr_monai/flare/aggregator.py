@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,8 +11,6 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
-from fedsr_monai.federation.exchange import size_in_bytes
-from fedsr_monai.federation.executors import ClientResult
 from fedsr_monai.federation.round import close_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.validation import check_tensors, screen_norms
@@ -32,12 +29,6 @@ class FedSRAggregator(Aggregator):
     def __init__(self, persistor_id: str = "persistor") -> None:
         super().__init__()
         self.persistor_id = persistor_id
-        self.results: dict[str, ClientResult] = {}
-        self.asked: list[str] = []
-        self.absent: dict[str, str] = {}
-        self.started = time.perf_counter()
-        self.seconds = 0.0
-        self.bytes_down = 0
         # Results arrive in threads of their own, a late one even while the round is aggregated.
         self.lock = threading.Lock()
 
@@ -55,15 +46,16 @@ class FedSRAggregator(Aggregator):
         missing = persistor.missing()
         try:
             tensors, _ = read_update(shareable, missing)
-            reasons = check_tensors(tensors, missing, f"site {site!r}") or screen_norms({site: tensors}, missing).get(
-                site, []
-            )
+            reasons = check_tensors(tensors, missing, f"site {site!r}")
+            if not reasons:
+                tensors = {key: torch.tensor(value) for key, value in tensors.items()}
+                reasons = screen_norms({site: tensors}, missing).get(site, [])
         except Exception as error:  # as in `accept`
             reasons = [f"site {site!r}: found a result that cannot be read ({_text(error)}), expected SA features"]
         for reason in reasons:
             self.log_warning(fl_ctx, f"initial SA features refused: {reason}")
         if not reasons:
-            persistor.begin({key: torch.tensor(value) for key, value in tensors.items()})
+            persistor.begin(tensors)
         return not reasons
 
     def open_round(self, asked: Sequence[str], absent: Mapping[str, str], fl_ctx: FLContext) -> None:
@@ -74,12 +66,7 @@ class FedSRAggregator(Aggregator):
             absent: the reason for each site that is not asked, by name.
         """
         with self.lock:
-            server = self.server(fl_ctx)
-            server.open_round()
-            self.results = {}
-            self.asked, self.absent = list(asked), dict(absent)
-            self.started, self.seconds = time.perf_counter(), 0.0
-            self.bytes_down = size_in_bytes(server.tensors)
+            self.server(fl_ctx).open_round(asked, absent)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Receive one result; never raises.
@@ -89,43 +76,25 @@ class FedSRAggregator(Aggregator):
         """
         site = fl_ctx.get_prop(SITE)
         with self.lock:
-            clock = time.perf_counter()
+            server = self.server(fl_ctx)
             try:
-                reasons = self.receive(site, shareable, fl_ctx)
+                tensors, statistics = read_update(shareable, server.tensors)
+                # FLARE's client returns the task's cookies: they name the round that the result is for.
+                number, size = shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), size_of(shareable)
             except Exception as error:  # whatever one site sends must not end the run for the others
                 found = f"found a result that cannot be read ({_text(error)})"
                 reasons = [f"site {site!r}: {found}, expected encoder and SA features"]
-                if site not in self.server(fl_ctx).answers:
-                    self.server(fl_ctx).rejected[site] = reasons
-                    self.results.setdefault(site, ClientResult(site, "rejected"))
-            self.seconds += time.perf_counter() - clock
+                server.report(site, "rejected", reasons[0])
+            else:
+                reasons = server.receive(site, number, tensors, statistics, bytes_up=size)
         for reason in reasons:
             self.log_warning(fl_ctx, f"rejected: {reason}")
         return not reasons
 
-    def receive(self, site: str, shareable: Shareable, fl_ctx: FLContext) -> list[str]:
-        """Read one result and hand it to the server; returns the reasons to reject it.
-
-        Raises:
-            Exception: of any kind, where the result cannot be read.
-        """
-        server = self.server(fl_ctx)
-        tensors, statistics = read_update(shareable, server.tensors)
-        # FLARE's client returns the task's cookies: they name the round that the result is for.
-        reasons = server.receive(site, shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), tensors, statistics)
-        counted = not reasons
-        if counted or site not in server.answers:
-            seconds = time.perf_counter() - self.started
-            self.results[site] = ClientResult(
-                site, "ok", statistics=statistics if counted else {}, seconds=seconds, bytes_up=size_of(shareable)
-            )
-        return reasons
-
     def failed(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         """Record that `site` answered with an error."""
         with self.lock:
-            if site not in self.server(fl_ctx).answers:
-                self.results[site] = ClientResult(site, "failed", reason, seconds=time.perf_counter() - self.started)
+            self.server(fl_ctx).report(site, "failed", reason)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Return the next global tensors, after the checkpoint and the tables have been written.
@@ -135,15 +104,7 @@ class FedSRAggregator(Aggregator):
         """
         with self.lock:
             server = self.server(fl_ctx)
-            seconds = time.perf_counter() - self.started
-            for site in self.asked:
-                self.results.setdefault(
-                    site, ClientResult(site, "timeout", "no result before the round was closed", seconds=seconds)
-                )
-            for site, reason in self.absent.items():
-                self.results.setdefault(site, ClientResult(site, "absent", reason))
-            out = fl_ctx.get_engine().get_component(self.persistor_id).out
-            close_round(server, self.results, list(self.results), out, self.bytes_down, self.started, self.seconds)
+            close_round(server, fl_ctx.get_engine().get_component(self.persistor_id).out)
             return global_dxo(server.send()).to_shareable()
 
 

@@ -14,14 +14,14 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.shareable import Shareable
 
-from fedsr_monai.checks import is_number
+from fedsr_monai.federation.statistics import parse_statistics
 
 WEIGHTS_PART, SA_PART = "weights", "sa"
 KINDS = {WEIGHTS_PART: DataKind.WEIGHT_DIFF, SA_PART: DataKind.APP_DEFINED}
 STATISTICS = "statistics"
 IMAGES = "images"
-# Limits on what is kept of the statistics that a site sends.
-MAX_ROWS, MAX_LOSSES, MAX_NAME_LENGTH = 1000, 50, 50
+# of what a message repeats
+MAX_NAME_LENGTH = 50
 
 
 def difference(trained: torch.Tensor, sent: torch.Tensor) -> np.ndarray:
@@ -73,7 +73,7 @@ def update_dxo(
     if sa:
         parts[SA_PART] = DXO(DataKind.APP_DEFINED, data=sa)
     return DXO(
-        DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: plain_statistics(statistics)}
+        DataKind.COLLECTION, data=parts, meta={IMAGES: statistics["images"], STATISTICS: parse_statistics(statistics)}
     )
 
 
@@ -124,24 +124,7 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
             )
             tensors[key] = add(sent[key], value) if addable else value
     statistics = dxo.get_meta_prop(STATISTICS)
-    return tensors, {
-        **plain_statistics(statistics if isinstance(statistics, dict) else {}),
-        IMAGES: dxo.get_meta_prop(IMAGES),
-    }
-
-
-def plain_statistics(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts, times and mean losses of a round and nothing else: they are written into tables and JSON."""
-    rows = statistics.get("epochs")
-    epochs = [_numbers(row) for row in rows[:MAX_ROWS] if isinstance(row, dict)] if isinstance(rows, list) else []
-    plain = {
-        "losses": _numbers(statistics.get("losses")),
-        "epochs": [row for row in epochs if {"epoch", "iteration"} <= set(row)],
-    }
-    for key in ("iterations", "seconds"):
-        if is_number(statistics.get(key)):
-            plain[key] = statistics[key]
-    return plain
+    return tensors, {**parse_statistics(statistics), IMAGES: dxo.get_meta_prop(IMAGES)}
 
 
 def size_of(shareable: Shareable) -> int:
@@ -155,10 +138,3 @@ def size_of(shareable: Shareable) -> int:
         return value.nbytes if isinstance(value, np.ndarray) else 0
 
     return size(dict(shareable))
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    items = list(values.items())[:MAX_LOSSES] if isinstance(values, dict) else []
-    return {
-        key: value for key, value in items if isinstance(key, str) and len(key) <= MAX_NAME_LENGTH and is_number(value)
-    }

@@ -119,13 +119,10 @@ def site_job(settings: Settings, config: SiteConfig, name: str) -> SiteJob:
         name=name,
         dataset_dir=config.site,
         folder=str(config.state / settings.run / "sites" / name),
-        images=0,  # FedSRAlgo counts them
         bundle_root=str(root),
-        policy=settings.policy,
-        local_epochs=settings.local_epochs,
-        seed=settings.seed,
-        overrides={**settings.all_overrides(), **config.overrides},
+        settings=settings,
         weights=None if weights is None else str(weights),
+        overrides=config.overrides,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import installed_bundle
-from fedsr_monai.checks import check_choice, check_whole_number
+from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.records import digest
 from fedsr_monai.files import write_json
@@ -36,6 +36,7 @@ def export_job(
     start_from_bundle: bool = False,
     overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
+    aggregation: str = "mean",
 ) -> Path:
     """Write a FLARE job for a run.
 
@@ -53,6 +54,7 @@ def export_job(
         timeout: seconds that a round may take in total; 0 for no limit.
         start_from_bundle: begin with the weights that come with the bundle, instead of random ones.
         overrides: numbers and words for ids of the bundle's train.json.
+        aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum.
 
     Returns:
         `out`.
@@ -66,6 +68,13 @@ def export_job(
     if start_from_bundle and not weights.is_file():
         fix = "leave --start_from_bundle out"
         raise UserError(weights, found="no such file", expected="the weights of the bundle", fix=fix)
+    if min_sites is None and not sites:
+        expected = "a number where no sites are named"
+        raise UserError("min_sites", found="nothing", expected=expected, fix="give --min_sites")
+    min_sites = math.ceil(len(sites) / 2) if min_sites is None else min_sites
+    check_whole_number("min_sites", min_sites)
+    if sites and min_sites > len(sites):
+        raise UserError("min_sites", found=str(min_sites), expected=f"at most {len(sites)}, the number of sites")
     settings = Settings(
         run=out.name if run is None else run,
         rounds=rounds,
@@ -75,18 +84,13 @@ def export_job(
         policy=policy,
         local_epochs=local_epochs,
         seed=seed,
+        weighting=weighting,
+        aggregation=aggregation,
+        min_sites=min_sites,
         overrides=dict(overrides or {}),
         weights_sha256=digest(weights) if start_from_bundle else None,
     )
     settings.check_bundle(root)
-    check_choice("weighting", weighting, ("images", "uniform"))
-    if min_sites is None and not sites:
-        expected = "a number where no sites are named"
-        raise UserError("min_sites", found="nothing", expected=expected, fix="give --min_sites")
-    min_sites = math.ceil(len(sites) / 2) if min_sites is None else min_sites
-    check_whole_number("min_sites", min_sites)
-    if sites and min_sites > len(sites):
-        raise UserError("min_sites", found=str(min_sites), expected=f"at most {len(sites)}, the number of sites")
     for name, value in (("wait", wait), ("timeout", timeout)):
         check_whole_number(f"{name} (seconds)", value, 0)
     for site, images in sites.items():
@@ -95,7 +99,7 @@ def export_job(
 
     write_json(out / "meta.json", meta(out.name, list(sites), min_sites))
     write_json(out / APP / "config" / "config_fed_client.json", client_config(settings))
-    server = server_config(settings, sites, weighting, min_sites, wait, timeout)
+    server = server_config(settings, sites, wait, timeout)
     write_json(out / APP / "config" / "config_fed_server.json", server)
     return out
 
@@ -116,16 +120,14 @@ def client_config(settings: Settings) -> dict[str, Any]:
     return {"format_version": 2, "executors": [{"tasks": TASKS, "executor": executor}]}
 
 
-def server_config(
-    settings: Settings, sites: Mapping[str, int | None], weighting: str, min_sites: int, wait: int, timeout: int
-) -> dict[str, Any]:
+def server_config(settings: Settings, sites: Mapping[str, int | None], wait: int, timeout: int) -> dict[str, Any]:
     """Return config_fed_server.json: persistor, aggregator and controller."""
     images = {site: count for site, count in sites.items() if count is not None}
-    persistor = {"settings": asdict(settings), "weighting": weighting, "min_sites": min_sites, "images": images}
+    persistor = {"settings": asdict(settings), "images": images}
     controller = {
         "rounds": settings.rounds,
         "sites": list(sites),
-        "min_clients": min_sites,
+        "min_clients": settings.min_sites,
         "wait_time_after_min_received": wait,
         "train_timeout": timeout,
     }

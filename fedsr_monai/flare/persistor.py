@@ -16,6 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnable, make_model_learnab
 from fedsr_monai.federation.initial_weights import estimator, initial_tensors
 from fedsr_monai.federation.records import begin, write_tables
 from fedsr_monai.federation.server import Server
+from fedsr_monai.federation.settings import run_settings
 from fedsr_monai.flare.exchange import global_dxo
 from fedsr_monai.flare.settings import Settings, settings_from_job
 from fedsr_monai.flare.site_config import SiteConfig, read_site_config
@@ -31,22 +32,12 @@ class FedSRPersistor(LearnablePersistor):
 
     Args:
         settings: of the run, see `fedsr_monai.flare.settings.Settings`.
-        weighting: of the average, `images` or `uniform`.
-        min_sites: fewest acceptable results that complete a round.
         images: training scans by site as agreed beforehand; another count is rejected.
     """
 
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        weighting: str = "images",
-        min_sites: int = 1,
-        images: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any], images: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.content = settings
-        self.weighting = weighting
-        self.min_sites = min_sites
         self.images = dict(images or {})
         self.server: Server | None = None
         self.begun = False
@@ -90,28 +81,21 @@ class FedSRPersistor(LearnablePersistor):
         """
         root = config.bundle(settings.bundle)
         settings.check_bundle(root)
-        begin(
-            self.out,
-            {
-                "policy": settings.policy,
-                "rounds": settings.rounds,
-                "seed": settings.seed,
-                "weighting": self.weighting,
-                "min_sites": self.min_sites,
-                "local_epochs": settings.local_epochs,
-                "bundle": {"name": settings.bundle, "train.json": settings.bundle_sha256},
-                "overrides": dict(settings.overrides),
-                "from_weights": settings.weights_sha256 and {"sha256": settings.weights_sha256},
-                "declared_images": self.images,
-            },
-        )
-        overrides = settings.all_overrides()
+        record = {
+            **run_settings(settings),
+            "bundle": {"name": settings.bundle, "train.json": settings.bundle_sha256},
+            "from_weights": settings.weights_sha256 and {"sha256": settings.weights_sha256},
+            "declared_images": self.images,
+        }
+        begin(self.out, record)
+        overrides = settings.site_overrides()
         return Server(
             self.out / "server",
             initial_tensors(root, settings.policy, settings.seed, overrides, settings.weights(root)),
             policy=settings.policy,
-            weighting=self.weighting,
-            min_sites=self.min_sites,
+            weighting=settings.weighting,
+            aggregation=settings.aggregation,
+            min_sites=settings.min_sites,
             mutual_information=estimator(root, overrides),
             declared_images=self.images,
         )

@@ -291,7 +291,7 @@ def test_the_bundle_is_not_written_to(make, place):
 
 
 def test_a_mistake_in_the_site_folder_is_told_as_it_is(make):
-    with pytest.raises(UserError, match=r"^/nowhere: no such folder, expected a site folder"):
+    with pytest.raises(UserError, match=r"^/nowhere: found no such folder"):
         make(overrides={"dataset_dir": "/nowhere"})
 
 

@@ -82,6 +82,8 @@ def test_federated_resumed_and_private(arguments, tmp_path):
     arguments["out"] = tmp_path / "again"
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr("fedsr_monai.federation.executors.InTurn.algo", lambda self, site: self.jobs[site].make_algo())
+        patch.setattr(
+            "fedsr_monai.federation.executors.SequentialExecutor.algo", lambda self, site: self.jobs[site].make_algo()
+        )
         again = numbers(federate(**arguments))
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
