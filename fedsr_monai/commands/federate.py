@@ -21,32 +21,36 @@ def federate(
     bundle: str = "fedsr_encoder",
     override: list[str] | None = None,
     seed: int = 0,
+    aggregation: str = "mean",
 ) -> None:
-    """Train one encoder over several sites, each beside its own scans; only encoder and site-aggregated features travel.
+    """Train one encoder over several sites, each on its own scans; only encoder and site-aggregated features travel.
 
     Every site keeps its two heads, its optimisers and its data. After each round the run folder holds a complete state; the same
-    command on the same folder goes on from it, and ends in the numbers of a run that was never stopped.
+    command on the same folder resumes from it, and ends in the numbers of a run that was never stopped.
 
     Args:
         sites: site folders, or a folder that holds them
         out: run folder
         rounds: communication rounds in all; give more to a finished run to continue it
-        local_epochs: epochs a site trains each round
+        local_epochs: epochs that a site trains in each round
         policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas),
             local (nothing), pooled (one training on all images)
-        weighting: of the sites in the average: images (by their number) or uniform
-        participation: share of the sites asked each round, above 0 and up to 1
-        min_sites: fewest good answers that make a round; by default half of those asked
-        processes: run a process a site, all at once, instead of one site after the other
+        weighting: of the sites in the aggregation: images (by their number) or uniform
+        participation: fraction of the sites asked in each round, above 0 and up to 1
+        min_sites: fewest acceptable results that make a round; by default half of those asked
+        processes: run one process per site, all at once, instead of one site after the other
         timeout: seconds that a site has for a round; needs --processes
         from_weights: checkpoint that all sites start from, instead of random weights
         bundle: folder or name of the bundle that the sites train
         override: values for ids of the bundle's train.json, as ID=VALUE
         seed: of everything random
+        aggregation: the server's rule: mean, or one that a hostile site cannot bend as far: median, trimmed_mean,
+            clipped_mean, krum
 
     Example:
         fedsr federate sites --out runs/first --rounds 20 --override learning_rate=0.0005
     """
+    from fedsr_monai.federation.records import sites_left_out
     from fedsr_monai.federation.runner import federate as run
 
     run(
@@ -64,5 +68,7 @@ def federate(
         seed=seed,
         overrides=parse_overrides(override or []),
         from_weights=from_weights,
+        aggregation=aggregation,
     )
-    print(f"{out}: done; next: fedsr evaluate {out}, then fedsr report {out}")
+    left_out = "".join(f"; {line}" for line in sites_left_out(out))
+    print(f"{out}: done{left_out}; next: fedsr evaluate {out}, then fedsr report {out}")

@@ -18,7 +18,7 @@ from fedsr_monai.checks import is_name, is_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.statistics import parse_epoch, parse_losses
 from fedsr_monai.federation.validation import LONGEST_REASON
-from fedsr_monai.files import check_settings, write_csv, write_json
+from fedsr_monai.files import check_settings, read_csv, write_csv, write_json
 from fedsr_monai.handlers.history import write_history
 
 if TYPE_CHECKING:
@@ -161,6 +161,17 @@ def _is_epoch(row: Any, number: int) -> bool:
         return False
     rest = {key: value for key, value in row.items() if key not in ("round", "site")}
     return parse_epoch(rest) == rest
+
+
+def sites_left_out(out: str | Path) -> list[str]:
+    """Return one line per site that was asked in a round but is not in its result: the rounds, and the last reason."""
+    rounds: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for row in read_csv(Path(out) / "participation.csv", PARTICIPATION):
+        if row["status"] not in ("ok", "absent"):
+            rounds.setdefault(row["site"], []).append(row["round"])
+            reasons[row["site"]] = f"{row['status']}, {row['reason']}"
+    return [f"{site} is missing in round {', '.join(rounds[site])} ({reasons[site]})" for site in sorted(rounds)]
 
 
 def write_tables(out: Path, history: Sequence[Record], open_round: Sequence[Mapping[str, Any]] = ()) -> None:

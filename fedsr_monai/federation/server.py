@@ -197,7 +197,7 @@ class Server:
         clock = time.perf_counter()
         for site in self.asked or ():
             if site not in self.results:
-                self.report(site, "timeout", "no answer before the round was closed")
+                self.report(site, "timeout", "no result before the round was closed")
         for site, reasons in screen_norms(self.updates, self.tensors).items():
             del self.updates[site]
             self.results[site] = replace(self.results[site], status="rejected", reason=_first(reasons))

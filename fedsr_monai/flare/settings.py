@@ -60,7 +60,7 @@ class Settings(RunSettings):
         super().__post_init__()
         if not self.exchange.exchanges:
             found = f"{self.policy!r}, which exchanges nothing"
-            expected = " or ".join(name for name, policy in POLICIES.items() if policy.exchanges)
+            expected = f"one of {', '.join(name for name, policy in POLICIES.items() if policy.exchanges)}"
             raise UserError("job: policy", found=found, expected=expected, fix="choose one of them")
 
     def check_bundle(self, root: Path) -> None:

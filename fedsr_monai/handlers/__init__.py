@@ -1,7 +1,7 @@
 """Ignite handlers that MONAI does not have."""
 
 from fedsr_monai.handlers.checkpoint import AtomicCheckpoint, save_checkpoint
-from fedsr_monai.handlers.history import HistoryWriter, forget_rounds_after, read_history
+from fedsr_monai.handlers.history import HistoryWriter, read_history
 from fedsr_monai.handlers.progress import TrainingProgress
 from fedsr_monai.handlers.resume import ResumableCheckpoint
 
@@ -10,7 +10,6 @@ __all__ = [
     "HistoryWriter",
     "ResumableCheckpoint",
     "TrainingProgress",
-    "forget_rounds_after",
     "read_history",
     "save_checkpoint",
 ]

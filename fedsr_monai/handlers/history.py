@@ -31,12 +31,6 @@ def write_history(path: str | os.PathLike, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def forget_rounds_after(path: str | os.PathLike, last_round: int) -> None:
-    """Drop the rows of the rounds after ``last_round``: those that a resumed run does again."""
-    if Path(path).exists():
-        write_history(path, [row for row in read_history(path) if int(row["round"]) <= last_round])
-
-
 class HistoryWriter:
     """Ignite handler that appends one row an epoch: round, site, epoch, iteration, and the mean of each loss.
 

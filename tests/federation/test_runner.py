@@ -15,6 +15,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.federation.algo import FedSRAlgo
 from fedsr_monai.federation.executors import SiteJob
 from fedsr_monai.federation.process_executor import ProcessExecutor
+from fedsr_monai.federation.records import sites_left_out
 from fedsr_monai.federation.round import draw_sites
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.federation.settings import RunSettings
@@ -198,6 +199,7 @@ def test_a_site_that_fails_is_named_and_comes_back(arguments, tmp_path):
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "ok", "failed", "ok", "ok", "ok", "ok"]
     assert rows[4]["reason"] == "RuntimeError: the scanner room is flooded"
     assert rows[4]["bytes_up"] == "0"
+    assert sites_left_out(run) == ["b is missing in round 2 (failed, RuntimeError: the scanner room is flooded)"]
     assert [row["epoch"] for row in table(run / "history.csv") if row["site"] == "b"] == ["1", "2"]
 
 

@@ -61,11 +61,11 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
         ("--sites a b --min_sites 3", "min_sites: found 3, expected at most 2, the number of sites; correct it"),
         (
             "--sites a --policy pooled",
-            "job: policy: found 'pooled', which exchanges nothing, expected fedsr, fedrep or fedavg; choose one of them",
+            "job: policy: found 'pooled', which exchanges nothing, expected one of fedsr, fedrep, fedavg; choose one of them",
         ),
         ("--sites a --rounds 0", "job: rounds: found 0, expected a whole number of at least 1; correct it"),
         ("--sites a --wait -1", "wait (seconds): found -1, expected a whole number of at least 0; correct it"),
-        ("--sites a --weighting most", "weighting: found 'most', expected one of images, uniform; correct it"),
+        ("--sites a --weighting most", "job: weighting: found 'most', expected one of images, uniform; correct it"),
         ("--sites a=0", "sites: a (training scans): found 0, expected a whole number of at least 1; correct it"),
         (
             "--sites a --override device=cpu",

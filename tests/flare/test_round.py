@@ -215,7 +215,7 @@ HOSTILE = {
     "another kind": (other_kind, "found a result that cannot be read (found a DXO of kind"),
     "parts swapped": (swapped, "found a result that cannot be read (found a part 'weights' of another kind"),
     "nothing": (lambda reply: reply.pop("DXO"), "found a result that cannot be read ("),
-    "late": (of_round(0), "round: found 0, expected 1 (a late answer)"),
+    "late": (of_round(0), "round: found 0, expected 1 (a late result)"),
     "early": (of_round(7), "round: found 7, expected 1 (not the open round)"),
     "no round": (of_round(None), "round: found None, expected 1 (not the open round)"),
     "more images": (claim(1000), "images: found 1000, expected 1 as declared"),
@@ -317,7 +317,7 @@ def test_too_few_answers_end_the_job_and_lose_nothing(stage, reference, table):
 
     run = stage(min_sites=2)
     run.round()
-    begins = r"^round 2: found 1 acceptable answers \(a\), expected at least 2 \(min_sites\): b: rejected: site 'b': "
+    begins = r"^round 2: found 1 acceptable results \(a; b: rejected: site 'b': .*expected at least 2 \(min_sites\)"
     with pytest.raises(UserError, match=begins):
         run.round(between)
     rows = table(run.out / "participation.csv")

@@ -21,7 +21,7 @@ def job(**changes) -> dict:
 def test_settings_survive_json_and_add_what_federate_adds():
     settings = settings_from_job(job(overrides={"learning_rate": 0.1}, local_epochs=2))
     assert settings_from_job(asdict(settings)) == settings
-    assert settings.all_overrides() == {"epochs": 6, "seed": 0, "learning_rate": 0.1}
+    assert settings.site_overrides() == {"epochs": 6, "seed": 0, "learning_rate": 0.1}
     settings.check_bundle(BUNDLE)
 
 
@@ -36,12 +36,12 @@ def test_settings_survive_json_and_add_what_federate_adds():
         ({"local_epochs": True}, "^job: local_epochs: found True, expected a whole number"),
         (
             {"policy": "local"},
-            "^job: policy: found 'local', which exchanges nothing, expected fedsr, fedrep or fedavg",
+            "^job: policy: found 'local', which exchanges nothing, expected one of fedsr, fedrep, fedavg",
         ),
         ({"policy": "all"}, "^policy: found 'all', expected one of fedsr"),
         (
             {"dataset_dir": "/data"},
-            "^job: dataset_dir: found an unknown setting, expected one of bundle, .*; export the job again$",
+            "^job: dataset_dir: found an unknown setting, expected one of aggregation, bundle, .*; export the job again$",
         ),
     ],
 )
@@ -90,17 +90,18 @@ def test_another_package_or_bundle_is_refused(change, message):
         ({"learning_rate": "%/etc/passwd"}, "expected a number"),
         ({"learning_rate": "@seed"}, "expected a number"),
         ({"preset": "../x"}, "expected a number"),
-        ({"heads": [["a"]]}, "expected a number"),
-        ({"imports": ["os"]}, r"\(the bundle's value\), expected a number"),
-        ({"network_def": "small"}, r"\(the bundle's value\), expected a number"),
+        ({"heads": ["a", "$b"]}, "expected a number"),
+        ({"heads": [[[[["a"]]]]]}, "expected a number"),
+        ({"imports": ["os"]}, "an id that no other party may set"),
+        ({"network_def": "small"}, "expected one that replaces a number"),
         (
             {"network_def#_target_": "evil"},
-            "found an id that a job must not set, .*; set it in the site's own fedsr.json$",
+            "found an id that no other party may set",
         ),
-        ({"network_def::_target_": "evil"}, "found an id that a job must not set"),
+        ({"network_def::_target_": "evil"}, "found an id that no other party may set"),
         ({"dataset_dir": "x"}, "^overrides: dataset_dir: found an id that a job must not set"),
         ({"initial_weights": "x"}, "^overrides: initial_weights: found an id that a job must not set"),
-        ({"train#handlers#0": 1}, r"\(the bundle's value\), expected a number"),
+        ({"train#handlers#0": 1}, "expected one that replaces a number"),
         ({"no_such_id": 1}, "^overrides: no_such_id: found no such id"),
     ],
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from ignite.engine import Engine
 
-from fedsr_monai.handlers import HistoryWriter, forget_rounds_after, read_history
+from fedsr_monai.handlers import HistoryWriter, read_history
 
 
 def train(path, site, number, outputs, epochs=1):
@@ -42,16 +42,6 @@ def test_a_row_cut_short_is_dropped(tmp_path):
     assert [row["round"] for row in read_history(path)] == ["1"]
     train(path, "a", 2, [{"loss": 1.0}])
     assert path.read_text().splitlines()[1:] == ["1,a,1,2,1.5", "2,a,1,1,1"]
-
-
-def test_rounds_to_be_done_again_are_forgotten(tmp_path):
-    path = tmp_path / "history.csv"
-    forget_rounds_after(path, 1)
-    assert not path.exists()
-    for number in (1, 2, 3):
-        train(path, "a", number, [{"loss": 1.0}])
-    forget_rounds_after(path, 2)
-    assert [row["round"] for row in read_history(path)] == ["1", "2"]
 
 
 def test_epochs_that_are_done_again_replace_their_rows(tmp_path):
