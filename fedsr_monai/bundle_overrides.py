@@ -58,7 +58,7 @@ def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, 
         first = id_parts(key)[0]
         if first not in config:
             near = difflib.get_close_matches(first, config, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"the ids are {', '.join(sorted(config))}"
+            fix = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(config))}"
             expected = "one of its ids"
             raise UserError(f"overrides: {key}", found=f"no such id in {Path(files[0])}", expected=expected, fix=fix)
 

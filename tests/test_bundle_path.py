@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 import fedsr_monai.bundle_path
-from fedsr_monai.bundle_path import bundle_path, check_overrides
+from fedsr_monai.bundle_overrides import check_overrides
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
 
 

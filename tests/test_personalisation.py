@@ -160,5 +160,5 @@ def test_weights_of_another_network_are_refused_by_key(ward, run, tmp_path):
     tensors = read_tensors(run / "server" / "round_0003.safetensors")
     key = min(key for key in tensors if key.startswith("encoder."))
     write_tensors(run / "server" / "round_0003.safetensors", tensors | {key: torch.zeros(3)})
-    with pytest.raises(UserError, match=rf"start.safetensors: {key}: found float32 \[3\], expected"):
+    with pytest.raises(UserError, match=rf"start.safetensors: {key}: found float32 \[3\].*expected"):
         personalise(ward, run, tmp_path / "out", epochs=1)
