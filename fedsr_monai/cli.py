@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from fedsr_monai.commands import COMMANDS
 from fedsr_monai.commands.arguments import call, wants_help
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 (machine), 2 (user's mistake) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(arguments)
+        with progress_lines():
+            run(arguments)
     except BrokenPipeError:
         # whoever read our output has left; without this Python would complain once more when it closes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +62,30 @@ def run(arguments: list[str]) -> None:
     if wants_help(arguments[1:]):
         print(command_help(name, COMMANDS[name]))
         return
+    if sys.stderr.isatty() and name != "version":
+        print(f"fedsr {name}: loading PyTorch and MONAI ...", file=sys.stderr)  # takes seconds, without any bar
     call(name, COMMANDS[name], arguments[1:])
+
+
+@contextmanager
+def progress_lines() -> Iterator[None]:
+    """Write the package's log to standard error where that is not a terminal; on a terminal there are bars instead.
+
+    ignite's log is silenced: it repeats an error that is reported here, and an interrupt as a line without a reason.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log, ignite = logging.getLogger("fedsr_monai"), logging.getLogger("ignite.engine.engine")
+    levels = log.level, ignite.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    ignite.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(levels[0])
+        ignite.setLevel(levels[1])
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from monai.transforms import LoadImage
-from tqdm import tqdm
 
 from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
 from fedsr_monai.checks import check_choice, check_whole_number
@@ -21,6 +20,7 @@ from fedsr_monai.evaluation.site import case_rows, image_measures, run_case
 from fedsr_monai.evaluation.tables import read_measures, spread, structure_rows
 from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.progress import Progress
 from fedsr_monai.sites.site import Site, load_atlas, load_site
 from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.spatial.reader import VolumeReader
@@ -77,7 +77,7 @@ def run_accuracy(
         (site, item, method) for method in [*ours, *methods] for site in loaded for item in _test_items(site)[:cases]
     ]
     labels = {"network": NETWORK_METHODS["segmentation"], "refined": f"FedSR registration, refined ({refine} steps)"}
-    for site, item, method in tqdm(jobs, desc="benchmark", unit="scan", disable=None):
+    for site, item, method in Progress(jobs, desc="benchmark", unit="scan"):
         case = volume_stem(item["image"])
         if (labels.get(method, method), site.name, case) in done:
             continue

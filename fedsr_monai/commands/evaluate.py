@@ -17,8 +17,9 @@ def evaluate(
 ) -> None:
     """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
 
-    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set
-    of weights is measured on all of them, each with its own atlas.
+    Given the folder of a run, each site's final network is measured on that site's scans, and beside it the weights
+    that the run began with and the networks before they were personalised. Given site folders, one set of weights is
+    measured on all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or site folders
@@ -34,8 +35,10 @@ def evaluate(
     """
     from fedsr_monai.evaluation.run import evaluate as run
     from fedsr_monai.evaluation.run import summary_lines
+    from fedsr_monai.evaluation.stages import comparison_lines
 
     is_run = Path(sources[0], "run.json").is_file()
     summary = run(sources if is_run else expand_sites(sources), out, weights, section, device, figures)
-    print("\n".join(summary_lines(summary)))
-    print(out or Path(sources[0]) / "evaluation")
+    folder = Path(out or Path(sources[0]) / "evaluation")
+    print("\n".join([*summary_lines(summary), *(comparison_lines(folder) if is_run else [])]))
+    print(folder)

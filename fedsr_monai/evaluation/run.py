@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.site import evaluate_network
+from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.networks.weights import HEADS, load_weights, read_weights
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.site import Site, load_atlas, load_site, load_sites
 
@@ -36,16 +37,30 @@ class SiteModel:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
+def read_run(run: str | os.PathLike) -> dict[str, Any]:
+    """Return the content of a run's run.json.
+
+    Raises:
+        UserError: it does not exist or is damaged.
+    """
+    fix = "give the folder that `fedsr federate --out` wrote"
+    return read_json(Path(run) / "run.json", "the record of a run", fix)
+
+
+def models_of_run(run: str | os.PathLike, personalised: bool = True) -> list[SiteModel]:
     """Return the final network of each site of a run: the personalised one if it exists, else that of the last round.
 
     Sites that joined after the rounds come after the others. The pooled policy's one network is measured on every site.
+
+    Args:
+        run: folder of the run.
+        personalised: False for the networks of the last round alone.
 
     Raises:
         UserError: the run has no network yet, or a site folder is not where it was.
     """
     run = Path(run)
-    record = read_json(run / "run.json", "the record of a run", "give the folder that `fedsr federate --out` wrote")
+    record = read_run(run)
     bundle, overrides = Path(record["bundle"]["path"]), record.get("overrides", {})
     models = {}
     for site in record["sites"]:
@@ -59,12 +74,42 @@ def models_of_run(run: str | os.PathLike) -> list[SiteModel]:
                     fix="finish the run with the command that began it",
                 )
             models[loaded.name] = SiteModel(loaded, weights, bundle, overrides)
-    for file in sorted((run / PERSONALISED).glob("*/personalised.json")):
+    for file in sorted((run / PERSONALISED).glob("*/personalised.json")) if personalised else ():
         record = read_json(file, "the settings of a personalised training", "personalise the site again")
         loaded = load_site(record["site"])
         weights, bundle = file.parent / "model.pt", Path(record["bundle"])
         models[loaded.name] = SiteModel(loaded, weights, bundle, record.get("overrides", {}))
     return list(models.values())
+
+
+def earlier_models(run: str | os.PathLike) -> dict[str, list[SiteModel]]:
+    """Return the networks that a run had at earlier stages, for the sites that `models_of_run` returns.
+
+    Returns:
+        `before`: the weights that the run began with, if it began with any (`fedsr federate --from_weights`).
+        `rounds`: the networks after the last round, if some were personalised afterwards; a site that joined after
+        the rounds had the encoder of the federation and the heads that the run began with, and is left out if those
+        were random.
+    """
+    run = Path(run)
+    record, final = read_run(run), models_of_run(run)
+    stages: dict[str, list[SiteModel]] = {}
+    begun_with = Path((record.get("from_weights") or {}).get("path", ""))
+    if begun_with.is_file():
+        stages[BEFORE] = [replace(model, weights=begun_with) for model in final]
+    if any(model.weights.parent.parent.name == PERSONALISED for model in final):
+        in_rounds = {model.site.name: model for model in models_of_run(run, personalised=False)}
+        found = [in_rounds.get(model.site.name) or _joined(model) for model in final]
+        stages[ROUNDS] = [model for model in found if model is not None]
+    return stages
+
+
+def _joined(model: SiteModel) -> SiteModel | None:
+    """Return the network that a site's personalised training began with; None if its heads were random."""
+    path = model.weights.with_name("start.safetensors")
+    if not path.is_file() or not any(key.startswith(HEADS) for key in read_weights(path)):
+        return None
+    return replace(model, weights=path)
 
 
 def models_of_sites(folders: Sequence[str | os.PathLike], weights: str | os.PathLike | None = None) -> list[SiteModel]:
@@ -105,8 +150,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
 
-    Given the folder of a run, each site's final network is measured on that site's scans. Given site folders, one set
-    of weights is measured on all of them, each with its own atlas.
+    Given the folder of a run, each site's final network is measured on that site's scans, and beside it what it was
+    before the rounds and after them (`earlier_models`; folders of these names in `out`). Given site folders, one set of
+    weights is measured on all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or one or more site folders.
@@ -115,7 +161,7 @@ def evaluate(
         section: training, validation or test.
         device: by default the first GPU, or the CPU where there is none.
         figures: number of scans per site whose volumes are kept for the report's figures.
-        progress: show a bar (never when standard error is not a terminal).
+        progress: whether to show progress, as a bar or in the log.
 
     Returns:
         The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as
@@ -141,6 +187,8 @@ def evaluate(
                 fix="evaluate runs one by one, or name site folders",
             )
         models, target = models_of_run(first), Path(out or first / "evaluation")
+        for stage, earlier in earlier_models(first).items():
+            evaluate_models(earlier, target / stage, section, device, 0, progress, stage)
     elif out is None:
         raise UserError("--out", found="nothing", expected="it for site folders", fix="name a folder for the tables")
     else:
@@ -155,6 +203,7 @@ def evaluate_models(
     device: str | torch.device | None = None,
     figures: int = 1,
     progress: bool = True,
+    stage: str = "",
 ) -> dict[str, Any]:
     """Measure every model on its site's labelled scans, write the tables to `out`, and return their summary.
 
@@ -164,7 +213,8 @@ def evaluate_models(
         section: training, validation or test.
         device: by default the first GPU, or the CPU where there is none.
         figures: number of scans per site whose volumes are kept for the report's figures.
-        progress: show a bar (never when standard error is not a terminal).
+        progress: whether to show progress, as a bar or in the log.
+        stage: earlier stage of a run that the models belong to, for the progress.
 
     Raises:
         UserError: a section has no labelled scans, or weights do not fit.
@@ -174,7 +224,7 @@ def evaluate_models(
     device = find_device(device)
     out = Path(out)
     for model in models:
-        evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress)
+        evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress, stage)
     return read_json(out / "metrics.json", "the summary of an evaluation", "evaluate again")
 
 

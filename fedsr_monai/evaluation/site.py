@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import LoadImage
-from tqdm import tqdm
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.registration import folded_percent, ncc
@@ -26,6 +25,7 @@ from fedsr_monai.evaluation.tables import (
 from fedsr_monai.files import atomic_path, read_json, write_csv, write_json
 from fedsr_monai.labels.agreement import agreement
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.progress import Progress
 from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
@@ -40,6 +40,7 @@ def evaluate_network(
     out_dir: str | os.PathLike | None = None,
     keep_figures: int = 1,
     progress: bool = True,
+    stage: str = "",
 ) -> list[dict[str, Any]]:
     """Measure registration and segmentation on every labelled scan of a site, beside the unregistered atlas.
 
@@ -54,7 +55,8 @@ def evaluate_network(
         device: where the network runs.
         out_dir: evaluation folder. The rows of this site replace those that it had there; other sites' rows stay.
         keep_figures: number of cases whose volumes are kept for the report's figures.
-        progress: whether to show a bar (never when standard error is not a terminal).
+        progress: whether to show progress, as a bar or in the log.
+        stage: stage of a run that the network belongs to, for the progress.
 
     Returns:
         The rows of `metrics.csv` for this site.
@@ -71,7 +73,7 @@ def evaluate_network(
     rows: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     try:
-        bar = tqdm(items, desc=f"evaluate {site.name}", unit="scan", disable=None if progress else True)
+        bar = Progress(items, desc=" ".join(["evaluate", site.name, stage]).strip(), unit="scan", quiet=not progress)
         for number, item in enumerate(bar):
             case = volume_stem(item["image"])
             volumes, seconds = run_case(network, item, device)

@@ -67,6 +67,16 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     }
 
 
+def mean_dice_by_case(rows: Sequence[Mapping[str, Any]], task: str) -> dict[tuple[str, str], float]:
+    """Return the mean Dice over structures of each case in one task, by site and case, without cases of nan."""
+    dice: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["task"] == task:
+            dice.setdefault((row["site"], row["case"]), []).append(row["dice"])
+    means = {case: spread(of_case)["mean"] for case, of_case in dice.items()}
+    return {case: mean for case, mean in means.items() if not math.isnan(mean)}
+
+
 def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Count how often a structure was missed, spurious, or absent (`fedsr_monai.evaluation.structures`)."""
     return {

@@ -8,10 +8,9 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fedsr_monai import __version__
 from fedsr_monai.files import write_text
+from fedsr_monai.progress import Progress
 from fedsr_monai.report.results import headline, results, simulated_note, site_section
 from fedsr_monai.report.sources import Sources, read_sources
 from fedsr_monai.report.style import CSS, SCRIPT
@@ -55,7 +54,7 @@ def write_report(
 def sections(sources: Sources) -> Iterator[tuple[str, str, str]]:
     """Yield id, heading and content of each section that has content."""
     names = list(sources.summary["sites"]) if sources.summary else []
-    drawn = tqdm(names, desc="report", unit="site", disable=None)
+    drawn = Progress(names, desc="report", unit="site")
     everything = [
         ("results", "Results", results(sources)),
         *(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsr_monai.evaluation.stages import BEFORE, FINAL, compare, comparison_text
 from fedsr_monai.evaluation.tables import DEFINITIONS
 from fedsr_monai.labels import LABELS
 from fedsr_monai.report.charts import dice_chart, task_legend
 from fedsr_monai.report.figures import deformation_figure, error_figure, overlay_figure
 from fedsr_monai.report.sources import Sources
-from fedsr_monai.report.tables import chip, number, scan_table, site_table, structure_table
+from fedsr_monai.report.tables import chip, number, scan_table, site_table, stage_table, structure_table
 
 FIGURES = (
     (
@@ -130,12 +131,30 @@ def results(sources: Sources) -> str:
         for name, rows in (("Dice by structure", by_structure), ("Dice by site", by_site))
     )
     return (
-        f'{site_table(sources.summary)}<div class="pair">{charts}</div>'
+        f'{stages(sources)}{site_table(sources.summary)}<div class="pair">{charts}</div>'
         f"<h3>Structures, all sites</h3>{structure_table(whole)}"
         f"<details><summary>Jaccard, ASD and AVD</summary>{structure_table(whole, ('jaccard', 'asd_mm'))}"
         f"{structure_table(whole, ('avd_ml', 'avd_percent'))}</details>"
         f"<details><summary>What the numbers mean</summary><ul>{definitions}</ul></details>"
     )
+
+
+def stages(sources: Sources) -> str:
+    """Return what training changed: a sentence per task, and a table of the Dice of each site at each stage."""
+    if not sources.stages:
+        return ""
+    told = ""
+    if BEFORE in sources.stages:
+        found = compare(sources.stages[BEFORE], sources.rows)
+        told = "".join(f"<li>{sentence(comparison_text(task, of_task))}</li>" for task, of_task in found.items())
+        told = f"<ul>{told}</ul>"
+    by_stage = {**sources.stages, FINAL: sources.rows}
+    return f"<h3>What training changed</h3>{told}{stage_table(by_stage)}<h3>Final networks</h3>"
+
+
+def sentence(text: str) -> str:
+    """Return a text as a sentence, as HTML."""
+    return escape(text[:1].upper() + text[1:]) + "."
 
 
 def site_section(sources: Sources, name: str, opened: bool) -> str:

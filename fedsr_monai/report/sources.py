@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, summarise
 from fedsr_monai.files import read_json
 from fedsr_monai.handlers.history import read_history
@@ -24,6 +25,7 @@ class Sources:
         rows, cases: rows of metrics.csv and cases.csv.
         history, participation, rounds: rows of the run's tables, as text.
         figures: files with volumes for the figures, by site.
+        stages: rows of metrics.csv of the stages before the final one (`evaluation.stages`), by stage.
         simulated: names of the sites whose scans are simulated.
     """
 
@@ -35,6 +37,7 @@ class Sources:
     participation: list[dict[str, str]] = field(default_factory=list)
     rounds: list[dict[str, str]] = field(default_factory=list)
     figures: dict[str, list[Path]] = field(default_factory=dict)
+    stages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     simulated: list[str] = field(default_factory=list)
 
 
@@ -62,6 +65,10 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
         if (evaluation_dir / "cases.csv").exists():
             sources.cases = read_measures(evaluation_dir / "cases.csv", CASE_COLUMNS)
         sources.summary = summarise(sources.rows, sources.cases)
+        for stage in (BEFORE, ROUNDS):
+            table = evaluation_dir / stage / "metrics.csv"
+            if table.exists():
+                sources.stages[stage] = read_measures(table, METRIC_COLUMNS)
         data = {}
         if (evaluation_dir / "metrics.json").exists():
             summary = read_json(evaluation_dir / "metrics.json", "the summary of an evaluation", "evaluate again")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fedsr_monai.evaluation.tables import TASKS, spread
+from fedsr_monai.evaluation.stages import BEFORE, COMPARED, FINAL, ROUNDS
+from fedsr_monai.evaluation.tables import TASKS, mean_dice_by_case, spread
 from fedsr_monai.labels import ABBREVIATIONS, COLOURS
 
 # by measure: heading, digits, whether more is better
@@ -117,6 +118,45 @@ def site_table(summary: Mapping[str, Any]) -> str:
         "Mean ± standard deviation over scans; the structures of a scan are averaged first. <b>Marked</b>: the best of "
         "a row. A missed structure counts with Dice 0 and the diagonal of the image as distance.",
     )
+
+
+def stage_table(by_stage: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return a table with one row per site and one for all: the mean Dice of both tasks at each stage of a run.
+
+    A row counts the scans that were measured at all of its stages, so that its columns can be compared. A site that
+    joined after the rounds may lack a stage; the row of all sites leaves it out.
+
+    Args:
+        by_stage: rows of metrics.csv by stage, in order of time.
+    """
+    dice = {stage: {task: mean_dice_by_case(rows, task) for task in COMPARED} for stage, rows in by_stage.items()}
+    every = list(dict.fromkeys(case for of_stage in dice.values() for case in of_stage[COMPARED[0]]))
+    sites = list(dict.fromkeys(site for site, _ in every))
+    rows = []
+    for name in [*sites, *["All sites"] * (len(sites) > 1)]:
+        mine = [case for case in every if name in (case[0], "All sites")]
+        present = [stage for stage in dice if any(case in dice[stage][COMPARED[0]] for case in mine)]
+        mine = [case for case in mine if all(case in dice[stage][task] for stage in present for task in COMPARED)]
+        cells = f'<th class="left">{escape(name)}</th><td class="first">{len(mine)}</td>'
+        for task in COMPARED:
+            found = {stage: spread(dice[stage][task][case] for case in mine if stage in present) for stage in dice}
+            cells += "".join(mean_cell(found[stage], 3, first=n == 0, deviation=True) for n, stage in enumerate(dice))
+            change = round(found[present[-1]]["mean"], 3) - round(found[present[0]]["mean"], 3)
+            kind = "best" if change > 0 else "warn" if change < 0 else ""
+            cells += f'<td class="{kind}" data-sort="{change:.6g}">{signed(change, 3)}</td>'
+        rows.append(f'<tr class="{"total" if name == "All sites" else ""}">{cells}</tr>')
+    names = {BEFORE: "before", ROUNDS: "after the rounds"}
+    names[FINAL] = "personalised" if ROUNDS in by_stage else names[ROUNDS]
+    columns = [*(names[stage] for stage in by_stage), "change"]
+    groups = {"Scans": ["n"]} | {f"{task.capitalize()} Dice": columns for task in COMPARED}
+    return table(
+        group_heads(groups, "Site"), rows, "Mean ± standard deviation over the same scans at all stages of a row."
+    )
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def scan_table(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> str:

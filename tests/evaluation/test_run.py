@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,17 @@ import torch
 
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
-from fedsr_monai.evaluation.run import PERSONALISED, evaluate_models, load_network, models_of_run, models_of_sites
+from fedsr_monai.evaluation.run import (
+    PERSONALISED,
+    earlier_models,
+    evaluate_models,
+    load_network,
+    models_of_run,
+    models_of_sites,
+)
+from fedsr_monai.evaluation.stages import COMPARED
 from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_measures
+from fedsr_monai.federation.storage import write_tensors
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.sites.writing import write_site
@@ -82,6 +92,45 @@ def test_personalised_networks_come_before_those_of_the_last_round(run):
     assert models["east"].weights == run / PERSONALISED / "east" / "model.pt"
     assert models["west"].weights == run / "sites" / "west" / "model.pt"
     assert models["young"].bundle == bundle_path("fedsr_site")
+
+
+def stages_of(run: Path) -> dict[str, dict[str, Path]]:
+    return {stage: {model.site.name: model.weights for model in of} for stage, of in earlier_models(run).items()}
+
+
+def test_the_stages_of_a_run(run):
+    assert stages_of(run) == {}  # random weights, nobody personalised
+    record = json.loads((run / "run.json").read_text())
+    begun_with = run.parent / "begun.pt"
+    state = write_weights(begun_with, 11)
+    (run / "run.json").write_text(json.dumps(record | {"from_weights": {"path": str(begun_with), "sha256": "x"}}))
+    assert stages_of(run) == {"before": {"east": begun_with, "west": begun_with}}
+    join(run, "young", seed=7)
+    join(run, "east", seed=8)
+    in_rounds = {name: run / "sites" / name / "model.pt" for name in ("east", "west")}
+    before = dict.fromkeys(("east", "west", "young"), begun_with)
+    # what the joined site's training began with is not known to have had heads
+    assert stages_of(run) == {"before": before, "rounds": in_rounds}
+    young = run / PERSONALISED / "young" / "start.safetensors"
+    write_tensors(young, {key: value for key, value in state.items() if key.startswith(("encoder.", "sa."))})
+    assert stages_of(run)["rounds"] == in_rounds
+    write_tensors(young, {key: value for key, value in state.items() if key not in ("atlas_image", "atlas_label")})
+    assert stages_of(run)["rounds"] == in_rounds | {"young": young}
+
+
+def test_an_evaluation_says_what_training_changed(run, capsys):
+    record = json.loads((run / "run.json").read_text())
+    write_weights(run.parent / "begun.pt", 11)
+    record["from_weights"] = {"path": str(run.parent / "begun.pt")}
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["evaluate", str(run), "--figures", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pattern = "{} is (better|worse|no better) than before training: mean Dice 0.*, 0.* before .*of 2 scans"
+    assert [bool(re.match(pattern.format(task), line)) for task, line in zip(COMPARED, lines[2:4])] == [True, True]
+    assert (run / "evaluation" / "before" / "metrics.csv").is_file()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "What training changed" in page and "Segmentation is " in page
 
 
 def test_the_pooled_network_is_measured_on_every_site(run):

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_measures
+from fedsr_monai.files import write_csv
 from fedsr_monai.report import write_report
 from fedsr_monai.report.training import epoch_positions
 from fedsr_monai.simulation.sites import RECORD
@@ -154,6 +156,32 @@ def test_epochs_are_within_their_round():
         for site, number, epoch in [("a", "1", "1"), ("b", "1", "1"), ("a", "1", "2"), ("a", "2", "3"), ("c", "0", "7")]
     ]
     assert epoch_positions(rows) == [0.5, 1.0, 1.0, 2.0, 7.0]
+
+
+def test_the_stages_are_side_by_side(evaluation, tmp_path):
+    rows = read_measures(evaluation / "metrics.csv", METRIC_COLUMNS)
+    for stage, sites, less in (("before", ("north", "south"), 0.25), ("rounds", ("north",), -0.125)):
+        of_stage = [row | {"dice": row["dice"] - less * (row["task"] != "unregistered")} for row in rows]
+        write_csv(evaluation / stage / "metrics.csv", METRIC_COLUMNS, [row for row in of_stage if row["site"] in sites])
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    assert (
+        "Segmentation is better than before training: mean Dice 0.841, 0.591 before (+0.250; better on 4 of 4 scans)."
+        in page.text
+    )
+    north, south, everything = (
+        next(row for row in page.rows if row[0][1] == name) for name in ("north", "south", "All sites")
+    )
+    assert [cell[1][:6].strip() for cell in north[1:6]] == ["2", "0.558", "0.933", "0.808", "+0.250"]
+    assert [cell[1][:6].strip() for cell in south[1:6]] == ["2", "0.625", "–", "0.875", "+0.250"]
+    assert everything[1][1] == "2"  # the scans that all stages have
+    (evaluation / "rounds" / "metrics.csv").unlink()
+    write_csv(evaluation / "before" / "metrics.csv", METRIC_COLUMNS, [row | {"dice": 0.9} for row in rows])
+    _, page = written(None, evaluation, tmp_path / "report.html")
+    assert (
+        "Registration is worse than before training: mean Dice 0.750, 0.900 before (−0.150; better on 0 of 4"
+        in page.text
+    )
+    assert page.row("north")[4] == ["warn", "−0.092"]
 
 
 def test_each_scan_has_a_row_with_the_agreement_of_its_heads(evaluation, tmp_path):
