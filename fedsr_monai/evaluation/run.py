@@ -20,7 +20,7 @@ from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import HEADS, load_weights, read_weights
+from fedsr_monai.networks.weights import HEAD_PREFIXES, load_weights, read_weights
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.site import Site, load_atlas, load_site, load_sites
 
@@ -107,7 +107,7 @@ def earlier_models(run: str | os.PathLike) -> dict[str, list[SiteModel]]:
 def _joined(model: SiteModel) -> SiteModel | None:
     """Return the network that a site's personalised training began with; None if its heads were random."""
     path = model.weights.with_name("start.safetensors")
-    if not path.is_file() or not any(key.startswith(HEADS) for key in read_weights(path)):
+    if not path.is_file() or not any(key.startswith(HEAD_PREFIXES) for key in read_weights(path)):
         return None
     return replace(model, weights=path)
 
