@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from fedsr_monai.bundle_path import bundle_path
@@ -129,9 +130,10 @@ def _train(job: Job) -> None:
         job.members, job.run, plan.rounds, policy=arm.policy, seed=job.seed, overrides=overrides, from_weights=weights
     )
     if arm.personalise:
+        same = _of_site_bundle({**plan.overrides, **arm.overrides})
         for folder in (*job.members, *job.unseen):
             target = job.run / "personalised" / load_site(folder).name
-            personalise(folder, job.run, target, seed=job.seed, **plan.personalise)
+            personalise(folder, job.run, target, seed=job.seed, overrides=same, **plan.personalise)
     models = models_of_run(job.run)
     measured = {model.site.name for model in models}
     for folder in job.unseen:  # without personalisation an unseen site gets the network of the first member
@@ -139,3 +141,10 @@ def _train(job: Job) -> None:
             models += models_of_sites([folder], models[0].weights)
     evaluate_models(models, job.run / "evaluation", figures=0, progress=False)
     (job.run / "evaluation" / "done").touch()
+
+
+def _of_site_bundle(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides that the personalised phase has too: what an arm switches off in the rounds stays off after them."""
+    config = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))
+    reserved = ("epochs", "epoch_length", "seed", "val_interval")
+    return {key: value for key, value in overrides.items() if key.split("#")[0] in config and key not in reserved}

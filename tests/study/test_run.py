@@ -57,6 +57,22 @@ def test_table_four_runs_resumes_and_adds_up(tmp_path, monkeypatch):
         if (row["task"], row["arm"], row["reference"]) == ("segmentation", "+FL+MIL+SCIE", "baseline")
     ]
     assert difference == pytest.approx(full - baseline, abs=1e-5)
+    for seed in (0, 1):  # what an arm switches off stays off when the heads are fitted
+        fitted = (
+            tmp_path
+            / "study"
+            / "runs"
+            / "baseline"
+            / f"seed-{seed}"
+            / "personalised"
+            / "adult-3t"
+            / "personalised.json"
+        )
+        assert json.loads(fitted.read_text())["overrides"] == {
+            "scie": False,
+            "mutual_information": None,
+            "learning_rate": 0.002,
+        }
     page = report.read_text()
     assert "8 of 8 runs" in page and "+FL+MIL+SCIE" in page
 
