@@ -214,32 +214,36 @@ def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Ma
 
 def read_csv(
     path: str | os.PathLike,
-    columns: Sequence[str],
+    columns: Sequence[str] | None = None,
     convert: Callable[[str, str], Any] = lambda column, text: text,
     fix: str = "move the file away",
     only: bool = False,
 ) -> list[dict[str, Any]]:
-    """Read the named columns of a table.
+    """Read a table, or the named columns of it.
 
     Args:
         path: the file.
-        columns: those that are wanted.
+        columns: those that are wanted; all if None.
         convert: from the name of a column and the text of a cell to its value.
         fix: what to do if the table is damaged, for the message.
         only: refuse a table that has other columns too; who writes it again would lose them.
 
     Raises:
-        UserError: a column is missing, or not wanted, or a cell cannot be converted.
+        UserError: a column is missing or not wanted, a row is too short or too long, or a cell cannot be converted.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         present = list(reader.fieldnames or ())
+        columns = present if columns is None else columns
         lacking = [column for column in columns if column not in present]
         if lacking or (only and len(present) > len(columns)):
             expected = f"{'only' if only else 'also'} {', '.join(columns if only else lacking)}"
             raise UserError(path, found=f"the columns {', '.join(present) or 'none'}", expected=expected, fix=fix)
         rows = []
         for row in reader:
+            if None in row or None in row.values():
+                cells = f"a row of another length in line {reader.line_num}"
+                raise UserError(path, found=cells, expected=f"{len(present)} cells", fix=fix)
             try:
                 rows.append({column: convert(column, row[column]) for column in columns})
             except (TypeError, ValueError):

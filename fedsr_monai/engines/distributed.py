@@ -1,7 +1,7 @@
-"""One training on several GPUs: every process takes its own scans, gradients and SA features are averaged.
+"""One training on several GPUs: every process takes its own scans, and gradients and SA features are averaged.
 
-``DistributedDataParallel`` averages what went through its ``forward``; the joint step calls encoder, decoders and
-spatial transformer one by one, so the average is taken where an optimiser uses it.
+`DistributedDataParallel` averages what went through its `forward`; the joint step calls encoder, decoders and spatial
+transformer one by one, so the average is taken where an optimiser uses it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ def average(tensors: list[torch.Tensor]) -> None:
 def average_gradients(
     optimizers: Mapping[str, torch.optim.Optimizer], network: nn.Module
 ) -> Mapping[str, torch.optim.Optimizer]:
-    """Let every step of these optimisers use the mean gradient over all processes; returns the optimisers (for
-    configs).
+    """Let every step of these optimisers use the mean gradient over all processes, and return them (for configs).
 
-    All processes start from the weights and buffers of rank 0, and stay equal because their steps are.
+    All processes begin with the weights and buffers of rank 0, and stay equal because their steps are.
     """
     with torch.no_grad():
         for tensor in [*network.parameters(), *network.buffers()]:
@@ -49,15 +48,18 @@ def average_gradients(
 
 
 class AverageSA:
-    """Ignite handler: after each iteration every process has the mean SA features of all. With eq. 7, that is one
-    update by the mean.
+    """Ignite handler that gives every process the mean SA features of all after each iteration.
+
+    As eq. 7 is linear, that is one update by the mean.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
+        """Attach the handler to a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.exchange)
 
     def exchange(self, engine: Engine) -> None:
+        """Average the SA features over the processes."""
         average(list(self.network.sa.buffers()))

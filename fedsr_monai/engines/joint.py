@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +29,26 @@ from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAtlas
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The exactly labelled image of a step, and the atlas that it was drawn from, all padded to the encoder's stride.
+
+    Attributes:
+        image: [1, 1, D, H, W] in [0, 1].
+        label: its ids [1, 1, D, H, W].
+        atlas, atlas_label: the same of the site's atlas.
+        atlas_fractions: label fractions of the atlas, [1, classes, D/2, H/2, W/2].
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    atlas: torch.Tensor
+    atlas_label: torch.Tensor
+    atlas_fractions: torch.Tensor
+
+
 def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
-    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"); returns the network (for configs)."""
+    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"), and return the network (for configs)."""
     for part in parts:
         getattr(network, part).requires_grad_(False)
     return network
@@ -38,11 +57,15 @@ def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
 def head_optimizers(
     network: FedSRNet, lr: float, fused: bool = True, velocity_lr: float = 0.1
 ) -> dict[str, torch.optim.Optimizer]:
-    """One Adam a head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation.
+    """Return one Adam per head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation.
 
-    ``velocity_lr`` is the learning rate of the last layers of the registration head as a share of ``lr``. Adam moves every weight by
-    about ``lr`` at its first step, whatever the gradient, and the hundreds of weights behind each displacement add up to voxels: at
-    the full rate one step undoes the identity start, and dozens more are spent on coming back.
+    Args:
+        network: its parameters are optimised.
+        lr: learning rate.
+        fused: for the trainer's fused step.
+        velocity_lr: learning rate of the last layers of the registration head, as a fraction of `lr`. Adam moves every weight
+            by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each displacement add up
+            to voxels: at the full rate one step undoes the initial identity, and dozens more are spent on coming back.
     """
     velocities = list(network.registration.velocities.parameters())
     last = {id(parameter) for parameter in velocities}
@@ -60,26 +83,29 @@ def head_optimizers(
 
 
 class JointTrainer(Trainer):
-    """Trains both heads on a site's unlabelled scans and its one labelled atlas.
+    """Train both heads on a site's unlabelled scans and its one labelled atlas.
 
-    A batch holds ``image`` [B, 1, D, H, W] on the atlas' grid, and ``label`` where a person has corrected one (then it is used as an
-    exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12); ``fused`` takes both from one
-    forward pass. After each, the SA features move by eq. 7. ``engine.state.output`` is a dict of floats, one a loss.
+    A batch holds `image` [B, 1, D, H, W] on the atlas' grid, and `label` where a person has corrected one (then it is used as
+    an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12); `fused` takes both
+    from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict of floats, one per loss.
 
     Args:
-        device, max_epochs, train_data_loader, train_handlers: as in ``monai.engines.SupervisedTrainer``.
-        epoch_length: iterations an epoch; each epoch begins a new pass over the data, which should be shuffled if it is shorter than one.
+        device, max_epochs, train_data_loader, train_handlers: as in `monai.engines.SupervisedTrainer`.
+        epoch_length: iterations per epoch; each epoch begins a new pass over the data, which should be shuffled if it is
+            shorter than one.
         network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
-        optimizers: from :func:`head_optimizers`.
+        optimizers: from `head_optimizers`.
         random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact label.
         mutual_information: estimator of Phi, or None (the ablation of Table IV).
-        registration_weights, segmentation_weights: lambdas by loss name, merged over the defaults of ``objectives``.
-        heads: which heads take their step; segmentation alone (a site that corrects labels) needs no registration pass.
+        registration_weights, segmentation_weights: lambdas by loss name, merged over the defaults of `objectives`.
+        heads: the heads that take their step; segmentation alone (a site that corrects labels) needs no registration pass.
         fused: one forward pass for both steps (default), or Algorithm 1's two.
-        exact_registration: share of iterations whose registration target is the random atlas with its exact labels, not the scan.
+        exact_registration: fraction of iterations whose registration target is the random atlas with its exact labels, not the
+            scan.
         sa_alpha: alpha of eq. 7; 0 leaves SA features alone (the personalised phase).
         amp: run convolutions in bfloat16 (autocast on the network's device).
         clip: largest norm of each optimiser's gradient.
+        kwargs: as in `monai.engines.Trainer`.
     """
 
     def __init__(
@@ -121,13 +147,16 @@ class JointTrainer(Trainer):
         }
         self.heads = tuple(head for head in HEADS if head in heads)
         self.fused, self.exact_registration, self.sa_alpha, self.clip = fused, exact_registration, sa_alpha, clip
-        self.bfloat16 = amp  # not the base class' `amp`: that makes a gradient scaler for CUDA, which bfloat16 does not need
+        # Not the base class' `amp`: that makes a gradient scaler for CUDA, which bfloat16 does not need.
+        self.bfloat16 = amp
+        # The registration of the latest scan, on which the next random atlas may build; half-resolution voxels.
+        self._last_ddf: torch.Tensor | None = None
         if not any(vector.any() for vector in network.sa.buffers()):
             network.initialise_sa()
         self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
 
     def _begin_epoch(self, engine: Trainer) -> None:
-        # An epoch begins the same whether it follows another one or a restart of the process: in the middle of no pass over the data.
+        # An epoch begins the same whether it follows another one or a restart of the process: with a new pass over the data.
         self._last_ddf = None
         self.set_data(self.state.dataloader)
 
@@ -141,21 +170,22 @@ class JointTrainer(Trainer):
     # -- the two ways to take a step ------------------------------------------------------------------------------------------
 
     def _fused_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
-        drawn, drawn_label = self._draw()
+        drawn = self._draw()
         on_drawn = self._target_is_drawn()
         if on_drawn and label is None:
             scan = scan[:0]  # neither a target nor labelled: no loss would look at it
         items = slice(len(scan), None) if on_drawn else slice(0, len(scan))
         with self._autocast():
-            fixed, moving = self._encode(torch.cat([scan, drawn]))
+            fixed, moving = self._encode(torch.cat([scan, drawn.image]), drawn)
             logits, pooled = self.network.segment(fixed)
-        probability = logits.detach().softmax(dim=1)  # once, for the registration's target and for the segmentation's losses
+        # Once, for the registration's target and for the segmentation's losses.
+        probability = logits.detach().softmax(dim=1)
         fractions = average_fractions(probability[items])
-        found = self._align([f[items] for f in fixed], moving, fractions)
-        target = self._target(drawn, drawn_label, fractions) if on_drawn else self._target(scan, label, fractions)
-        labelled = self._labelled(logits, probability, len(scan), label, drawn_label, None if on_drawn else found)
+        found = self._align([f[items] for f in fixed], moving, fractions, drawn)
+        target = self._target(drawn.image, drawn.label, fractions) if on_drawn else self._target(scan, label, fractions)
+        labelled = self._labelled(logits, probability, len(scan), label, drawn, None if on_drawn else found)
         report = {
-            "registration": self._registration_losses(found, target),
+            "registration": self._registration_losses(found, target, drawn),
             "segmentation": segmentation_losses(self.network, labelled, pooled, self.mutual_information),
         }
         self._descend(report)
@@ -164,27 +194,29 @@ class JointTrainer(Trainer):
         return self._report(report)
 
     def _alternating_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
-        drawn, drawn_label = self._draw()
+        drawn = self._draw()
         on_drawn = self._target_is_drawn()
-        report, found, pooled = {}, None, None
+        report: dict[str, dict[str, torch.Tensor]] = {}
+        found = None
         if "registration" in self.heads:
-            fixed, fixed_label = (drawn, drawn_label) if on_drawn else (scan, label)
+            fixed, fixed_label = (drawn.image, drawn.label) if on_drawn else (scan, label)
             with self._autocast():
-                features, moving = self._encode(fixed)
+                features, moving = self._encode(fixed, drawn)
                 with torch.no_grad():
                     logits, _ = self.network.segment(features)
             fractions = predicted_fractions(logits)
-            found = self._align(features, moving, fractions)
+            found = self._align(features, moving, fractions, drawn)
             target = self._target(fixed, fixed_label, fractions)
-            report["registration"] = self._registration_losses(found, target)
+            report["registration"] = self._registration_losses(found, target, drawn)
             self._descend({"registration": report["registration"]})
             self._update_sa(found, None)
         if "segmentation" in self.heads:
             if label is None and (found is None or on_drawn):
                 scan = scan[:0]  # there are no labels for it
             with self._autocast():
-                logits, pooled = self.network.segment(self.network.encoder(torch.cat([scan, drawn])))
-            labelled = self._labelled(logits, logits.detach().softmax(dim=1), len(scan), label, drawn_label, None if on_drawn else found)
+                logits, pooled = self.network.segment(self.network.encoder(torch.cat([scan, drawn.image])))
+            probability = logits.detach().softmax(dim=1)
+            labelled = self._labelled(logits, probability, len(scan), label, drawn, None if on_drawn else found)
             report["segmentation"] = segmentation_losses(self.network, labelled, pooled, self.mutual_information)
             self._descend({"segmentation": report["segmentation"]})
             self._update_sa(None, pooled)
@@ -193,37 +225,42 @@ class JointTrainer(Trainer):
 
     # -- parts of a step ------------------------------------------------------------------------------------------------------
 
-    _last_ddf: torch.Tensor | None = None
-
     def _autocast(self) -> torch.autocast:
-        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of a 3-D convolution's
-        # weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each time, now and then NaN.
+        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of a 3-D
+        # convolution's weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each time, now and
+        # then NaN.
         broken = self.state.device.type == "cpu" and min(self.network.atlas_image.shape[2:]) <= 2 * STRIDE
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16 and not broken)
 
-    def _draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """An exactly labelled image [1, 1, D, H, W] and its labels: the random atlas, or the atlas itself where that is off."""
-        self._atlas, self._atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
-        self._fractions = self.network.atlas_fractions()
+    def _draw(self) -> Drawn:
+        """Draw an exactly labelled image: a random atlas, or the atlas itself where that is off."""
+        atlas, atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
+        fractions = self.network.atlas_fractions()
         if self.random_atlas is None:
-            return self._atlas, self._atlas_label
-        return self.random_atlas(self._atlas, self._atlas_label, self._last_ddf)
+            return Drawn(atlas, atlas_label, atlas, atlas_label, fractions)
+        return Drawn(*self.random_atlas(atlas, atlas_label, self._last_ddf), atlas, atlas_label, fractions)
 
     def _target_is_drawn(self) -> bool:
-        return "registration" in self.heads and self.random_atlas is not None and bool(torch.rand(()) < self.exact_registration)
+        return (
+            "registration" in self.heads
+            and self.random_atlas is not None
+            and bool(torch.rand(()) < self.exact_registration)
+        )
 
-    def _encode(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Encoder features of images and of the atlas, as one batch (eq. 1)."""
+    def _encode(self, images: torch.Tensor, drawn: Drawn) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return encoder features of images and of the atlas, from one batch (eq. 1)."""
         # Split, not sliced: the gradient of a slice is a batch of zeros with the slice in it.
-        pairs = [f.split([len(images), 1]) for f in self.network.encoder(torch.cat([images, self._atlas]))]
+        pairs = [f.split([len(images), 1]) for f in self.network.encoder(torch.cat([images, drawn.atlas]))]
         return [fixed for fixed, _ in pairs], [moving for _, moving in pairs]
 
-    def _align(self, fixed: list[torch.Tensor], moving: list[torch.Tensor], fractions: torch.Tensor) -> Registration:
+    def _align(
+        self, fixed: list[torch.Tensor], moving: list[torch.Tensor], fractions: torch.Tensor, drawn: Drawn
+    ) -> Registration:
         with self._autocast():
-            return self.network.align(fixed, moving, fractions, self._fractions)
+            return self.network.align(fixed, moving, fractions, drawn.atlas_fractions)
 
     def _target(self, image: torch.Tensor, label: torch.Tensor | None, fractions: torch.Tensor) -> Target:
-        """The registration's target: exact labels where there are any, else the predicted shares, which it does not move (eq. 10)."""
+        """Return the registration's target: exact labels where there are any, else predicted fractions, which it does not move (eq. 10)."""
         if label is not None:
             return Target(image, label_fractions(label, self.network.num_classes))
         return Target(image, fractions.detach(), predicted=True)
@@ -234,27 +271,28 @@ class JointTrainer(Trainer):
         probability: torch.Tensor,
         scans: int,
         label: torch.Tensor | None,
-        drawn_label: torch.Tensor,
+        drawn: Drawn,
         found: Registration | None,
     ) -> dict[str, Labelled]:
-        """What the segmentation loss compares by kind, from the logits of the batch [scans, drawn] and their softmax."""
+        """Return what the segmentation loss compares by kind of labels, from the logits of the batch [scans, drawn] and their softmax."""
         if label is not None:
-            return {"exact": Labelled(logits, torch.cat([label, drawn_label]), probability)}
+            return {"exact": Labelled(logits, torch.cat([label, drawn.label]), probability)}
         sizes = [scans, len(logits) - scans]
         (of_scans, of_drawn), (scans_probability, drawn_probability) = logits.split(sizes), probability.split(sizes)
-        labelled = {"exact": Labelled(of_drawn, drawn_label, drawn_probability)}
+        labelled = {"exact": Labelled(of_drawn, drawn.label, drawn_probability)}
         if found is not None and self.weights["segmentation"]["pseudo"]:
-            # eq. 3, nearest: an argmax over 14 warped shares costs as much as the encoder and moves a border by under half a voxel.
-            atlas_label = self._atlas_label.expand(scans, -1, -1, -1, -1)
+            # eq. 3, nearest: an argmax over the 14 warped one-hot channels costs as much as the encoder and moves a border by
+            # under half a voxel.
+            atlas_label = drawn.atlas_label.expand(scans, -1, -1, -1, -1)
             pseudo = warp(atlas_label, found.full_ddf.detach(), mode="nearest")
             labelled["pseudo"] = Labelled(of_scans, pseudo, scans_probability)
         return labelled
 
-    def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
-        return registration_losses(self.network, found, target, self._fractions, self.mutual_information)
+    def _registration_losses(self, found: Registration, target: Target, drawn: Drawn) -> dict[str, torch.Tensor]:
+        return registration_losses(self.network, found, target, drawn.atlas_fractions, self.mutual_information)
 
     def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """One step of each head in ``report`` down the weighted sum of its losses."""
+        """Take one step of each head in `report` down the weighted sum of its losses."""
         self.network.zero_grad(set_to_none=True)
         sum(weighted(losses, self.weights[head]) for head, losses in report.items()).backward()
         for optimizer in (self.optimizers[head] for head in report):
@@ -272,7 +310,9 @@ class JointTrainer(Trainer):
             report[head] = float(weighted(losses, self.weights[head]).detach())
             report["loss"] += report[head]
             report |= {name: float(loss.detach()) for name, loss in losses.items() if name != "mutual_information"}
-        information = [-float(losses["mutual_information"].detach()) for losses in parts.values() if "mutual_information" in losses]
+        information = [
+            -float(losses["mutual_information"].detach()) for losses in parts.values() if "mutual_information" in losses
+        ]
         if information:
             report["mutual_information"] = sum(information) / len(information)
         return report

@@ -15,7 +15,7 @@ import torch
 from monai.engines import Trainer
 from torch import nn
 
-from fedsr_monai.engines.joint import JointTrainer
+from fedsr_monai.engines.joint import Drawn, JointTrainer
 from fedsr_monai.engines.objectives import (
     REGISTRATION_WEIGHTS,
     SEGMENTATION_WEIGHTS,
@@ -35,52 +35,59 @@ Item = TypeVar("Item")
 
 
 def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """The scans that the heads learn on and those held out for the lambdas: every other one.
+    """Return the scans that the heads learn on and those held out for the lambdas: every other one.
 
     Raises:
         UserError: there are fewer than two.
     """
     if len(items) < 2:
-        raise UserError(f"loss search: found {len(items)} training scan, expected at least 2 (one is held out); leave the search out")
+        raise UserError(
+            "loss search",
+            found=f"{len(items)} training scans",
+            expected="at least 2 (one is held out)",
+            fix="leave the search out",
+        )
     return list(items[::2]), list(items[1::2])
 
 
 class Lambdas(nn.Module):
-    """The loss weights of one head, log-parametrised: ``total * softmax(logs)``, at first the weights that are given.
+    """The loss weights of one head, log-parametrised: `total * softmax(logs)`, at first the weights that are given.
 
-    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only shares can be
-    searched for. A weight of 0 is left out, and stays 0.
+    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only ratios
+    can be searched for. A weight of 0 is left out, and stays 0.
 
     Args:
-        weights: where they begin.
-        limit: largest factor by which :meth:`clamp` lets a lambda leave its start, before the sum is restored.
+        weights: initial values.
+        limit: largest factor by which `clamp` lets a lambda leave its initial value, before the sum is restored.
     """
 
     def __init__(self, weights: Mapping[str, float], limit: float = math.inf) -> None:
         super().__init__()
         self.total = sum(weights.values())
-        start = {name: math.log(weight) for name, weight in weights.items() if weight > 0}
-        self.bounds = {name: (log - math.log(limit), log + math.log(limit)) for name, log in start.items()}
-        self.logs = nn.ParameterDict({name: nn.Parameter(torch.tensor(log)) for name, log in start.items()})
+        initial = {name: math.log(weight) for name, weight in weights.items() if weight > 0}
+        self.bounds = {name: (log - math.log(limit), log + math.log(limit)) for name, log in initial.items()}
+        self.logs = nn.ParameterDict({name: nn.Parameter(torch.tensor(log)) for name, log in initial.items()})
 
     def forward(self) -> dict[str, torch.Tensor]:
-        fractions = torch.stack(list(self.logs.values())).softmax(dim=0)
-        return {name: self.total * share for name, share in zip(self.logs, fractions)}
+        """Return the lambdas by name, differentiable."""
+        ratios = torch.stack(list(self.logs.values())).softmax(dim=0)
+        return {name: self.total * ratio for name, ratio in zip(self.logs, ratios)}
 
     @torch.no_grad()
     def clamp(self) -> None:
+        """Keep every lambda within the limit."""
         for name, log in self.logs.items():
             log.clamp_(*self.bounds[name])
 
 
 class LossSearch:
-    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. It has a state, to be saved with the heads'.
+    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. Its state is saved with the heads'.
 
     Args:
-        registration_weights, segmentation_weights: where the lambdas begin, merged over the defaults of ``objectives``.
-        lr: learning rate of the logarithms: about the share by which a lambda changes a step.
-        limit: see :class:`Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose share to those that pay
-            at once, and this bounds how far.
+        registration_weights, segmentation_weights: initial lambdas, merged over the defaults of `objectives`.
+        lr: learning rate of the logarithms: about the relative change of a lambda per step.
+        limit: see `Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose weight to those that
+            pay at once, and this bounds how far.
     """
 
     def __init__(
@@ -99,10 +106,11 @@ class LossSearch:
         self.optimizer = torch.optim.Adam(self.lambdas.parameters(), lr=lr)
 
     def weights(self, head: str) -> dict[str, float]:
+        """Return the lambdas of a head as numbers."""
         return {name: float(value.detach()) for name, value in self.lambdas[head]().items()}
 
     def step(self, slope: torch.Tensor) -> None:
-        """Move the lambdas down ``slope``, a function of theirs."""
+        """Move the lambdas down the gradient of `slope`, a function of theirs."""
         self.optimizer.zero_grad()
         slope.backward()
         self.optimizer.step()
@@ -110,18 +118,21 @@ class LossSearch:
             lambdas.clamp()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of lambdas and optimiser."""
         return {"lambdas": self.lambdas.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of lambdas and optimiser."""
         self.lambdas.load_state_dict(state["lambdas"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """<dF/ds, dg/ds> / (<dg/ds, dg/ds> + eps), a number: how far the lower loss g, descended along ``output`` s, follows the upper F.
+    """Return how far the lower loss g, descended along `output` s, follows the upper F: <dF/ds, dg/ds> / (<dg/ds, dg/ds> + eps).
 
-    F - coupling * g is the upper loss with the lower level's response in it (Bi-JROS, Fan et al., CVPR 2024): of the implicit gradient
-    F_w - F_s g_ss^-1 g_sw, with the outer product of g_s in the place of the Hessian g_ss.
+    F - coupling * g is the upper loss with the lower level's response in it (after Bi-JROS, Fan et al., CVPR 2024): the
+    implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has rank one and
+    is not the Hessian: a direction to try, without a promise of convergence.
     """
     (of_upper,) = torch.autograd.grad(upper, output, retain_graph=True)
     (of_lower,) = torch.autograd.grad(lower, output, retain_graph=True)
@@ -129,27 +140,28 @@ def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps
 
 
 class LossSearchTrainer(JointTrainer):
-    """A :class:`JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
+    """A `JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
 
-    Every ``search_interval`` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the lambdas move down
-    dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes of the head's optimiser, weight by
-    weight. This is the hypergradient of one unrolled step, the optimiser's momenta taken as constants.
+    Every `search_interval` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the lambdas
+    move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes of the head's
+    optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's momenta taken as constants.
 
-    The upper objective U is a loss at fixed ``reference`` lambdas, so no lambda can lower it by being small. On a held-out scan and a
-    newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq. 11 of the registration
-    to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of warped and predicted labels moves
-    both heads. Smoothness is part of U because a field that folds raises overlap and similarity on any scan.
+    The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. On a held-out scan
+    and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq. 11 of
+    the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of warped
+    and predicted labels moves both heads. Smoothness is part of U because a field that folds raises overlap and similarity on
+    any scan.
 
-    ``engine.state.output`` gains ``lambda/<head>/<loss>`` and, when U was computed, ``held_out``.
+    `engine.state.output` gains `lambda/<head>/<loss>` and, when U was computed, `held_out`.
 
     Args:
-        args, kwargs: of :class:`JointTrainer`; it takes its weights from ``search``.
+        args, kwargs: of `JointTrainer`; it takes its weights from `search`.
         search: the lambdas.
-        held_out: data set of the held-out scans: items with ``image`` [1, D, H, W] and, where a person corrected one, ``label``.
+        held_out: data set of the held-out scans: items with `image` [1, D, H, W] and, where a person corrected one, `label`.
         search_interval: iterations between two moves of the lambdas.
         search_start: iterations before the first one: until then Adam's step sizes are those of a handful of gradients.
-        reference: lambdas of U by head, merged over the defaults of ``objectives``.
-        coupled: whether the registration step on predicted labels takes the segmentation's response into account (:func:`coupling`).
+        reference: lambdas of U by head, merged over the defaults of `objectives`.
+        coupled: whether the registration step on predicted labels takes the segmentation's response into account (`coupling`).
     """
 
     def __init__(
@@ -192,16 +204,16 @@ class LossSearchTrainer(JointTrainer):
                 self._gradients[head] = {name: self._gradient(losses[name], head) for name in names}
         super()._descend(report)
 
-    def _registration_losses(self, found: Registration, target: Target) -> dict[str, torch.Tensor]:
+    def _registration_losses(self, found: Registration, target: Target, drawn: Drawn) -> dict[str, torch.Tensor]:
         if not (self.coupled and target.predicted):
-            return super()._registration_losses(found, target)
+            return super()._registration_losses(found, target, drawn)
         target = replace(target, fractions=target.fractions.requires_grad_())
-        losses = super()._registration_losses(found, target)
-        # eq. 12 where registration and segmentation meet: label shares at half resolution, the warped ones differentiable too.
-        warped = warp(self._fractions.expand_as(target.fractions), found.ddf)
+        losses = super()._registration_losses(found, target, drawn)
+        # eq. 12 where registration and segmentation meet: label fractions at half resolution, the warped ones differentiable too.
+        warped = warp(drawn.atlas_fractions.expand_as(target.fractions), found.ddf)
         lower = soft_dice(target.fractions, warped) - (warped * (target.fractions + 1e-6).log()).sum(dim=1).mean()
-        share = coupling(weighted(losses, self.weights["registration"]), lower, target.fractions)
-        return losses | {"coupling": -share.detach() * lower}
+        response = coupling(weighted(losses, self.weights["registration"]), lower, target.fractions)
+        return losses | {"coupling": -response.detach() * lower}
 
     # -- the upper level ------------------------------------------------------------------------------------------------------
 
@@ -212,50 +224,55 @@ class LossSearchTrainer(JointTrainer):
         return list(torch.autograd.grad(loss, self._parameters(head), retain_graph=True, allow_unused=True))
 
     def _move_lambdas(self) -> float:
-        """One step down the hypergradient; returns U."""
+        """Take one step down the hypergradient, and return U."""
         objective = self.held_out_objective()
         slope = torch.zeros((), device=self.state.device)
         for head, by_name in self._gradients.items():
             size = step_sizes(self.optimizers[head])
-            upper = [u if u is None else u * size(p) for p, u in zip(self._parameters(head), self._gradient(objective, head))]
+            upper = [
+                u if u is None else u * size(p) for p, u in zip(self._parameters(head), self._gradient(objective, head))
+            ]
             lambdas = self.search.lambdas[head]()
             for name, gradients in by_name.items():
-                slope = slope - lambdas[name] * sum((g * u).sum() for g, u in zip(gradients, upper) if g is not None and u is not None)
+                slope = slope - lambdas[name] * sum(
+                    (g * u).sum() for g, u in zip(gradients, upper) if g is not None and u is not None
+                )
         self.search.step(slope)
         self._gradients = {}
         return float(objective.detach())
 
     def held_out_objective(self) -> torch.Tensor:
-        """U of the class: a differentiable function of the heads, on a random held-out scan and a random atlas."""
+        """Return U (see the class), differentiable by the heads, on a random held-out scan and a random atlas."""
         network = self.network
         item = self.held_out[int(torch.randint(len(self.held_out), ()))]
         scan = pad_to_stride(item["image"][None].to(self.state.device).as_subclass(torch.Tensor))
-        drawn, drawn_label = self._draw()
+        drawn = self._draw()
         with self._autocast():
-            fixed, moving = self._encode(torch.cat([scan, drawn]))
+            fixed, moving = self._encode(torch.cat([scan, drawn.image]), drawn)
             logits, _ = network.segment(fixed)
         fractions = predicted_fractions(logits)
-        segmented, label, of_scan = logits[1:], drawn_label, fractions[:1]
+        segmented, label, of_scan = logits[1:], drawn.label, fractions[:1]
         if "label" in item:
             scan_label = pad_to_stride(item["label"][None].to(scan.device).as_subclass(torch.Tensor))
             segmented, label = logits, torch.cat([scan_label.to(label.dtype), label])
             of_scan = label_fractions(scan_label, network.num_classes)
         total = self.reference["segmentation"]["exact"] * dice_cross_entropy(segmented, label)
         if "registration" in self.heads:
-            targets = [Target(scan, of_scan), Target(drawn, label_fractions(drawn_label, network.num_classes))]
-            for place, target in enumerate(targets):
-                item = slice(place, place + 1)
-                found = self._align([f[item] for f in fixed], moving, fractions[item])
-                total = total + weighted(registration_losses(network, found, target, self._fractions, None), self.reference["registration"])
+            targets = [Target(scan, of_scan), Target(drawn.image, label_fractions(drawn.label, network.num_classes))]
+            for number, target in enumerate(targets):
+                one = slice(number, number + 1)
+                found = self._align([f[one] for f in fixed], moving, fractions[one], drawn)
+                losses = registration_losses(network, found, target, drawn.atlas_fractions, None)
+                total = total + weighted(losses, self.reference["registration"])
         return total
 
 
 def step_sizes(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], torch.Tensor | float]:
-    """From a parameter to how far it moves a unit of gradient: Adam's lr / (sqrt(v) + eps), or lr for an optimiser without v."""
-    of = {id(p): (group["lr"], group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
+    """Return a function from a parameter to how far it moves per unit of gradient: Adam's lr / (sqrt(v) + eps), or lr without v."""
+    rates = {id(p): (group["lr"], group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
 
     def size(parameter: torch.Tensor) -> torch.Tensor | float:
-        lr, eps = of[id(parameter)]
+        lr, eps = rates[id(parameter)]
         second = optimizer.state.get(parameter, {}).get("exp_avg_sq")
         return lr if second is None else lr / (second.sqrt() + eps)
 

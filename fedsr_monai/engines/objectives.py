@@ -1,4 +1,4 @@
-"""The two objectives of a joint step, eq. 11 (registration) and eq. 12 (segmentation), as plain functions of network outputs."""
+"""The two objectives of a joint step, eq. 11 (registration) and eq. 12 (segmentation), as functions of network outputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.spatial.warping import warp
 
-# The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another scale; these
-# belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field in half-resolution voxels).
+# The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another scale;
+# these belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field, in its voxels).
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
 SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "mutual_information": 0.1}
 
@@ -25,12 +25,12 @@ soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
 
 @dataclass
 class Target:
-    """What the atlas is registered to.
+    """The images that the atlas is registered to.
 
     Attributes:
         image: [B, 1, D, H, W].
-        shares: label shares at half resolution, [B, classes, D/2, H/2, W/2].
-        predicted: the shares are the segmentation's, not a label map's.
+        fractions: their label fractions, [B, classes, D/2, H/2, W/2].
+        predicted: the fractions are the segmentation's, not a label map's.
     """
 
     image: torch.Tensor
@@ -53,7 +53,7 @@ class Labelled(NamedTuple):
 
 
 def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network: FedSRNet, head: str) -> torch.Tensor:
-    """Phi of a head: the mean over its three scales of the MI of pooled f_d and the SA vector (eq. 6)."""
+    """Return Phi of a head (eq. 6): the mean over its three scales of the MI of pooled f_d and the SA vector."""
     vectors = getattr(network.sa, head)
     return sum(estimator(p, vectors[scale], f"{head}.{scale}") for scale, p in enumerate(pooled)) / len(pooled)
 
@@ -61,9 +61,17 @@ def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network
 def registration_losses(
     network: FedSRNet, found: Registration, target: Target, atlas_fractions: torch.Tensor, estimator: nn.Module | None
 ) -> dict[str, torch.Tensor]:
-    """Terms of eq. 11 before weighting. Labels are compared at half resolution, where the field lives (an eighth of the cost).
+    """Return the terms of eq. 11 before weighting.
 
-    Similarity is negative local cross-correlation in [-1, 0]; dice a loss in [0, 1]; mutual information is returned negated.
+    Similarity is negative local cross-correlation in [-1, 0], dice a loss in [0, 1], and mutual information is negated.
+    Labels are compared at half resolution, where the field is predicted (an eighth of the cost).
+
+    Args:
+        network: its atlas image is warped, its SA vectors are compared with.
+        found: the registration to `target`.
+        target: what the atlas was registered to.
+        atlas_fractions: label fractions of the atlas, [1, classes, D/2, H/2, W/2].
+        estimator: of mutual information; None leaves the term out.
     """
     warped = warp(pad_to_stride(network.atlas_image).expand_as(target.image), found.full_ddf)
     losses = {
@@ -82,9 +90,17 @@ def segmentation_losses(
     pooled: list[torch.Tensor],
     estimator: nn.Module | None,
 ) -> dict[str, torch.Tensor]:
-    """Terms of eq. 12 before weighting: Dice + CE for each named kind of labels ("exact", "pseudo"), and mutual information negated."""
+    """Return the terms of eq. 12 before weighting: Dice + cross-entropy per kind of labels, and mutual information negated.
+
+    Args:
+        network: its SA vectors are compared with.
+        labelled: images by kind of their labels, "exact" or "pseudo".
+        pooled: pooled f_d of f1, f2, f3 of the segmentation head.
+        estimator: of mutual information; None leaves the term out.
+    """
     losses = {
-        kind: dice_cross_entropy(images.logits, images.label, probability=images.probability) for kind, images in labelled.items()
+        kind: dice_cross_entropy(images.logits, images.label, probability=images.probability)
+        for kind, images in labelled.items()
     }
     if estimator is not None:
         losses["mutual_information"] = -mutual_information(estimator, pooled, network, "segmentation")
@@ -92,5 +108,8 @@ def segmentation_losses(
 
 
 def weighted(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float | torch.Tensor]) -> torch.Tensor:
-    """The sum of the losses by their lambdas; a lambda of 0 keeps a term in the log and out of the sum."""
-    return sum(weights[name] * loss for name, loss in losses.items() if not (isinstance(weights[name], float) and weights[name] == 0))
+    """Return the sum of the losses by their lambdas; a lambda of 0 keeps a term in the log and out of the sum."""
+    terms = (
+        weights[name] * loss for name, loss in losses.items() if torch.is_tensor(weights[name]) or weights[name] != 0
+    )
+    return sum(terms)

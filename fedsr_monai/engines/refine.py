@@ -1,4 +1,4 @@
-"""Instance optimisation: a few gradient steps on one scan's deformation at inference, after the network's own answer."""
+"""Instance optimisation: a few gradient steps on one scan's deformation at inference, after the network's prediction."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fedsr_monai.spatial.warping import compose, integrate, resize_ddf
 def refine_registration(
     network: FedSRNet, image: torch.Tensor, steps: int = 20, lr: float = 0.1, weights: dict[str, float] | None = None
 ) -> torch.Tensor:
-    """Displacement [B, 3, D, H, W] in voxels, as ``network.register``, improved on each scan by itself.
+    """Return the displacement [B, 3, D, H, W] in voxels, as `network.register`, improved on each scan by itself.
 
     A half-resolution velocity field is composed with the network's field and descended by Adam on eq. 11 without its mutual
-    information: similarity, smoothness of the whole field, and overlap of the warped atlas labels with the predicted ones. No label of
-    the scan is used. The network's weights do not change.
+    information: similarity, smoothness of the whole field, and overlap of the warped atlas labels with the predicted ones. No
+    label of the scan is used. The network's weights do not change.
 
     Args:
         network: with its atlas set.
         image: scans on the atlas' grid, [B, 1, D, H, W] in [0, 1].
         steps: gradient steps; 0 returns the network's field.
         lr: Adam's step in half-resolution voxels.
-        weights: lambdas merged over ``objectives.REGISTRATION_WEIGHTS``.
+        weights: lambdas merged over `objectives.REGISTRATION_WEIGHTS`.
     """
     weights = REGISTRATION_WEIGHTS | (weights or {})
     scan = pad_to_stride(image)

@@ -1,7 +1,7 @@
 """Checkpoints that a kill in the middle of a save cannot destroy.
 
-``monai.handlers.CheckpointSaver`` writes with ``atomic=False``, straight over the last good file, and Ignite's
-``DiskSaver(atomic=True)`` neither syncs the data before the rename nor gives the group read permission.
+`monai.handlers.CheckpointSaver` writes with `atomic=False`, straight over the last good file, and Ignite's
+`DiskSaver(atomic=True)` neither syncs the data before the rename nor gives the group read permission.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def save_checkpoint(content: nn.Module | Mapping[str, Any], path: str | os.PathL
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    state = state_of(content) if isinstance(content, nn.Module) else {name: state_of(item) for name, item in content.items()}
+    state = (
+        state_of(content)
+        if isinstance(content, nn.Module)
+        else {name: state_of(item) for name, item in content.items()}
+    )
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".safetensors":
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
@@ -52,18 +56,18 @@ def save_checkpoint(content: nn.Module | Mapping[str, Any], path: str | os.PathL
 class AtomicCheckpoint:
     """Ignite handler that saves a checkpoint to one file, every few epochs or when a metric is the best yet.
 
-    Attach it to the trainer (every ``interval`` epochs and at the end), or with ``key_metric`` to the evaluator whose
-    ``state.metrics`` hold that metric. Under distributed training only rank 0 writes.
+    Attach it to the trainer (every `interval` epochs and at the end), or with `key_metric` to the evaluator whose
+    `state.metrics` hold that metric. Under distributed training only rank 0 writes.
 
     Args:
-        path: the file to write, say ``models/model.pt``.
+        path: the file to write, say `models/model.pt`.
         content: what to save, as for `save_checkpoint`: a network, or several things by name.
-        interval: epochs between two saves; not used with ``key_metric``.
+        interval: epochs between two saves; not used with `key_metric`.
         key_metric: name of the metric to keep the best of. A value that is not finite is never the best.
-        greater_is_better: whether a higher ``key_metric`` is better.
+        greater_is_better: whether a higher `key_metric` is better.
 
     Raises:
-        UserError: when ``key_metric`` is not among the engine's metrics.
+        UserError: `key_metric` is not among the engine's metrics.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class AtomicCheckpoint:
         self.best: float | None = None
 
     def attach(self, engine: Engine) -> None:
+        """Attach the handler to a trainer, or with `key_metric` to an evaluator."""
         if self.key_metric is not None:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_if_best)
             return
@@ -90,15 +95,18 @@ class AtomicCheckpoint:
             engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
+        """Write the checkpoint."""
         if idist.get_rank() == 0:
             save_checkpoint(self.content, self.path)
 
     def save_if_best(self, engine: Engine) -> None:
+        """Write the checkpoint if the metric is the best yet."""
         metrics = engine.state.metrics
         if self.key_metric not in metrics:
             raise UserError(
-                f"{self.path.name}: key metric '{self.key_metric}' is not computed, found {sorted(metrics) or 'none'}; "
-                "name one of these in AtomicCheckpoint's key_metric"
+                "AtomicCheckpoint: key_metric",
+                found=repr(self.key_metric),
+                expected=f"one of the evaluator's metrics ({', '.join(sorted(metrics)) or 'none'})",
             )
         value = float(metrics[self.key_metric])
         if math.isfinite(value) and (self.best is None or self.sign * value > self.sign * self.best):
@@ -106,7 +114,9 @@ class AtomicCheckpoint:
             self.best = value
 
     def state_dict(self) -> dict[str, float | None]:
+        """Return the best metric so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Restore the best metric so far."""
         self.best = state["best"]

@@ -1,6 +1,6 @@
-"""How far a training is, in the terminal or in the log.
+"""The progress of a training, in the terminal or in the log.
 
-Ignite's ``ProgressBar`` draws one bar an epoch, so that its time left ends with the epoch; here the bar spans the run.
+Ignite's `ProgressBar` draws one bar per epoch, so that its time left ends with the epoch; here the bar spans the run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 
 def scalar_losses(output: Any) -> dict[str, float]:
-    """The numbers of an engine's output by name: a number is the ``loss``, others are left out."""
+    """Return the numbers of an engine's output by name: a single number is the `loss`, anything else is left out."""
     if isinstance(output, (list, tuple)):  # MONAI's decollated batch: the losses are the same in each item
         output = output[0] if output else {}
     if not isinstance(output, Mapping):
@@ -31,13 +31,13 @@ def scalar_losses(output: Any) -> dict[str, float]:
 class TrainingProgress:
     """Ignite handler: a bar with the running losses and the time left for all epochs of a run.
 
-    When standard error is not a terminal there is no bar, but one log line an epoch (level INFO).
+    Where standard error is not a terminal it writes one log line per epoch instead (level INFO).
 
     Args:
         desc: what is trained, say the name of the site.
         losses: the losses to show, in this order; all of them if None. Each is an exponential moving average.
         smoothing: weight of the past in that average, in [0, 1).
-        output_transform: picks the mapping of losses, or the one loss, from ``engine.state.output``.
+        output_transform: picks the mapping of losses, or the one loss, from `engine.state.output`.
         leave: whether the finished bar stays on the screen.
         name: name of the logger for the log lines.
     """
@@ -63,17 +63,19 @@ class TrainingProgress:
         self.first_iteration = 0
 
     def attach(self, engine: Engine) -> None:
+        """Attach the handler to a trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.log_epoch)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.close)
 
     def total(self, engine: Engine) -> int | None:
-        """Iterations of the whole run, or None where the loader has no length."""
+        """Return the iterations of the whole run, or None where the loader has no length."""
         epochs, length = engine.state.max_epochs, engine.state.epoch_length
         return epochs * length if epochs and length else None
 
     def start(self, engine: Engine) -> None:
+        """Open the bar."""
         self.close(engine)
         self.running = {}
         self.started = time.monotonic()
@@ -89,6 +91,7 @@ class TrainingProgress:
         )
 
     def update(self, engine: Engine) -> None:
+        """Average the losses of an iteration, and move the bar."""
         for key, value in scalar_losses(self.output_transform(engine.state.output)).items():
             past = self.running.get(key, value)
             self.running[key] = self.smoothing * past + (1.0 - self.smoothing) * value
@@ -97,10 +100,12 @@ class TrainingProgress:
             self.bar.update(1)
 
     def losses_text(self) -> str:
+        """Return the running losses as text."""
         shown = self.running if self.losses is None else {k: self.running[k] for k in self.losses if k in self.running}
         return ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
 
     def log_epoch(self, engine: Engine) -> None:
+        """Log a line where there is no bar."""
         if self.bar is not None and not self.bar.disable:
             return
         done = engine.state.iteration - self.first_iteration
@@ -108,11 +113,12 @@ class TrainingProgress:
         total = self.total(engine)
         left = f", {tqdm.format_interval(seconds * (total - engine.state.iteration))} left" if total else ""
         self.logger.info(
-            "%s: epoch %d/%s, %s, %.2f s a step%s",
+            "%s: epoch %d/%s, %s, %.2f s per step%s",
             self.desc, engine.state.epoch, engine.state.max_epochs or "?", self.losses_text(), seconds, left,
         )  # fmt: skip
 
     def close(self, engine: Engine) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -1,4 +1,4 @@
-"""Going on with a training that was stopped."""
+"""Resuming a training that was stopped."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
-from fedsr_monai.errors import UserError
+from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.handlers.checkpoint import save_checkpoint, state_of
 
 
 class ResumableCheckpoint:
-    """Ignite handler that writes the whole state of a training after every epoch and, if asked, takes it up at the
-    start.
+    """Ignite handler that writes the whole state of a training after every epoch and, if asked, resumes from it.
 
     The state is that of all `parts`, of torch's random numbers and of the engine's counters: a training that was killed
     and resumed ends in the same numbers as one that was not (to the bit on a CPU). The file is replaced in one step.
-    Under distributed training rank 0 writes, and every rank reads, with its own random numbers starting anew.
+    Under distributed training rank 0 writes and every rank reads; ranks other than 0 draw new random numbers.
 
     Args:
         path: the file.
-        parts: modules, optimisers and schedulers by name, all with a ``state_dict``; None stands for a part that is
+        parts: modules, optimisers and schedulers by name, all with a `state_dict`; None stands for a part that is
             switched off.
-        resume: take up the file's state if there is one; otherwise it is written over.
+        resume: restore the file's state if the file exists; otherwise it is written over.
 
     Raises:
         UserError: the file is damaged, or is the state of another training.
@@ -41,32 +40,34 @@ class ResumableCheckpoint:
         self.logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.start)
+        """Attach the handler to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    def start(self, engine: Engine) -> None:
+    def restore(self, engine: Engine) -> None:
+        """Restore the parts, the counters and the random numbers from the file."""
         if not (self.resume and self.path.is_file()):
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        except (
-            Exception
-        ) as error:  # torch raises half a dozen types for a file that is not whole, or not of these parts
-            what = " ".join(str(error).split())[:200]
+        except Exception as error:  # torch raises half a dozen types for a file that is damaged, or not of these parts
             raise UserError(
-                f"{self.path}: cannot be resumed ({type(error).__name__}: {what}), expected the state of this training; "
-                "train with the settings that it began with, or without resume"
+                self.path,
+                found=f"a state that cannot be restored ({one_line(error)[:200]})",
+                expected="the state of this training",
+                fix="train with the settings that it began with, or without resume",
             ) from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if idist.get_rank() == 0:
             torch.set_rng_state(state["random"])
             if torch.cuda.is_available() and state["random_cuda"]:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
-        self.logger.info("%s: going on after epoch %d", self.path, engine.state.epoch)
+        self.logger.info("%s: resumed after epoch %d", self.path, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
+        """Write the state of the training."""
         if idist.get_rank() != 0:
             return
         state = {name: state_of(part) for name, part in self.parts.items()}

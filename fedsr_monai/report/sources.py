@@ -10,8 +10,7 @@ from typing import Any
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, summarise
-from fedsr_monai.files import read_json
-from fedsr_monai.handlers.history import read_history
+from fedsr_monai.files import read_csv, read_json
 from fedsr_monai.simulation.sites import RECORD
 
 
@@ -90,5 +89,5 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the complete rows of a CSV file, without a last one that a kill cut short; none if there is no file."""
-    return read_history(path) if path.exists() else []
+    """Return the rows of a CSV file as text; none if there is no file."""
+    return read_csv(path) if path.exists() else []

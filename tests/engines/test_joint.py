@@ -30,7 +30,9 @@ def random_atlas() -> RandomAtlas:
     return RandomAtlas(RandomDeformation(6.0), RandomAppearance(14, 6.0))
 
 
-def make_trainer(phantom, data, epochs: int = 1, lr: float = 1e-3, frozen=(), fused: bool = True, network=None, **options) -> JointTrainer:
+def make_trainer(
+    phantom, data, epochs: int = 1, lr: float = 1e-3, frozen=(), fused: bool = True, network=None, **options
+) -> JointTrainer:
     torch.manual_seed(0)
     if network is None:
         network = FedSRNet("tiny")
@@ -78,7 +80,9 @@ def test_output_is_named_numbers_that_add_up(phantom, scan):
     }  # fmt: skip
     assert all(isinstance(value, float) for value in output.values())
     assert output["loss"] == pytest.approx(output["registration"] + output["segmentation"])
-    assert output["registration"] == pytest.approx(sum(weights[k] * output[k] for k in ("similarity", "smoothness", "dice")), rel=1e-5)
+    assert output["registration"] == pytest.approx(
+        sum(weights[k] * output[k] for k in ("similarity", "smoothness", "dice")), rel=1e-5
+    )
 
 
 def test_every_parameter_moves(phantom, scan):
@@ -175,7 +179,9 @@ def test_sa_features_that_arrived_are_kept(phantom, scan):
 
 def test_grids_that_are_no_multiple_of_16(phantom, scan):
     cut = (slice(None), slice(0, 27), slice(0, 30))
-    trainer = make_trainer([x[cut] for x in phantom], [{"image": scan["image"][(slice(None), *cut)]}], random_atlas=random_atlas())
+    trainer = make_trainer(
+        [x[cut] for x in phantom], [{"image": scan["image"][(slice(None), *cut)]}], random_atlas=random_atlas()
+    )
     trainer.run()
     assert all(value == value for value in trainer.state.output.values())
 

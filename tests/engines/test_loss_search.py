@@ -23,12 +23,25 @@ def scans(phantom) -> list[dict[str, torch.Tensor]]:
     torch.manual_seed(7)
     fields = [RandomDeformation(6.0)(phantom[1][None]) for _ in range(4)]
     return [
-        {"image": warp(phantom[0][None], ddf)[0], "label": warp(phantom[1][None].float(), ddf, mode="nearest")[0]} for ddf in fields
+        {"image": warp(phantom[0][None], ddf)[0], "label": warp(phantom[1][None].float(), ddf, mode="nearest")[0]}
+        for ddf in fields
     ]
 
 
-def make_trainer(phantom, scans, labelled=(), optimizer=None, lr=1e-3, fused=True, drawn=True, epochs=1, stirred=False, search=None, **options) -> LossSearchTrainer:
-    """``stirred``: from heads that are somewhere, not at their start, which is the identity."""
+def make_trainer(
+    phantom,
+    scans,
+    labelled=(),
+    optimizer=None,
+    lr=1e-3,
+    fused=True,
+    drawn=True,
+    epochs=1,
+    stirred=False,
+    search=None,
+    **options,
+) -> LossSearchTrainer:
+    """`stirred`: with heads that have moved from their initial identity."""
     torch.manual_seed(0)
     network = FedSRNet("tiny")
     network.set_atlas(*phantom)
@@ -39,7 +52,12 @@ def make_trainer(phantom, scans, labelled=(), optimizer=None, lr=1e-3, fused=Tru
     learning, held_out = halves([scan if "label" in labelled else {"image": scan["image"]} for scan in scans])
     data = [{key: value[None] for key, value in scan.items()} for scan in learning]
     optimizers = head_optimizers(network, lr, fused) if optimizer is None else optimizer(network)
-    options = {"mutual_information": ParzenMI(), "search_interval": 1, "search_start": 0, "exact_registration": 0.5} | options
+    options = {
+        "mutual_information": ParzenMI(),
+        "search_interval": 1,
+        "search_start": 0,
+        "exact_registration": 0.5,
+    } | options
     random_atlas = RandomAtlas(RandomDeformation(6.0), RandomAppearance(14, 6.0)) if drawn else None
     return LossSearchTrainer(
         "cpu", epochs, data, network, optimizers, random_atlas, sa_alpha=0.0, amp=False, fused=fused,
@@ -56,7 +74,7 @@ def test_lambdas_begin_at_the_weights_and_keep_their_sum():
     assert sum(values.values()).item() == pytest.approx(4) and values["a"] > 3.9
 
 
-def test_lambdas_stay_near_their_start():
+def test_lambdas_stay_near_their_initial_values():
     lambdas = Lambdas({"a": 3.0, "b": 1.0}, limit=2.0)
     with torch.no_grad():
         lambdas.logs["a"] += 5
@@ -70,11 +88,14 @@ def test_halves_are_disjoint():
 
 
 def test_one_scan_cannot_be_halved():
-    with pytest.raises(UserError, match=r"^loss search: found 1 training scan, expected at least 2 \(one is held out\); leave the search out$"):
+    with pytest.raises(
+        UserError,
+        match=r"loss search: found 1 training scan.*at least 2",
+    ):
         halves(["a"])
 
 
-def test_coupling_is_the_share_of_the_lower_loss_in_the_upper():
+def test_coupling_is_the_part_of_the_upper_gradient_along_the_lower_one():
     output = torch.tensor([1.0, 2.0, -1.0], requires_grad=True)
     lower = (output * torch.tensor([1.0, 0.0, 2.0])).sum()
     across = (output * torch.tensor([2.0, 7.0, -1.0])).sum()  # orthogonal in the output
@@ -97,7 +118,10 @@ def test_hypergradient_is_the_slope_of_the_held_out_loss(phantom, scans):
     """Against finite differences over real steps, taken by plain gradient descent."""
 
     def sgd(network):
-        return {head: torch.optim.SGD(getattr(network, head).parameters(), lr=1e-2) for head in ("registration", "segmentation")}
+        return {
+            head: torch.optim.SGD(getattr(network, head).parameters(), lr=1e-2)
+            for head in ("registration", "segmentation")
+        }
 
     def held_out_after_step(head=None, name=None, change=0.0):
         options = {"clip": math.inf, "drawn": False, "coupled": False, "stirred": True}
@@ -148,12 +172,17 @@ def test_history_and_what_moves(phantom, scans, fused):
     outputs = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
-    names = {"registration": ("similarity", "smoothness", "dice", "mutual_information"), "segmentation": ("exact", "pseudo", "mutual_information")}
+    names = {
+        "registration": ("similarity", "smoothness", "dice", "mutual_information"),
+        "segmentation": ("exact", "pseudo", "mutual_information"),
+    }
     columns = {f"lambda/{head}/{name}" for head in names for name in names[head]}
     assert all(columns <= set(output) for output in outputs)
     assert ["held_out" in output for output in outputs] == [False, True]
     assert all(isinstance(value, float) for output in outputs for value in output.values())
-    moved = {key.split(".")[0] for key, value in trainer.network.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[0] for key, value in trainer.network.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert moved == {"registration", "segmentation"}
     assert trainer.search.weights("registration")["dice"] != outputs[0]["lambda/registration/dice"]
 

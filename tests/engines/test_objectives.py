@@ -27,7 +27,9 @@ def shifted(voxels: float) -> Registration:
 def test_the_right_displacement_has_the_lowest_losses(network, phantom):
     moved = [x[None].roll(-2, dims=3) for x in phantom]
     target, fractions = Target(moved[0], label_fractions(moved[1], 14)), network.atlas_fractions()
-    losses = {shift: registration_losses(network, shifted(shift), target, fractions, None) for shift in (-2.0, 0.0, 2.0, 4.0)}
+    losses = {
+        shift: registration_losses(network, shifted(shift), target, fractions, None) for shift in (-2.0, 0.0, 2.0, 4.0)
+    }
     for name in ("similarity", "dice"):
         assert min(losses, key=lambda shift: losses[shift][name].item()) == 2.0
     assert losses[2.0]["smoothness"].item() == 0

@@ -39,14 +39,14 @@ def test_one_bar_spans_all_epochs(monkeypatch, caplog):
     assert lines(caplog) == []
 
 
-def test_a_log_line_an_epoch_without_a_terminal(monkeypatch, caplog):
+def test_one_log_line_per_epoch_without_a_terminal(monkeypatch, caplog):
     screen = io.StringIO()
     monkeypatch.setattr("sys.stderr", screen)
     caplog.set_level(logging.INFO)
     train(TrainingProgress("site_a", smoothing=0.5), [1.0, 2.0], epochs=2)
     assert screen.getvalue() == ""
     first, second = lines(caplog)
-    assert first.startswith("site_a: epoch 1/2, loss 1.5000, ") and first.endswith(" s a step, 00:00 left")
+    assert first.startswith("site_a: epoch 1/2, loss 1.5000, ") and first.endswith(" s per step, 00:00 left")
     assert second.startswith("site_a: epoch 2/2, loss 1.6250, ")  # (1.5 + 1) / 2 = 1.25, then with 2
 
 

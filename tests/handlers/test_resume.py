@@ -9,7 +9,7 @@ from fedsr_monai.handlers import ResumableCheckpoint
 
 
 class Training:
-    """Four noisy steps an epoch with momentum and a scheduled rate."""
+    """Four noisy steps per epoch with momentum and a scheduled rate."""
 
     def __init__(self, path, resume: bool) -> None:
         torch.manual_seed(4)
@@ -55,12 +55,13 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
     content = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[:-100])
     with pytest.raises(
-        UserError, match=r"cut.pt: cannot be resumed \(\w+Error: .*\), expected the state of this training; train with"
+        UserError,
+        match=r"cut.pt: found a state that cannot be restored \(\w+Error: .*\), expected the state of this training",
     ):
         Training(tmp_path / "cut.pt", resume=True).run(2)
     state = torch.load(tmp_path / "state.pt")
     torch.save(state | {"model": torch.nn.Linear(4, 1).state_dict()}, tmp_path / "other.pt")
     with pytest.raises(
-        UserError, match=r"other.pt: cannot be resumed \(RuntimeError: .*size mismatch.*\), expected the state of this"
+        UserError, match=r"other.pt: found a state .*size mismatch.*, expected the state of this training"
     ):
         Training(tmp_path / "other.pt", resume=True).run(2)
