@@ -205,10 +205,14 @@ def test_every_command_of_the_readme_names_what_exists(bundle):
     assert {"training", "evaluating", "inference"} == {run for run, _ in commands}
     shape = config(bundle, "metadata.json")["network_data_format"]["inputs"]["image"]["spatial_shape"]
     for export in ("ckpt_export", "onnx_export"):
-        (arguments,) = re.findall(rf"-m monai\.bundle {export} (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE)
+        (arguments,) = re.findall(
+            rf"-m monai\.bundle {export} (.*)$", (bundle / "docs" / "README.md").read_text(), flags=re.MULTILINE
+        )
         assert f'--input_shape "[1, 1, {shape[0]}, {shape[1]}, {shape[2]}]"' in arguments
         assert "--net_id network_def" in arguments and "--use_trace True" in arguments
-        assert all((bundle / file).is_file() for file in re.findall(r"(?:configs|models)/\w+\.(?:json|pt)\b", arguments))
+        assert all(
+            (bundle / file).is_file() for file in re.findall(r"(?:configs|models)/\w+\.(?:json|pt)\b", arguments)
+        )
     for run, arguments in commands:
         files = re.findall(r"configs/(\w+\.json)", arguments)
         merged = ConfigParser.load_config_files([str(bundle / "configs" / file) for file in files])
@@ -216,3 +220,21 @@ def test_every_command_of_the_readme_names_what_exists(bundle):
         for key in re.findall(r"--([\w#]+)", arguments.split("json", 1)[1]):
             assert key in parser, f"{run}: {key}"
         assert run in parser
+
+
+def loaders(value) -> list[dict]:
+    if isinstance(value, dict):
+        mine = [value] if value.get("_target_") == "LoadImaged" else []
+        return mine + [found for item in value.values() for found in loaders(item)]
+    return [found for item in value for found in loaders(item)] if isinstance(value, list) else []
+
+
+@BUNDLES
+def test_every_scan_is_read_by_the_package_s_reader(bundle):
+    found = [
+        loader
+        for file in sorted((bundle / "configs").glob("*.json"))
+        for loader in loaders(json.loads(file.read_text()))
+    ]
+    assert len(found) >= 3
+    assert {loader.get("reader") for loader in found} == {"fedsr_monai.spatial.reader.VolumeReader"}
