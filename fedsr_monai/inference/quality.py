@@ -1,0 +1,121 @@
+"""Whether a result can be believed: what is measured on it without a reference, and the limits that warn and reject."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fedsr_monai.evaluation.registration import folded_percent, ncc
+from fedsr_monai.inference.volume_ranges import implausible_volumes
+from fedsr_monai.labels import LABELS
+from fedsr_monai.labels.agreement import agreement
+
+GOOD, DOUBTFUL, REJECTED = "good", "doubtful", "rejected"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A measure warns below `warn` (or above it, where `warn` is the smaller number) and rejects beyond `reject`."""
+
+    warn: float
+    reject: float
+
+    def verdict(self, value: float) -> str:
+        """Return what a value means; nan, which stands for a measure that cannot be taken, rejects."""
+        sign = 1 if self.warn > self.reject else -1
+        if math.isnan(value) or sign * value < sign * self.reject:
+            return REJECTED
+        return DOUBTFUL if sign * value < sign * self.warn else GOOD
+
+
+# Chosen between what good and what broken scans give; both are in benchmarks/quality.csv, with the rates of wrong verdicts.
+LIMITS: dict[str, Limit] = {
+    "agreement": Limit(0.70, 0.55),
+    "correlation": Limit(0.60, 0.30),
+    "outside_percent": Limit(5.0, 20.0),
+    "folded_percent": Limit(0.5, 5.0),
+    "missing": Limit(0, 2),
+    "implausible": Limit(0, 3),
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured on one result.
+
+    Attributes:
+        agreement: mean Dice between the labels of the segmentation head and those of the registration head.
+        correlation: Pearson's correlation of scan and warped atlas in the brain.
+        outside_percent: percentage of the brain outside the box of the network's grid, where nothing is labelled.
+        folded_percent: percentage of the brain's voxels where the deformation folds.
+        missing: structures without a voxel.
+        implausible: structures of a volume that no human head has, with the volume and its range.
+        verdict: "good", "doubtful" or "rejected".
+        reasons: what the verdict rests on, one text per measure beyond its limit.
+    """
+
+    agreement: float
+    correlation: float
+    outside_percent: float
+    folded_percent: float
+    missing: tuple[str, ...] = ()
+    implausible: tuple[str, ...] = ()
+    verdict: str = field(init=False)
+    reasons: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = {
+            "agreement": f"segmentation and registration agree at a Dice of {self.agreement:.2f}",
+            "correlation": f"correlation with the warped atlas {self.correlation:.2f}",
+            "outside_percent": f"{self.outside_percent:.0f} % of the brain outside the atlas' box",
+            "folded_percent": f"{self.folded_percent:.1f} % of the deformation folded",
+            "missing": f"no {', no '.join(self.missing)}",
+            "implausible": "; ".join(self.implausible),
+        }
+        verdicts = {name: limit.verdict(_number(getattr(self, name))) for name, limit in LIMITS.items()}
+        worst = next((v for v in (REJECTED, DOUBTFUL) if v in verdicts.values()), GOOD)
+        object.__setattr__(self, "verdict", worst)
+        reasons = tuple(texts[name] for name, verdict in verdicts.items() if verdict != GOOD)
+        object.__setattr__(self, "reasons", reasons)
+
+
+def _number(value: float | tuple[str, ...]) -> float:
+    return float(len(value)) if isinstance(value, tuple) else value
+
+
+def assess(
+    segmentation: np.ndarray,
+    registration: np.ndarray,
+    image: np.ndarray,
+    warped_atlas: np.ndarray,
+    ddf: torch.Tensor,
+    volumes: Mapping[int, float],
+    outside_percent: float = 0.0,
+) -> Quality:
+    """Measure a result without a reference.
+
+    A scan of another contrast, a head that is turned or cut, or something else than a head gives labels all the same; but
+    then the two heads of the network, which come to them in different ways, disagree.
+
+    Args:
+        segmentation: labels of the segmentation head on the network's grid, [D, H, W].
+        registration: labels of the atlas, warped to the scan, on the same grid.
+        image: the scan on the grid, 0 outside the brain.
+        warped_atlas: the atlas image, warped to the scan.
+        ddf: displacement [3, D, H, W] in voxels of the grid.
+        volumes: of the structures, in millilitres.
+        outside_percent: percentage of the brain outside the grid.
+    """
+    brain = image > 0
+    return Quality(
+        agreement=agreement(segmentation, registration),
+        correlation=ncc(image, warped_atlas, brain),
+        outside_percent=outside_percent,
+        folded_percent=folded_percent(ddf, torch.from_numpy(brain).to(ddf.device)) if brain.any() else math.nan,
+        missing=tuple(LABELS[label] for label, volume in volumes.items() if not volume),
+        implausible=tuple(implausible_volumes(volumes)),
+    )
