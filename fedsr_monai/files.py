@@ -199,12 +199,14 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table in one step: floats with six digits, NaN as `nan`, missing cells empty, lines that end in a line feed.
 
+    A `.tsv` is separated by tabs, everything else by commas.
+
     Raises:
         UserError: the disk is full or the folder cannot be written.
         ValueError: a row has a key that is not a column.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n", delimiter=_delimiter(path))
     writer.writeheader()
     writer.writerows(
         {key: f"{cell:.6g}" if isinstance(cell, float) else cell for key, cell in row.items()} for row in rows
@@ -232,7 +234,7 @@ def read_csv(
         UserError: a column is missing or not wanted, a row is too short or too long, or a cell cannot be converted.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, delimiter=_delimiter(path))
         present = list(reader.fieldnames or ())
         columns = present if columns is None else columns
         lacking = [column for column in columns if column not in present]
@@ -250,6 +252,31 @@ def read_csv(
                 found = f"a cell of another kind in line {reader.line_num} ({list(row.values())})"
                 raise UserError(path, found=found, expected="numbers in the columns of numbers", fix=fix) from None
     return rows
+
+
+def _delimiter(path: str | os.PathLike) -> str:
+    return "\t" if Path(path).suffix == ".tsv" else ","
+
+
+def put_row(path: Path, columns: Sequence[str], keys: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Put a row into a table, in place of the row with the same values of `keys` if there is one.
+
+    Several processes may put rows into one table: none is lost.
+
+    Args:
+        path: the file, in a folder that exists.
+        columns: of the table.
+        keys: the columns that identify a row.
+        row: cells by column.
+
+    Raises:
+        UserError: the table has other columns, the disk is full or the folder cannot be written.
+    """
+    with one_at_a_time(path.parent):
+        old = read_csv(path, columns, only=True) if path.is_file() else []
+        rows = {tuple(one[key] for key in keys): one for one in old}
+        rows[tuple(str(row[key]) for key in keys)] = dict(row)
+        write_csv(path, columns, rows.values())
 
 
 def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str, what: str = "results") -> None:

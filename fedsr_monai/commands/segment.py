@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsr_monai.inference.segment import Result
+
 
 def segment(
     scans: list[str],
@@ -13,6 +19,12 @@ def segment(
     refine: int = 0,
     raw: bool = False,
     masks: list[str] | None = None,
+    accurate: bool = False,
+    quality: bool = True,
+    keep_rejected: bool = False,
+    overwrite: bool = False,
+    participant_label: list[str] | None = None,
+    session_label: list[str] | None = None,
     device: str | None = None,
 ) -> None:
     """Label 13 structures in scans, each on the scan's own grid, with the same workflow as the bundle's inference.
@@ -20,12 +32,17 @@ def segment(
     Writes <scan>_dseg.nii.gz and a table of the labels; with --register also <scan>_atlas-dseg.nii.gz, the atlas labels
     carried over, and <scan>_warp.nii.gz, the deformation as ITK, ANTs and 3D Slicer apply it. In the folder, volumes.csv has
     one row per label map, in millilitres, labels.ctbl is the colour table for 3D Slicer and labels_lut.txt that for FreeSurfer.
-    A scan that is refused does not stop the others.
+    Every file that was written is printed. A scan that cannot be used does not stop the others; the exit status is then 2.
+
+    Each result is judged: the network labels a scan in two ways, which agree where the result can be believed. A result
+    that cannot be is refused like a scan; quality.csv says why. Files that this command did not write are never replaced.
 
     Args:
-        scans: NIfTI or .mgz files at any spacing and orientation; skull-stripped and roughly in the atlas' space, or any with --raw
+        scans: NIfTI or .mgz files, or folders of them, at any spacing and orientation; skull-stripped and roughly in the atlas'
+            space, or any with --raw. Or one BIDS dataset: every T1w image is labelled as with --raw, out becomes a derivatives
+            dataset, and the command continues where it was stopped
         out: folder for the results
-        register: run the registration too
+        register: write the registration too
         site: site folder whose atlas and grid are used, with the weights of that site
         weights: checkpoint; by default the one that comes with the bundle
         bundle: folder or name of the bundle
@@ -33,14 +50,47 @@ def segment(
         raw: scans as they came from the scanner: find the brain, correct the bias field and align it to the atlas first, and draw
             that as <scan>_alignment.png; the results are in the scan's own space all the same. Needs the extra "itk"
         masks: with --raw, brain masks of the scans, in their order; without them the brain is searched for
+        accurate: average the answers to each scan and to its mirror image, in twice the time
+        quality: judge the results; --no_quality saves the time of the registration
+        keep_rejected: write results that are rejected all the same, with a note <scan>_dseg.rejected; the exit status stays 2
+        overwrite: replace files that this command did not write, too
+        participant_label: participants of a BIDS dataset, with or without sub-; by default all
+        session_label: sessions of a BIDS dataset, with or without ses-; by default all
         device: cpu or cuda; by default cuda where there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
         fedsr segment raw.nii.gz --raw --masks raw_mask.nii.gz --out labels --register
         fedsr segment scan.nii.gz --out labels --site sites/adult-3t --weights runs/first/sites/adult-3t/model.pt
+        fedsr segment dataset --out dataset/derivatives/fedsr --participant_label 01 02
     """
+    if sys.stderr.isatty():
+        print("loading the network ...", end="\r", file=sys.stderr, flush=True)
+    from tqdm import tqdm
+
     from fedsr_monai.inference.segment import segment as run
 
-    for path in run(scans, out, bundle, weights, register, site, device, refine, raw, masks or ()):
-        print(path)
+    with_warp: list[Result] = []
+
+    def show(result: Result) -> None:
+        tqdm.write("\n".join(map(str, result.files)), file=sys.stdout)
+        if result.atlas is not None:
+            with_warp.append(result)
+
+    try:
+        run(
+            scans, out, bundle, weights, register, site, device, refine, raw, masks or (),
+            accurate=accurate, quality=quality, keep_rejected=keep_rejected, overwrite=overwrite,
+            participants=participant_label or (), sessions=session_label or (), on_result=show,
+        )  # fmt: skip
+    finally:
+        if with_warp:
+            print(how_to_warp(with_warp[0]), file=sys.stderr)
+
+
+def how_to_warp(result: Result) -> str:
+    """Return the line that carries labels of the atlas over to a scan with ANTs."""
+    scan = result.scan
+    warp = next(file for file in result.files if file.name.endswith(("_warp.nii.gz", "_xfm.nii.gz")))
+    line = f"antsApplyTransforms -d 3 -i {result.atlas} -r {scan.path} -t {warp} -n GenericLabel -o {scan.name}_labels.nii.gz"
+    return f"the atlas of the deformations is {result.atlas}; to carry its labels over with ANTs:\n  {line}"

@@ -41,6 +41,15 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def written_files(folder: Path) -> set[str]:
+    """Return the paths below a folder that this program wrote, whether or not they were changed since.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    return {file for entry in Ledger(folder).results().values() for file in entry["files"]}
+
+
 class Ledger:
     """The record of one folder. Several processes may use it at once.
 
@@ -69,7 +78,7 @@ class Ledger:
         """
         files = list(files)
         with one_at_a_time(self.folder):
-            results = self._read()
+            results = self.results()
             before = results.get(name, {})
             if not self.overwrite:
                 self._check(name, files, results, source)
@@ -91,7 +100,7 @@ class Ledger:
 
     def has(self, name: str, files: Iterable[str], source: Source) -> bool:
         """Return whether a result of the same scan and settings is complete and unchanged."""
-        entry = self._read().get(name)
+        entry = self.results().get(name)
         if entry is None or entry["scan_sha256"] != source.sha256 or entry["settings"] != dict(source.settings):
             return False
         return all(entry["files"].get(file) and self._is_as_written(file, entry) for file in files)
@@ -123,7 +132,12 @@ class Ledger:
         path, digest = self.folder / file, entry["files"][file]
         return digest == WRITING or (path.is_file() and file_sha256(path) == digest)
 
-    def _read(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
+        """Return what is recorded, by name of the result: `scan`, `scan_sha256`, `settings`, and `files` with their checksums.
+
+        Raises:
+            UserError: the record is damaged.
+        """
         path = self.folder / RECORD
         if not path.exists():
             return {}
@@ -143,6 +157,6 @@ class Ledger:
 
     def _replace(self, name: str, entry: dict[str, Any]) -> None:
         with one_at_a_time(self.folder):
-            results = self._read()
+            results = self.results()
             results.pop(name, None)
             self._write(results | ({name: entry} if entry else {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from monai.data import MetaTensor
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.inference.scans import ResultFiles
+from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.labels.label_map import write_label_map
-from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.displacement import field_on_scan, labels_under_field, write_displacement
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import header_from_meta
@@ -30,29 +32,38 @@ def make_folder(out: Path) -> None:
         raise UserError(out, found=found, expected="a folder", fix="choose another one for --out") from None
 
 
-def write_labels(path: Path, labels: MetaTensor, affine: np.ndarray) -> None:
-    """Write labels [1, D, H, W] with the affine [4, 4] and the forms of the scan's file; see `write_label_map`."""
-    write_label_map(path, labels[0].cpu().numpy(), header_from_meta(labels.meta, affine))
-
-
-def write_registration(
-    network: FedSRNet, ddf: torch.Tensor, scan: MetaTensor, grid: Grid, affine: np.ndarray, stem: Path
-) -> list[Path]:
-    """Write `<stem>_atlas-dseg.nii.gz`, the atlas labels at the voxels of a scan, and `<stem>_warp.nii.gz`, the deformation.
+def write_results(
+    workflow: Workflow,
+    data: Mapping[str, MetaTensor],
+    ddf: torch.Tensor | None,
+    files: ResultFiles,
+    out: Path,
+    folder_tables: bool = True,
+) -> None:
+    """Write the label map of a scan, and with a deformation the atlas labels that it carries over and the deformation itself.
 
     Args:
-        network: with its atlas.
-        ddf: displacement [3, D, H, W] in voxels of the grid.
-        scan: the preprocessed scan, which knows the grid that it came from.
-        grid: of the network.
-        affine: [4, 4] of the scan's file.
-        stem: folder and name of the scan's results.
+        workflow: network, with its atlas where there is a deformation, and grid.
+        data: "image", the preprocessed scan, and "pred", its labels [1, D, H, W] on the voxels of its file.
+        ddf: displacement [3, D, H, W] in voxels of the grid, or None.
+        files: paths below `out`.
+        out: folder of the results.
+        folder_tables: see `write_label_map`.
     """
+    scan = data["image"]
+    header = header_from_meta(scan.meta, file_affine(data))
+    write_label_map(out / files.labels, data["pred"][0].cpu().numpy(), header, folder_tables)
+    if ddf is None:
+        return
     own = Grid(*own_grid(scan))
-    header = header_from_meta(scan.meta, affine)
-    field = field_on_scan(ddf.float(), grid, own)
-    labels = labels_under_field(network.atlas_label[0], field, grid, own, network.num_classes)
-    files = [stem.with_name(f"{stem.name}_{kind}.nii.gz") for kind in ("atlas-dseg", "warp")]
-    write_label_map(files[0], labels[0].cpu().numpy(), header)
-    write_displacement(files[1], field, grid, own, header)
-    return files
+    field = field_on_scan(ddf.float(), workflow.grid, own)
+    network = workflow.network
+    labels = labels_under_field(network.atlas_label[0], field, workflow.grid, own, network.num_classes)
+    write_label_map(out / files.atlas_labels, labels[0].cpu().numpy(), header, folder_tables)
+    write_displacement(out / files.warp, field, workflow.grid, own, header)
+
+
+def file_affine(data: Mapping[str, MetaTensor]) -> np.ndarray:
+    """Return the affine [4, 4] of a scan's file; a raw scan is loaded with one that includes the alignment to the atlas."""
+    meta = data["image"].meta
+    return np.asarray(meta["raw_affine"] if "raw_affine" in meta else data["pred"].affine)

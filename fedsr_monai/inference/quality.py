@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fedsr_monai.evaluation.registration import folded_percent, ncc
+from fedsr_monai.files import put_row, read_csv
 from fedsr_monai.inference.volume_ranges import implausible_volumes
 from fedsr_monai.labels import LABELS
 from fedsr_monai.labels.agreement import agreement
 
+QUALITY = "quality.csv"
+COLUMNS = (
+    "scan", "verdict", "agreement", "correlation", "outside_percent", "folded_percent", "missing", "implausible", "reasons",
+)  # fmt: skip
 GOOD, DOUBTFUL, REJECTED = "good", "doubtful", "rejected"
 
 
@@ -68,13 +74,14 @@ class Quality:
     reasons: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        more = len(self.implausible) - 2
         texts = {
             "agreement": f"segmentation and registration agree at a Dice of {self.agreement:.2f}",
             "correlation": f"correlation with the warped atlas {self.correlation:.2f}",
             "outside_percent": f"{self.outside_percent:.0f} % of the brain outside the atlas' box",
             "folded_percent": f"{self.folded_percent:.1f} % of the deformation folded",
             "missing": f"no {', no '.join(self.missing)}",
-            "implausible": "; ".join(self.implausible),
+            "implausible": "; ".join(self.implausible[:2]) + (f" and {more} more" if more > 0 else ""),
         }
         verdicts = {name: limit.verdict(_number(getattr(self, name))) for name, limit in LIMITS.items()}
         worst = next((v for v in (REJECTED, DOUBTFUL) if v in verdicts.values()), GOOD)
@@ -119,3 +126,30 @@ def assess(
         missing=tuple(LABELS[label] for label, volume in volumes.items() if not volume),
         implausible=tuple(implausible_volumes(volumes)),
     )
+
+
+def record_quality(folder: Path, scan: str, quality: Quality) -> None:
+    """Put the quality of a result into `quality.csv` of a folder.
+
+    Args:
+        folder: of the results.
+        scan: name of the result.
+        quality: of the result, also of one that was rejected and not written.
+
+    Raises:
+        UserError: the table has other columns, the disk is full or the folder cannot be written.
+    """
+    row: dict[str, object] = {"scan": scan}
+    for column in COLUMNS[1:]:
+        value = getattr(quality, column)
+        row[column] = "; ".join(value) if isinstance(value, tuple) else value
+    put_row(folder / QUALITY, COLUMNS, ("scan",), row)
+
+
+def read_quality(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a folder's `quality.csv`; none where there is no file.
+
+    Raises:
+        UserError: it has other columns.
+    """
+    return read_csv(folder / QUALITY, COLUMNS, only=True) if (folder / QUALITY).is_file() else []

@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import SimpleInferer
-from tqdm import tqdm
 
+from fedsr_monai import __version__
 from fedsr_monai.checks import check_whole_number
-from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
-from fedsr_monai.inference.outputs import make_folder, write_labels, write_registration
-from fedsr_monai.inference.scans import Scan, list_scans, load_scan
-from fedsr_monai.inference.workflow import Workflow, get_atlas, load_workflow
-from fedsr_monai.labels.volumes import VOLUMES, read_volumes
+from fedsr_monai.inference import bids
+from fedsr_monai.inference.ledger import Ledger, Source, file_sha256
+from fedsr_monai.inference.load import LoadRaw, load_stripped
+from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
+from fedsr_monai.inference.prediction import Answer, ask
+from fedsr_monai.inference.progress import Progress
+from fedsr_monai.inference.quality import DOUBTFUL, REJECTED, Quality, assess, read_quality, record_quality
+from fedsr_monai.inference.scans import Scan, list_scans
+from fedsr_monai.inference.workflow import ATLAS_FILES, Workflow, get_atlas, load_workflow, write_atlas
+from fedsr_monai.labels.label_map import FREESURFER_TABLE, SLICER_TABLE, write_folder_tables
+from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
+from fedsr_monai.sites.site import load_site
+from fedsr_monai.spatial.warping import warp
+from fedsr_monai.transforms.check_scan import fraction_inside
 
-Load = Callable[[Scan], MetaTensor]
+SHARED = "the whole folder"  # name in the record of what belongs to no single scan
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done with each scan; see `segment`."""
+
+    register: bool = False
+    refine: int = 0
+    raw: bool = False
+    accurate: bool = False
+    quality: bool = True
+    keep_rejected: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written for a scan.
+
+    Attributes:
+        scan: the scan.
+        labels: the label map.
+        files: all files, the label map first.
+        quality: of the result; None if it was not measured, or the result was complete already.
+        atlas: label map of the atlas that the deformation maps to the scan; None without registration.
+    """
+
+    scan: Scan
+    labels: Path
+    files: list[Path]
+    quality: Quality | None
+    atlas: Path | None
 
 
 def segment(
@@ -37,43 +76,63 @@ def segment(
     raw: bool = False,
     masks: Sequence[str | os.PathLike] = (),
     progress: bool = True,
+    accurate: bool = False,
+    quality: bool = True,
+    keep_rejected: bool = False,
+    overwrite: bool = False,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Path]:
     """Label scans on their own grids with the preprocessing, inferer and postprocessing of a bundle's `configs/inference.json`.
 
     For each scan, `<scan>` being its file name without its suffix, `out` receives `<scan>_dseg.nii.gz`, its table
     of labels and its row of `volumes.csv` (see `write_label_map`); with `register` also `<scan>_atlas-dseg.nii.gz`, the
     atlas labels carried over by the registration, and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`).
-    An atlas that was built for it is kept in `out/atlas`. Whatever is wrong with a scan costs that scan alone. Files that
-    exist are replaced, each in one step.
+    An atlas that was built for it is kept in `out/atlas`. Whatever is wrong with a scan costs that scan alone.
+
+    Each result is judged without a reference (see `assess`) and has a row in `quality.csv`. One that is rejected is an error,
+    and its files are not written.
+
+    Files are replaced only if this program wrote them and nobody changed them since, and if the new result is of the same
+    scan (see `Ledger`).
 
     Args:
-        scans: NIfTI or .mgz files: skull-stripped brains roughly in the atlas' space, at any spacing and orientation.
+        scans: NIfTI or .mgz files, or folders of them: skull-stripped brains roughly in the atlas' space, at any spacing and
+            orientation; or one BIDS dataset, whose T1w images are taken as raw scans and labelled into a derivatives dataset (see
+            `inference.bids`).
         out: folder for the results.
         bundle: name or folder of the bundle.
         weights: checkpoint; by default the bundle's models/model.pt.
-        register: run the registration head too.
-        site: site folder whose atlas and grid are used; by default the bundle's grid and, for `register`, an atlas
-            built on it.
+        register: write the results of the registration head too.
+        site: site folder whose atlas and grid are used; by default the bundle's grid and an atlas built on it.
         device: by default the first GPU, or the CPU where there is none.
         refine: gradient steps that improve each deformation by itself, with `register` (see `refine_registration`).
         raw: the scans are as they were acquired, anywhere in space, with their skull or without: each is masked, corrected for
             its bias field and aligned to the atlas first (see `prepare_scan`), and `out` receives a picture of that,
             `<scan>_alignment.png`. The results are in the scan's own space all the same; the deformation maps the atlas to it.
         masks: with `raw`, the brain masks of the scans, in their order; without them the brain is searched for.
-        progress: show a bar (never when standard error is not a terminal).
+        progress: show a bar, or one line per scan when standard error is not a terminal.
+        accurate: average the network's answers to the scan and to its mirror image; takes twice the time in the network.
+        quality: judge the results; False leaves out the registration where it is not asked for.
+        keep_rejected: write results that are rejected all the same, each with a note (`<scan>_dseg.rejected`) that says why.
+        overwrite: replace files whoever wrote them.
+        participants: of a BIDS dataset, with or without "sub-"; by default all.
+        sessions: of a BIDS dataset, with or without "ses-"; by default all.
+        on_result: called after each scan that was labelled.
 
     Returns:
         The label maps, in the order of `scans`.
 
     Raises:
         UserError: the options, the site or the weights cannot be used; nothing was computed.
-        UserErrors: some scans could not be labelled: one line for each. All others were.
+        UserErrors: some scans could not be labelled, or their results were rejected: one line for each. All others were labelled.
 
     Examples:
         >>> import fedsr_monai as fm
         >>> weights = "run/personalised/adult-3t/model.pt"
         >>> scans = ["sites/adult-3t/images/test-001.nii.gz"]
-        >>> paths = fm.segment(scans, "labels", weights=weights, site="sites/adult-3t", progress=False)
+        >>> paths = fm.segment(scans, "labels", weights=weights, site="sites/adult-3t", progress=False, quality=False)
         >>> [path.name for path in paths]
         ['test-001_dseg.nii.gz']
     """
@@ -85,88 +144,195 @@ def segment(
             expected="register with it",
             fix="add --register or leave it out",
         )
-    if masks and not raw:
+    dataset = bids.is_dataset(scans)
+    if masks and (dataset or not raw):
         raise UserError(
             "--masks", found="masks without --raw", expected="scans with their skull", fix="add --raw or leave it out"
         )
-    wanted, errors = list_scans(scans, masks)
+    if (participants or sessions) and not dataset:
+        found, expected = "scans that are not one BIDS dataset", "the folder of a dataset"
+        raise UserError("--participant_label, --session_label", found, expected, "leave them out")
+    options = Options(register, refine, raw or dataset, accurate, quality, keep_rejected)
+    wanted, errors = bids.list_scans(Path(scans[0]), participants, sessions) if dataset else list_scans(scans, masks)
     if not wanted:
         raise UserErrors(errors)
-    if raw:
+    if options.raw:
         require_itk()
     out = Path(out)
-    workflow = load_workflow(bundle, weights, site, device)
-    make_folder(out)
-    read_volumes(out / VOLUMES)
-    load: Load = load_scan
-    if register or raw:
-        atlas = get_atlas(site, workflow.grid, out)
-        workflow.network.set_atlas(*atlas)
-    if raw:
-        from fedsr_monai.prepare.raw_scan import LoadRawScand  # only where ITK is installed
-
-        files = {str(scan.path): scan.mask for scan in wanted if scan.mask is not None}
-        load_raw = LoadRawScand("image", atlas, workflow.grid, files, out)
-
-        def load(scan: Scan) -> MetaTensor:
-            return load_raw({"image": str(scan.path)})["image"]
-
-    # What a single scan is refused for is printed once, by the command.
-    report = print_error if len(scans) > 1 else lambda error: None
-    for error in errors:
-        report(error)
-    written = []
-    for scan in tqdm(wanted, desc="segment", unit="scan", disable=None if progress else True):
-        try:
-            written.append(segment_one(workflow, scan, load, out, register, refine))
-        except Exception as error:
-            errors.append(scan_error(scan, error))
-            report(errors[-1])
+    bar = Progress(len(wanted), progress)
+    try:
+        workflow = load_workflow(bundle, weights, site, device)
+        make_folder(out)
+        run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
+        run.begin(bar)
+        # What a single scan is refused for is printed once, by the command.
+        report = (lambda error: bar.say(f"fedsr: {error}")) if len(wanted) + len(errors) > 1 else (lambda error: None)
+        for error in errors:
+            report(error)
+        results = []
+        for scan in wanted:
+            try:
+                results.append(run.one(scan))
+                if results[-1].quality is not None and results[-1].quality.verdict == DOUBTFUL:
+                    bar.say(f"fedsr: {scan.path}: doubtful: {'; '.join(results[-1].quality.reasons)}")
+                on_result(results[-1])
+            except Exception as error:
+                errors.append(scan_error(scan, error))
+                report(errors[-1])
+            bar.advance(str(scan.path))
+    finally:
+        bar.close()
     if errors:
         raise UserErrors(errors)
-    return written
+    return [result.labels for result in results]
 
 
-@torch.no_grad()
-def segment_one(workflow: Workflow, scan: Scan, load: Load, out: Path, register: bool = False, refine: int = 0) -> Path:
-    """Label one scan and write its files; returns the label map.
+class Run:
+    """A run over scans: everything that they share.
 
     Args:
-        workflow: with an atlas in its network for `register`.
-        scan: the scan.
-        load: reads it.
-        out: folder for the results.
-        register: run the registration head too.
-        refine: gradient steps on the deformation.
+        workflow: network, grid and transforms.
+        out: folder of the results.
+        options: what is done with each scan.
+        ledger: record of the folder.
+        dataset: root of the BIDS dataset that the scans are from; None for other scans.
+        site: site folder, or None.
     """
-    data = workflow.preprocessing({"image": load(scan)})
-    image = data["image"].as_tensor()[None].to(workflow.device)
-    data["pred"], ddf = predict(workflow, image, register, refine)
-    data = workflow.postprocessing(data)
-    meta = data["image"].meta
-    affine = np.asarray(meta["raw_affine"] if "raw_affine" in meta else data["pred"].affine)
-    path = out / f"{scan.name}_dseg.nii.gz"
-    write_labels(path, data["pred"], affine)
-    if ddf is not None:
-        write_registration(workflow.network, ddf, data["image"], workflow.grid, affine, out / scan.name)
-    return path
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        out: Path,
+        options: Options,
+        ledger: Ledger,
+        dataset: Path | None = None,
+        site: str | os.PathLike | None = None,
+    ) -> None:
+        self.workflow, self.out, self.options = workflow, out, options
+        self.ledger, self.dataset, self.site = ledger, dataset, site
+        self.load: Callable[[Scan], MetaTensor] = load_stripped
+        self.judges = options.quality
+        self.atlas: Path | None = None
+        self.settings: dict[str, Any] = {}
+
+    def begin(self, bar: Progress) -> None:
+        """Get the atlas and write what belongs to the whole folder.
+
+        Raises:
+            UserError: there is no atlas for the options, or a file of another origin would be replaced.
+        """
+        options, workflow = self.options, self.workflow
+        if self.dataset is None:
+            read_volumes(self.out / VOLUMES)
+        read_quality(self.out)
+        atlas = None
+        if options.register or options.raw or self.judges:
+            try:
+                atlas = get_atlas(self.site, workflow.grid)
+                workflow.network.set_atlas(*atlas)
+            except UserError as error:
+                if options.register or options.raw:
+                    raise
+                bar.say(f"fedsr: results are not judged, because there is no atlas to register: {error}")
+                self.judges = False
+        if options.raw:
+            self.load = LoadRaw(atlas, workflow.grid, self.out)
+        writes_atlas = options.register and self.site is None
+        if options.register:
+            own = self.out / ATLAS_FILES[1]
+            self.atlas = own if writes_atlas else Path(load_site(self.site).atlas["label"])
+        files = list(bids.DATASET_FILES) if self.dataset else [SLICER_TABLE, FREESURFER_TABLE]
+        with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if writes_atlas else ())], Source("", "", {})):
+            if self.dataset:
+                bids.write_dataset_files(self.out, self.dataset)
+            else:
+                write_folder_tables(self.out)
+            if writes_atlas:
+                write_atlas(self.out, atlas, workflow.grid)
+        weights = file_sha256(workflow.weights)
+        site = None if self.site is None else str(self.site)
+        self.settings = {"version": __version__, "weights": weights, "site": site, **asdict(options)}
+
+    def one(self, scan: Scan) -> Result:
+        """Label one scan and write its files.
+
+        In a BIDS dataset, a result that is complete already is kept.
+
+        Raises:
+            UserError: the scan cannot be used, its result is rejected, or a file of another origin would be replaced.
+        """
+        files = scan.files.all(self.options.register, self.options.raw)
+        mask = None if scan.mask is None else file_sha256(scan.mask)
+        source = Source(str(scan.path.absolute()), file_sha256(scan.path), self.settings | {"mask": mask})
+        needed = [file for file in files if file != scan.files.note]
+        if self.dataset and not self.ledger.overwrite and self.ledger.has(scan.name, needed, source):
+            return Result(scan, self.out / scan.files.labels, self._existing(files), None, self.atlas)
+        if self.dataset:
+            files = [*files, *bids.sidecars(scan, self.options.register)]
+        with self.ledger.claim(scan.name, files, source):
+            quality = self._label(scan)
+        if quality is not None and quality.verdict == REJECTED:
+            raise rejected(scan, quality, self.options.keep_rejected)
+        return Result(scan, self.out / scan.files.labels, self._existing(files), quality, self.atlas)
+
+    @torch.no_grad()
+    def _label(self, scan: Scan) -> Quality | None:
+        workflow, options = self.workflow, self.options
+        loaded = self.load(scan)
+        brain = loaded.as_tensor()[0] > 0
+        outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), workflow.grid)) if brain.any() else 0.0
+        data = workflow.preprocessing({"image": loaded})
+        image = data["image"].as_tensor()[None].to(workflow.device)
+        answer = ask(workflow, image, options.register or self.judges, options.refine, options.accurate)
+        data["pred"] = answer.logits
+        data = workflow.postprocessing(data)
+        volumes = structure_volumes(data["pred"][0].cpu().numpy(), file_affine(data))
+        quality = judge(workflow, image, answer, volumes, outside) if self.judges else None
+        if quality is not None:
+            record_quality(self.out, scan.name, quality)
+            note = self.out / scan.files.note
+            note.unlink(missing_ok=True)
+            if quality.verdict == REJECTED:
+                if not options.keep_rejected:
+                    raise rejected(scan, quality, kept=False)
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text("\n".join(quality.reasons) + "\n")
+        ddf = answer.ddf if options.register else None
+        write_results(workflow, data, ddf, scan.files, self.out, folder_tables=self.dataset is None)
+        if self.dataset:
+            bids.write_scan_files(self.out, self.dataset, scan, volumes, options.register)
+        return quality
+
+    def _existing(self, files: list[str]) -> list[Path]:
+        return [self.out / file for file in files if (self.out / file).is_file()]
 
 
-def predict(
-    workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the logits [K, D, H, W] and, with `register`, the displacement [3, D, H, W] of a scan [1, 1, D, H, W].
-
-    A plain inferer is one call of the network: both heads then share one pass of the encoder.
-    """
+def judge(
+    workflow: Workflow, image: torch.Tensor, answer: Answer, volumes: dict[int, float], outside_percent: float
+) -> Quality:
+    """Return the quality of an answer to a scan [1, 1, D, H, W] on the grid; see `assess`."""
     network = workflow.network
-    if register and not refine and isinstance(workflow.inferer, SimpleInferer):
-        both = network.predict(image)
-        return both.logits[0], both.ddf[0]
-    logits = workflow.inferer(image, network)[0]
-    if not register:
-        return logits, None
-    return logits, (refine_registration(network, image, refine) if refine else network.predict(image).ddf)[0]
+    assert answer.ddf is not None
+    ddf = answer.ddf[None].float()
+    warped = warp(network.atlas_image, ddf)
+    return assess(
+        segmentation=answer.logits.argmax(dim=0).cpu().numpy(),
+        registration=network.warp_labels(ddf)[0, 0].cpu().numpy(),
+        image=image[0, 0].cpu().numpy(),
+        warped_atlas=warped[0, 0].cpu().numpy(),
+        ddf=ddf[0].cpu(),
+        volumes=volumes,
+        outside_percent=outside_percent,
+    )
+
+
+def rejected(scan: Scan, quality: Quality, kept: bool) -> UserError:
+    """Return the error that stands for a rejected result."""
+    fix = "check orientation, contrast and skull-stripping of the scan, or look at the result with --keep_rejected"
+    if kept:
+        fix = "do not use the files before somebody has looked at them"
+    found = f"an implausible result ({'; '.join(quality.reasons)})"
+    return UserError(scan.path, found=found, expected="the labels of a brain", fix=fix)
 
 
 def scan_error(scan: Scan, error: Exception) -> UserError:
@@ -176,8 +342,3 @@ def scan_error(scan: Scan, error: Exception) -> UserError:
         return mistake
     fix = "check the scan with another program; if it is sound, report this line"
     return UserError(scan.path, found=one_line(error), expected="a scan that can be processed", fix=fix)
-
-
-def print_error(error: UserError) -> None:
-    """Print an error at once, above the bar."""
-    tqdm.write(f"fedsr: {error}", file=sys.stderr)

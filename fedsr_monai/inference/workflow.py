@@ -33,6 +33,7 @@ class Workflow:
         network: with its weights, in evaluation mode, on `device`.
         grid: of the network.
         device: where the network is.
+        weights: file that they came from.
         preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the network's input on the grid.
         inferer: calls the network.
         postprocessing: from logits on the grid ("pred") to labels on the voxels of the scan.
@@ -41,6 +42,7 @@ class Workflow:
     network: FedSRNet
     grid: Grid
     device: torch.device
+    weights: Path
     preprocessing: Compose
     inferer: Inferer
     postprocessing: Compose
@@ -92,7 +94,7 @@ def load_workflow(
             fix="correct the bundle's configuration",
         )
     after = [transform for transform in postprocessing.transforms if not isinstance(transform, SaveImaged)]
-    return Workflow(network.to(device).eval(), grid, device, Compose(before), inferer, Compose(after))
+    return Workflow(network.to(device).eval(), grid, device, Path(file), Compose(before), inferer, Compose(after))
 
 
 def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> None:
@@ -120,18 +122,19 @@ def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> Non
         )
 
 
-def get_atlas(site: str | os.PathLike | None, grid: Grid, out: Path) -> Atlas:
-    """Return the site's atlas, or build one on the grid and write it to `out/atlas`, for whoever applies the deformation.
-
-    Returns:
-        Image float32 and labels uint8, both [1, D, H, W].
+def get_atlas(site: str | os.PathLike | None, grid: Grid) -> Atlas:
+    """Return the site's atlas, or the project's own on the grid: image float32 and labels uint8, both [1, D, H, W].
 
     Raises:
         UserError: the site violates its contract, or the packages that the atlas is built from are not installed.
     """
-    if site is not None:
-        return load_atlas(site)
-    image, label = standard_atlas(grid.spacing, grid.shape)
-    for name, volume in (("image", image), ("label", label)):
-        write_volume(out / "atlas" / f"{name}.nii.gz", volume[0].numpy(), grid.affine)
-    return image, label
+    return standard_atlas(grid.spacing, grid.shape) if site is None else load_atlas(site)
+
+
+ATLAS_FILES = ("atlas/image.nii.gz", "atlas/label.nii.gz")
+
+
+def write_atlas(out: Path, atlas: Atlas, grid: Grid) -> None:
+    """Write the project's atlas to `out/atlas`, for whoever applies a deformation."""
+    for file, volume in zip(ATLAS_FILES, atlas):
+        write_volume(out / file, volume[0].numpy(), grid.affine)

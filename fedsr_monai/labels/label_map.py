@@ -16,7 +16,9 @@ from fedsr_monai.spatial.nifti import make_image, volume_stem, write_nifti
 SLICER_TABLE, FREESURFER_TABLE = "labels.ctbl", "labels_lut.txt"
 
 
-def write_label_map(path: str | os.PathLike, labels: np.ndarray, header: nib.Nifti1Header) -> None:
+def write_label_map(
+    path: str | os.PathLike, labels: np.ndarray, header: nib.Nifti1Header, folder_tables: bool = True
+) -> None:
     """Write a label map (.nii.gz) and what goes with it.
 
     That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the volumes
@@ -27,6 +29,7 @@ def write_label_map(path: str | os.PathLike, labels: np.ndarray, header: nib.Nif
         labels: ids [D, H, W].
         header: of the scan, whose two forms and codes the label map gets, so that any program shows both in the same space;
             without one, `header_of(affine)`.
+        folder_tables: False writes no table that belongs to the whole folder.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or its `volumes.csv` is another program's.
@@ -35,10 +38,17 @@ def write_label_map(path: str | os.PathLike, labels: np.ndarray, header: nib.Nif
     image = make_image(labels.astype(np.uint8), header)
     image.header["cal_max"] = max(LABELS)
     write_text(path.with_name(volume_stem(path) + ".tsv"), bids_table())
-    write_text(path.with_name(SLICER_TABLE), slicer_table())
-    write_text(path.with_name(FREESURFER_TABLE), freesurfer_table())
+    if folder_tables:
+        write_folder_tables(path.parent)
     write_nifti(path, image)
-    record_volumes(path, labels, header.get_best_affine())
+    if folder_tables:
+        record_volumes(path, labels, header.get_best_affine())
+
+
+def write_folder_tables(folder: Path) -> None:
+    """Write the tables of 3D Slicer and FreeSurfer into a folder of label maps."""
+    write_text(folder / SLICER_TABLE, slicer_table())
+    write_text(folder / FREESURFER_TABLE, freesurfer_table())
 
 
 def bids_table() -> str:

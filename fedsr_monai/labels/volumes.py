@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsr_monai.files import one_at_a_time, read_csv, write_csv
+from fedsr_monai.files import put_row, read_csv
 from fedsr_monai.labels import LABELS
 from fedsr_monai.spatial.nifti import volume_stem
 
@@ -56,11 +56,7 @@ def record_volumes(path: str | os.PathLike, labels: np.ndarray, affine: np.ndarr
     row = {"scan": scan, "labels": kind} | {STRUCTURES[label]: f"{volume:.3f}" for label, volume in volumes.items()}
     row["missing"] = "; ".join(LABELS[label] for label, volume in volumes.items() if not volume)
     row["at_edge"] = "; ".join(LABELS[label] for label in structures_at_edge(labels))
-    table = Path(path).with_name(VOLUMES)
-    with one_at_a_time(table.parent):
-        rows = {(old["scan"], old["labels"]): old for old in read_volumes(table)}
-        rows[scan, kind] = row
-        write_csv(table, COLUMNS, rows.values())
+    put_row(Path(path).with_name(VOLUMES), COLUMNS, ("scan", "labels"), row)
 
 
 def read_volumes(table: Path) -> list[dict[str, str]]:

@@ -13,23 +13,40 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.spatial.nifti import Volume, read_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
+FLAT = 0.6  # least fraction of equal neighbours in a label map: 0.74 and more in those of heads, at most 0.15 in scans of whole numbers
+
 
 def read_scan(path: str | os.PathLike) -> Volume:
     """Read a scan as float32, 0 or above.
 
     Raises:
-        UserError: as `read_volume`, or the scan is constant or of positive and negative values.
+        UserError: as `read_volume`, or the scan is constant, a label map, or of positive and negative values.
     """
     volume = read_volume(path)
     voxels = volume.voxels.astype(np.float32)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
         raise UserError(path, f"a constant image (all {low:g})", "a scan", "export it again")
+    if is_label_map(voxels):
+        found = f"a label map or mask (flat regions of {len(np.unique(voxels))} different whole numbers)"
+        raise UserError(path, found, "a scan", "leave label maps and masks out")
     negative, positive = int((voxels < 0).sum()), int((voxels > 0).sum())
     if negative > 0.05 * positive:
         fix = "give the scan before normalisation"
         raise UserError(path, f"{negative} negative voxels", "intensities of 0 and above", fix)
     return replace(volume, voxels=np.maximum(voxels, 0))
+
+
+def is_label_map(voxels: np.ndarray) -> bool:
+    """Return whether a volume [D, H, W] holds labels: whole numbers, most of them the same as at the next voxel.
+
+    A mask is a label map too. The background, 0 or what is in the first corner, does not count.
+    """
+    inside = (voxels > 0) & (voxels != voxels[0, 0, 0])
+    pairs = inside[1:] & inside[:-1]
+    if not pairs.any() or not np.array_equal(voxels, np.round(voxels)):
+        return False
+    return float((voxels[1:] == voxels[:-1])[pairs].mean()) > FLAT
 
 
 def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:

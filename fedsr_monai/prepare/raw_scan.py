@@ -33,7 +33,7 @@ class LoadRawScand(MapTransform):
         atlas: image [1, D, H, W] and labels of the atlas that scans are registered to, on `grid`.
         grid: of the atlas.
         masks: brain masks by the path of their scan; without one the brain is searched for (see `prepare_scan`).
-        output_dir: folder for a picture of each alignment; None for no pictures.
+        pictures: where a picture of the alignment is written, by the path of the scan.
         allow_missing_keys: skip keys that are missing.
     """
 
@@ -43,12 +43,12 @@ class LoadRawScand(MapTransform):
         atlas: tuple[torch.Tensor, torch.Tensor],
         grid: Grid,
         masks: Mapping[str, str | Path] | None = None,
-        output_dir: str | Path | None = None,
+        pictures: Mapping[str, str | Path] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image, self.label = (volume[0].cpu().numpy() for volume in atlas)
-        self.grid, self.masks, self.output_dir = grid, dict(masks or {}), output_dir
+        self.grid, self.masks, self.pictures = grid, dict(masks or {}), dict(pictures or {})
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict[Hashable, MetaTensor]:
         result = dict(data)
@@ -57,11 +57,8 @@ class LoadRawScand(MapTransform):
             scan = read_scan(path)
             mask = read_mask(self.masks[path], scan) if path in self.masks else None
             prepared = prepare_scan(scan, mask, self.image, self.grid, path)
-            if self.output_dir is not None:
-                stem = volume_stem(path)
-                write_qc(
-                    Path(self.output_dir) / f"{stem}_alignment.png", stem, scan.voxels, prepared, self.label, self.grid
-                )
+            if path in self.pictures:
+                write_qc(self.pictures[path], volume_stem(path), scan.voxels, prepared, self.label, self.grid)
             meta = {
                 "filename_or_obj": path,
                 MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # for the EnsureChannelFirstd that follows

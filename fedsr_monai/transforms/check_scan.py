@@ -56,8 +56,7 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
     if negative > 0.05 * int(brain.sum()):
         expected = "a brain above 0 and a background of 0"
         raise UserError(name, f"{negative} negative voxels", expected, "give the scan before normalisation")
-    voxels = torch.nonzero(brain).cpu().numpy()
-    litres = len(voxels) * np.prod(sizes) * abs(np.linalg.det(affine[:3, :3] / sizes)) / 1e6
+    litres = int(brain.sum()) * np.prod(sizes) * abs(np.linalg.det(affine[:3, :3] / sizes)) / 1e6
     if not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
         raise UserError(
             name,
@@ -65,10 +64,7 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
             expected=f"a skull-stripped brain ({BRAIN_LITRES[0]} to {BRAIN_LITRES[1]} litres) on a background of 0",
             fix="strip the skull, and check the voxel size",
         )
-    some = voxels[:: max(1, len(voxels) // 20000)]
-    to_grid = voxel_map(grid.affine, affine)
-    positions = some @ to_grid[:3, :3].T + to_grid[:3, 3]
-    inside = float(((positions > -0.5) & (positions < np.array(grid.shape) - 0.5)).all(axis=1).mean())
+    inside = fraction_inside(brain, affine, grid)
     if inside < INSIDE:
         raise UserError(
             name,
@@ -76,6 +72,21 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
             expected=f"{100 * INSIDE:.0f} % or more",
             fix="align the scan roughly to the atlas first (affine registration to MNI space)",
         )
+
+
+def fraction_inside(brain: torch.Tensor, affine: np.ndarray, grid: Grid) -> float:
+    """Return the fraction of a brain's voxels that are in the box of the grid; of about 20,000 of them.
+
+    Args:
+        brain: bool [D, H, W], not empty.
+        affine: [4, 4], voxel to millimetre.
+        grid: of the atlas.
+    """
+    voxels = torch.nonzero(brain).cpu().numpy()
+    some = voxels[:: max(1, len(voxels) // 20000)]
+    to_grid = voxel_map(grid.affine, affine)
+    positions = some @ to_grid[:3, :3].T + to_grid[:3, 3]
+    return float(((positions > -0.5) & (positions < np.array(grid.shape) - 0.5)).all(axis=1).mean())
 
 
 class CheckScand(MapTransform):

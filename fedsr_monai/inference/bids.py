@@ -1,0 +1,155 @@
+"""BIDS in and out: every T1w image of a dataset becomes a label map of a derivatives dataset.
+
+A T1w image is a raw scan: it is masked (with the mask of `derivatives/` where there is one) and aligned before it is labelled.
+Beside the files of each scan the dataset has `volumes.tsv`, one row per label map in millilitres, and `quality.tsv`'s
+counterpart `quality.csv`; `.bidsignore` lists what the standard has no name for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedsr_monai import __version__
+from fedsr_monai.errors import UserError
+from fedsr_monai.files import put_row, write_json, write_text
+from fedsr_monai.inference.scans import ResultFiles, Scan, path_error
+from fedsr_monai.labels import LABELS
+from fedsr_monai.prepare.sources import find_sources
+
+DATASET_FILES = ("dataset_description.json", ".bidsignore", "README")
+VOLUMES = "volumes.tsv"
+STRUCTURES = {label: re.sub(r"\W+", "_", name) + "_ml" for label, name in LABELS.items() if label}
+COLUMNS = ("participant_id", "session_id", "source", *STRUCTURES.values())
+IGNORED = (
+    "volumes.tsv",
+    "quality.csv",
+    "fedsr-segment.json",
+    "atlas/",
+    "*_xfm.*",
+    "*.rejected",
+    "figures/",
+    "**/figures/",
+)
+README = """Labels of 13 brain structures in the T1w images of a BIDS dataset, made with `fedsr segment`.
+
+sub-*/[ses-*/]anat/*_desc-fedsr_dseg.nii.gz   labels on the voxels of the T1w image; names in the .tsv of the same name
+sub-*/figures/*_desc-alignment_T1w.png        the affine alignment to the atlas and the brain mask
+volumes.tsv                                   millilitres, one row per label map
+quality.csv                                   how well each result can be believed
+"""
+
+
+def is_dataset(scans: Sequence[str | os.PathLike]) -> bool:
+    """Return whether the scans are one folder that is a BIDS dataset."""
+    if len(scans) != 1 or not Path(scans[0]).is_dir():
+        return False
+    root = Path(scans[0])
+    return (root / "dataset_description.json").is_file() or any(root.glob("sub-*/**/anat/*_T1w.nii*"))
+
+
+def list_scans(
+    root: Path, participants: Sequence[str] = (), sessions: Sequence[str] = ()
+) -> tuple[list[Scan], list[UserError]]:
+    """Return the T1w images of a dataset, and one error for each that cannot be read.
+
+    Args:
+        root: of the dataset.
+        participants: their labels, with or without "sub-"; all if there are none.
+        sessions: their labels, with or without "ses-"; all if there are none.
+
+    Raises:
+        UserError: the dataset has no T1w image, or a participant or session is not in it.
+    """
+    sources = find_sources(root, "bids")
+    keep = {}
+    for option, key, labels in (("--participant_label", "sub", participants), ("--session_label", "ses", sessions)):
+        wanted = {str(label).removeprefix(f"{key}-") for label in labels}
+        present = {entity(source.image, key) for source in sources}
+        if lacking := sorted(wanted - present):
+            known = ", ".join(sorted(label for label in present if label)) or "none"
+            raise UserError(option, found=", ".join(lacking), expected=f"labels in {root}: {known}")
+        keep[key] = wanted or present
+    found, errors = [], []
+    for source in sources:
+        if not all(entity(source.image, key) in labels for key, labels in keep.items()):
+            continue
+        error = path_error(source.image)
+        if error is None:
+            found.append(Scan(source.image, stem(source.image), names(source.image, root), source.mask))
+        else:
+            errors.append(error)
+    return found, errors
+
+
+def entity(image: Path, key: str) -> str:
+    """Return the value of an entity of a BIDS file name, "" where it has none."""
+    match = re.search(rf"(?:^|_){key}-([A-Za-z0-9]+)", image.name)
+    return match[1] if match else ""
+
+
+def stem(image: Path) -> str:
+    """Return the entities of a T1w image: its name without `_T1w` and suffix."""
+    return re.sub(r"_T1w\.nii(\.gz)?$", "", image.name)
+
+
+def names(image: Path, root: Path) -> ResultFiles:
+    """Return the paths of the results of a T1w image below the derivatives dataset."""
+    name, folder = stem(image), image.parent.relative_to(root).as_posix()
+    return ResultFiles(
+        labels=f"{folder}/{name}_desc-fedsr_dseg.nii.gz",
+        atlas_labels=f"{folder}/{name}_desc-fedsrAtlas_dseg.nii.gz",
+        warp=f"{folder}/{name}_from-atlas_to-T1w_mode-image_xfm.nii.gz",
+        alignment=f"sub-{entity(image, 'sub')}/figures/{name}_desc-alignment_T1w.png",
+    )
+
+
+def sidecars(scan: Scan, register: bool) -> list[str]:
+    """Return the paths of the JSON files beside the results of a scan."""
+    files = [scan.files.labels] + ([scan.files.atlas_labels, scan.files.warp] if register else [])
+    return [file.removesuffix(".nii.gz") + ".json" for file in files]
+
+
+def write_dataset_files(out: Path, root: Path) -> None:
+    """Write `dataset_description.json`, `.bidsignore` and `README` of the derivatives dataset of `root`."""
+    description = {
+        "Name": "FedSR labels",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "fedsr-monai", "Version": __version__, "Description": "fedsr segment"}],
+        "SourceDatasets": [{"URL": root.absolute().as_uri()}],
+        "DatasetLinks": {"raw": root.absolute().as_uri()},
+    }
+    write_json(out / DATASET_FILES[0], description)
+    write_text(out / DATASET_FILES[1], "\n".join(IGNORED) + "\n")
+    write_text(out / DATASET_FILES[2], README)
+
+
+def write_scan_files(out: Path, root: Path, scan: Scan, volumes: Mapping[int, float], register: bool) -> None:
+    """Write the JSON files beside the results of a scan, and its row of `volumes.tsv`.
+
+    Args:
+        out: derivatives dataset.
+        root: of the dataset that the scan is from.
+        scan: the scan.
+        volumes: millilitres by label.
+        register: there are results of the registration.
+    """
+    source = f"bids:raw:{scan.path.relative_to(root).as_posix()}"
+    texts = [
+        {"Description": "13 structures, segmentation head", "Manual": False, "Sources": [source]},
+        {"Description": "atlas labels, carried over by the registration", "Manual": False, "Sources": [source]},
+        {"Description": "ITK displacement field from the atlas to the T1w image", "Sources": [source]},
+    ]
+    for file, text in zip(sidecars(scan, register), texts):
+        write_json(out / file, text)
+    session = entity(scan.path, "ses")
+    row = {
+        "participant_id": f"sub-{entity(scan.path, 'sub')}",
+        "session_id": f"ses-{session}" if session else "n/a",
+        "source": scan.path.relative_to(root).as_posix(),
+    }
+    row |= {STRUCTURES[label]: f"{volume:.3f}" for label, volume in volumes.items()}
+    put_row(out / VOLUMES, COLUMNS, ("source",), row)

@@ -1,0 +1,58 @@
+"""Small pieces of a structure, far from the rest of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from scipy import ndimage
+
+NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
+
+
+def remove_strays(logits: torch.Tensor, fraction: float = 0.1) -> torch.Tensor:
+    """Rule out stray pieces of structures: their voxels get the label that is the most likely one after it.
+
+    A piece is a set of voxels of one label that touch (26 neighbours). It is stray if it has fewer voxels than `fraction` times
+    the largest piece of its structure; the two sides of a structure, and the third and fourth ventricle, are far above
+    that.
+
+    Args:
+        logits: [K, D, H, W]; channel 0 is the background.
+        fraction: of the largest piece; 0 keeps everything.
+
+    Returns:
+        The logits, those of a label at its stray pieces -inf.
+    """
+    labels = logits.argmax(dim=0).cpu().numpy()
+    result = logits
+    for label in np.unique(labels[labels > 0]):
+        pieces, count = ndimage.label(labels == label, structure=NEIGHBOURS)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+        sizes[0] = sizes[1:].max()
+        stray = (sizes < fraction * sizes[0])[pieces]
+        if stray.any():
+            result = logits.clone() if result is logits else result
+            result[int(label), torch.from_numpy(stray).to(logits.device)] = -torch.inf
+    return result
+
+
+class RemoveStraysd(MapTransform):
+    """Dictionary version of :func:`remove_strays`, before the logits become labels.
+
+    Args:
+        keys: logits, [K, D, H, W] each.
+        fraction: see `remove_strays`.
+        allow_missing_keys: skip keys that are missing.
+    """
+
+    def __init__(self, keys: KeysCollection, fraction: float = 0.1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.fraction = fraction
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        cleaned = {key: remove_strays(data[key], self.fraction) for key in self.key_iterator(dict(data))}
+        return dict(data) | cleaned
