@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from tqdm import tqdm
 
 from fedsr_monai import __version__
 from fedsr_monai.checks import check_whole_number
@@ -19,13 +21,13 @@ from fedsr_monai.inference.ledger import Ledger, Source, file_sha256
 from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
 from fedsr_monai.inference.prediction import Answer, ask
-from fedsr_monai.inference.progress import Progress
 from fedsr_monai.inference.quality import DOUBTFUL, REJECTED, Quality, assess, read_quality, record_quality
 from fedsr_monai.inference.scans import Scan, list_scans
 from fedsr_monai.inference.workflow import ATLAS_FILES, Workflow, get_atlas, load_workflow, write_atlas
 from fedsr_monai.labels.label_map import FREESURFER_TABLE, SLICER_TABLE, write_folder_tables
 from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
+from fedsr_monai.progress import Progress
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
@@ -159,29 +161,29 @@ def segment(
     if options.raw:
         require_itk()
     out = Path(out)
-    bar = Progress(len(wanted), progress)
-    try:
+    with Progress(total=len(wanted), desc="segment", unit="scan", quiet=not progress) as bar:
         workflow = load_workflow(bundle, weights, site, device)
         make_folder(out)
         run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
-        run.begin(bar)
+        run.begin()
         # What a single scan is refused for is printed once, by the command.
-        report = (lambda error: bar.say(f"fedsr: {error}")) if len(wanted) + len(errors) > 1 else (lambda error: None)
+        report = say if len(wanted) + len(errors) > 1 else (lambda text: None)
         for error in errors:
             report(error)
         results = []
         for scan in wanted:
             try:
-                results.append(run.one(scan))
-                if results[-1].quality is not None and results[-1].quality.verdict == DOUBTFUL:
-                    bar.say(f"fedsr: {scan.path}: doubtful: {'; '.join(results[-1].quality.reasons)}")
-                on_result(results[-1])
+                result = run.one(scan)
             except Exception as error:
                 errors.append(scan_error(scan, error))
                 report(errors[-1])
-            bar.advance(str(scan.path))
-    finally:
-        bar.close()
+            else:
+                results.append(result)
+                if result.quality is not None and result.quality.verdict == DOUBTFUL:
+                    say(f"{scan.path}: doubtful: {'; '.join(result.quality.reasons)}")
+                on_result(result)
+            bar.set_postfix_str(scan.name, refresh=False)
+            bar.update()
     if errors:
         raise UserErrors(errors)
     return [result.labels for result in results]
@@ -215,7 +217,7 @@ class Run:
         self.atlas: Path | None = None
         self.settings: dict[str, Any] = {}
 
-    def begin(self, bar: Progress) -> None:
+    def begin(self) -> None:
         """Get the atlas and write what belongs to the whole folder.
 
         Raises:
@@ -233,7 +235,7 @@ class Run:
             except UserError as error:
                 if options.register or options.raw:
                     raise
-                bar.say(f"fedsr: results are not judged, because there is no atlas to register: {error}")
+                say(f"results are not judged, because there is no atlas to register: {error}")
                 self.judges = False
         if options.raw:
             self.load = LoadRaw(atlas, workflow.grid, self.out)
@@ -333,6 +335,11 @@ def rejected(scan: Scan, quality: Quality, kept: bool) -> UserError:
         fix = "do not use the files before somebody has looked at them"
     found = f"an implausible result ({'; '.join(quality.reasons)})"
     return UserError(scan.path, found=found, expected="the labels of a brain", fix=fix)
+
+
+def say(text: object) -> None:
+    """Print a line to standard error at once, above a bar."""
+    tqdm.write(f"fedsr: {text}", file=sys.stderr)
 
 
 def scan_error(scan: Scan, error: Exception) -> UserError:

