@@ -68,7 +68,7 @@ class Templates:
 
 @lru_cache(maxsize=1)
 def high_resolution_templates() -> Templates:
-    """The 1 mm anatomy; built on the first call (about ten seconds) and kept in the user's cache folder.
+    """Return the 1 mm anatomy; it is built on the first call (about ten seconds) and kept in the user's cache folder.
 
     The folder is `$XDG_CACHE_HOME/fedsr_monai`, by default `~/.cache/fedsr_monai`; its file can be deleted at any time.
 
@@ -204,7 +204,7 @@ def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.nda
 
 
 def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
-    """The same for the cerebellum; its folia are finer than the posteriors, which are smoothed by 0.7 mm first."""
+    """Split the cerebellum in the same way; its folia are finer than the posteriors, which are smoothed by 0.7 mm first."""
     zone = np.isin(label, (5, 13))
     gm, wm = ndimage.gaussian_filter(gm, 0.7), ndimage.gaussian_filter(wm, 0.7)
     result = label.copy()
@@ -217,7 +217,7 @@ def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.n
 
 
 def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
-    """Connected components of fewer than `smallest` voxels."""
+    """Return connected components of fewer than `smallest` voxels."""
     components, count = ndimage.label(mask)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     small = sizes < smallest
@@ -226,7 +226,7 @@ def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
 
 
 def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
+    """Return what the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
     inside = mask & (template > 0)
     regions = np.where(inside, label, NUM_CLASSES)
     means = ndimage.mean(template, regions, range(NUM_CLASSES))

@@ -59,7 +59,7 @@ def prepare(
 
     if atlas_image is None:
         print("no --atlas_image: the atlas is the project's (labels under CC BY-NC, see the README)", flush=True)
-    atlas = AtlasFiles(atlas_image, atlas_label, atlas_mask) if atlas_image else None
+    atlas = AtlasFiles(atlas_image, atlas_label, atlas_mask) if atlas_image and atlas_label else None
     root = prepare_site(source, out, atlas, name, spacing, shape, layout, validation, test, seed, processes)
     site = load_site(root)
     print(

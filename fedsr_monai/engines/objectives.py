@@ -112,4 +112,4 @@ def weighted(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float | t
     terms = (
         weights[name] * loss for name, loss in losses.items() if torch.is_tensor(weights[name]) or weights[name] != 0
     )
-    return sum(terms)
+    return sum(terms, torch.zeros(()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from numbers import Number
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def scalar_losses(output: Any) -> dict[str, float]:
     scalar = {
         key: value.item() if torch.is_tensor(value) and value.numel() == 1 else value for key, value in output.items()
     }
-    return {str(key): float(value) for key, value in scalar.items() if isinstance(value, Number)}
+    return {str(key): float(value) for key, value in scalar.items() if isinstance(value, (int, float))}
 
 
 class TrainingProgress:

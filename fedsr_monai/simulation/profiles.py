@@ -40,6 +40,8 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Profile:
+    """One simulated hospital: whom it scans, and how its scanner sees."""
+
     name: str
     population: Population = Population()
     scanner: Scanner = Scanner()
@@ -129,7 +131,7 @@ UNSEEN_TRAINING = 7
 
 
 def profile(name: str) -> Profile:
-    """A built-in profile by its name.
+    """Return a built-in profile by its name.
 
     Raises:
         UserError: there is none of that name.
@@ -140,7 +142,7 @@ def profile(name: str) -> Profile:
 
 
 def random_profile(rng: np.random.Generator, name: str = "random") -> Profile:
-    """A hospital drawn from ranges wider than the built-in ones': for training that is to meet unseen scanners."""
+    """Draw a hospital from ranges wider than the built-in ones': for training that is to meet unseen scanners."""
     uniform = rng.uniform
     shift = {label: float(rng.normal(0, 0.05)) for label in range(14)}
     ventricular = float(rng.normal(0, 0.06))

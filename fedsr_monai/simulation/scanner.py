@@ -26,7 +26,7 @@ def acquire(
     templates: Templates,
     axes: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """The image of one subject: float32 [D, H, W] in [0, 1], exactly 0 outside the (imperfect) brain mask.
+    """Return the image of one subject: float32 [D, H, W] in [0, 1], exactly 0 outside the (imperfect) brain mask.
 
     Args:
         rng: source of everything random in this scan.

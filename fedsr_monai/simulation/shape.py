@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -95,6 +96,7 @@ def integrate(velocity: np.ndarray) -> np.ndarray:
 
 
 def velocity_affine() -> np.ndarray:
+    """Return the affine [4, 4], voxel to millimetre, of the grid on which velocities are drawn."""
     return grid_affine(_SPACING, _SHAPE)
 
 
@@ -111,6 +113,6 @@ def _outward() -> np.ndarray:
     return (field / np.sqrt((field[:, wall] ** 2).sum(0)).mean()).astype(np.float32)
 
 
-def _bounded(rng: np.random.Generator, size: int | None = None) -> np.ndarray | float:
-    """Standard normal numbers within +-2.5: no subject is a freak."""
+def _bounded(rng: np.random.Generator, size: int | None = None) -> Any:
+    """Draw standard normal numbers within +-2.5: no subject is a freak."""
     return np.clip(rng.standard_normal(size), -2.5, 2.5)

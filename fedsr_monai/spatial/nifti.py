@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer.mghformat import MGHHeader
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import write_bytes
@@ -46,7 +47,7 @@ class Volume:
 
     voxels: np.ndarray
     affine: np.ndarray
-    header: nib.Nifti1Header | None = None
+    header: nib.Nifti1Header = None  # type: ignore[assignment]  # made of the affine below
 
     def __post_init__(self) -> None:
         if self.header is None:
@@ -93,7 +94,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     return Volume(voxels, affine, forms)
 
 
-def read_geometry(path: str | os.PathLike) -> tuple[tuple[int, int, int], np.ndarray]:
+def read_geometry(path: str | os.PathLike) -> tuple[tuple[int, ...], np.ndarray]:
     """Return shape and affine of a volume from its header alone; see `read_volume`.
 
     Raises:
@@ -141,7 +142,7 @@ def _open(file: Path) -> Iterator[BinaryIO]:
                 expected=".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes",
                 fix="rename or compress it",
             )
-        yield gzip.GzipFile(fileobj=raw) if compressed else raw
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
 
 
 def _read(file: Path, stream: BinaryIO, count: int) -> bytes:
@@ -156,8 +157,9 @@ def _read_header(file: Path, stream: BinaryIO) -> tuple[bytes, Header]:
     """Return the first bytes of a file and the header that they hold."""
     mgh = file.suffix in (".mgz", ".mgh")
     start = _read(file, stream, 284 if mgh else 540)
+    kind: type[Header]
     if mgh:
-        kind = nib.freesurfer.mghformat.MGHHeader
+        kind = MGHHeader
     elif start[344:348] == b"n+1\0":
         kind = nib.Nifti1Header
     elif start[4:8] == b"n+2\0":
@@ -176,7 +178,7 @@ def _damaged(file: Path, error: Exception) -> UserError:
     return UserError(file, found, "a complete volume", "copy or export it again")
 
 
-def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, int, int], nib.Nifti1Header, np.ndarray]:
+def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...], nib.Nifti1Header, np.ndarray]:
     """Return shape, forms and affine of a header that can be those of a head.
 
     Raises:
@@ -186,8 +188,10 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, int,
         shape = tuple(int(n) for n in header.get_data_shape())
         if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1 or min(shape[:3]) < 2:
             raise UserError(file, f"the shape {shape}", "one 3-D volume", "take one volume out of the series")
-        mgh = isinstance(header, nib.freesurfer.mghformat.MGHHeader)
-        forms, affine = _mgh_forms(file, header, start) if mgh else _nifti_forms(file, header, start)
+        if isinstance(header, MGHHeader):
+            forms, affine = _mgh_forms(file, header, start)
+        else:
+            forms, affine = _nifti_forms(file, header, start)
     except (ValueError, TypeError, ArithmeticError, nib.spatialimages.HeaderDataError) as error:
         raise _damaged(file, error) from None
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -203,7 +207,7 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, int,
     return shape[:3], forms, affine
 
 
-def _nifti_forms(file: Path, header: Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
+def _nifti_forms(file: Path, header: nib.Nifti1Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
     # nibabel replaces sizes of 0 by 1 when it reads a header, and those below 0 by their absolute value; other programs do not.
     sizes = type(header)(start[: header.template_dtype.itemsize], check=False)["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and min(sizes) > 0):
@@ -231,7 +235,7 @@ def _nifti_forms(file: Path, header: Header, start: bytes) -> tuple[nib.Nifti1He
     return forms, affines[0]
 
 
-def _mgh_forms(file: Path, header: Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
+def _mgh_forms(file: Path, header: MGHHeader, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
     if int.from_bytes(start[28:30], "big", signed=True) <= 0:  # nibabel replaces what is missing
         fix = "convert it again from DICOM"
         raise UserError(file, "an unknown orientation (goodRASFlag 0)", "a header with the orientation", fix)

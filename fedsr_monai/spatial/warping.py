@@ -57,7 +57,10 @@ def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
 
 
 def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """Return the displacement of x -> outer(inner(x)), all [B, 3, D, H, W]: ``warp(image, compose(a, b)) ~ warp(warp(image, b), a)``."""
+    """Return the displacement of x -> outer(inner(x)), all [B, 3, D, H, W].
+
+    `warp(image, compose(a, b))` is about `warp(warp(image, b), a)`.
+    """
     return inner + warp(outer, inner)
 
 

@@ -42,7 +42,7 @@ class LabelledScans:
     def __call__(
         self, image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of :class:`RandomAtlas`."""
+        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of :class:`RandomAtlas`."""
         if torch.rand(()) >= self.share:
             return self.otherwise(image, label, ddf)
         item = self.items[int(torch.randint(0, len(self.items), ()))]

@@ -46,7 +46,7 @@ class RandomAppearance:
         self.noise, self.bias, self.gamma, self.blur = noise, bias, gamma, blur
 
     def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """The atlas [1, 1, D, H, W] with new tissue means and a random share of its own texture; the background stays 0."""
+        """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays 0."""
         means = tissue_means(image, label, self.num_classes)
         grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
         drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
@@ -58,7 +58,7 @@ class RandomAppearance:
         return (drawn.clamp(0.02, 1.1)[ids] * (1 + slow) + texture).clamp(0.01, 1.3) * (image > 0)
 
     def scan(self, image: torch.Tensor) -> torch.Tensor:
-        """What a random scanner makes of a noiseless brain [1, 1, D, H, W] with zero background; in [0, 1], background 0."""
+        """Image a noiseless brain [1, 1, D, H, W] with zero background by a random scanner; in [0, 1], background 0."""
         brain = image > 0.005
         # Interpolation has blurred the image; real edges are sharper by an unknown amount.
         image = image + float(torch.empty(()).uniform_(0, 1.2)) * (image - _blur(image, 3 * [0.7]))

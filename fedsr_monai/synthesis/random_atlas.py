@@ -12,7 +12,7 @@ from fedsr_monai.synthesis.random_deformation import RandomDeformation
 
 
 def refined_label(label: torch.Tensor, factor: int = 3, sigma: float = 0.5) -> torch.Tensor:
-    """A label map [1, 1, D, H, W] on a finer grid with the same corner voxels: the largest smoothed, trilinearly interpolated share.
+    """Refine a label map [1, 1, D, H, W] to a finer grid with the same corner voxels: the largest smoothed, interpolated fraction.
 
     Nearest sampling of this map stands for an argmax over the warped one-hot map, at a tenth of the cost. Measured against the true labels of
     subjects whose 1 mm anatomy is known (Dice over 13 structures at 2 mm): nearest on the plain map 0.908, on this one 0.936,
@@ -57,7 +57,7 @@ class RandomAtlas:
     def __call__(
         self, image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids, from the atlas in the same form.
+        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids, from the atlas in the same form.
 
         ``ddf`` [1, 3, D/2, H/2, W/2]: the registration of the atlas to some scan of the site, in half-resolution voxels, or None.
         """
@@ -71,4 +71,5 @@ class RandomAtlas:
         # A site has one atlas: refined once, and anew only for another one.
         if self._label is None or self._label.shape != label.shape or not torch.equal(self._label, label):
             self._label, self._refined = label.clone(), refined_label(label).to(label.dtype)
+        assert self._refined is not None  # set with `_label`
         return self._refined

@@ -96,7 +96,7 @@ class RandomDeformation:
         else:
             mask = label == int(torch.randint(1, int(label.max()) + 1, ()))
             largest = 0.4 * self.growth
-        soft = F.adaptive_avg_pool3d(mask.float(), shape)
+        soft = F.adaptive_avg_pool3d(mask.float(), (shape[0], shape[1], shape[2]))
         soft = GaussianFilter(3, sigma=8.0 / (2 * self.spacing) * (0.5 + float(torch.rand(())))).to(label.device)(soft)
         inward = torch.cat(torch.gradient(soft, dim=(2, 3, 4)), dim=1)
         peak = inward.square().sum(dim=1).sqrt().max() + 1e-6

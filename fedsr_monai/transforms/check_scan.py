@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -102,5 +103,5 @@ class CheckScand(MapTransform):
             scan = data[key]
             name = str(scan.meta.get("filename_or_obj", key))
             check_scan(scan.as_subclass(torch.Tensor), scan.affine.cpu().numpy(), self.grid, name)
-            result[key] = scan.float().clamp_min(0)  # spline interpolation leaves small negative values beside edges
+            result[key] = cast(MetaTensor, scan.float().clamp_min(0))  # spline interpolation leaves small negative values beside edges
         return result

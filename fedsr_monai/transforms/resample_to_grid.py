@@ -56,9 +56,10 @@ class ResampleToGrid(InvertibleTransform):
 
 
 def _with_meta(result: torch.Tensor, volume: MetaTensor, affine) -> MetaTensor:
-    result = MetaTensor(result).copy_meta_from(volume)
-    result.affine = torch.as_tensor(affine, dtype=torch.float64)
-    return result
+    moved = MetaTensor(result)
+    moved.copy_meta_from(volume)
+    moved.affine = torch.as_tensor(affine, dtype=torch.float64)
+    return moved
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):
