@@ -10,7 +10,8 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def check_plain(key: str, value: Any, where: str = "overrides", fix: str = "leav
         raise UserError(f"{where}: {key[:60]}", found=found, expected="a hyper-parameter", fix=fix)
     if not is_plain(value):
         expected = "a number, a truth value, a word or a list of these"
-        raise UserError(f"{where}: {key}", found=repr(value)[:100], expected=expected, fix=fix)
+        raise UserError(f"{where}: {key}", found=reprlib.repr(value)[:100], expected=expected, fix=fix)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -93,30 +94,28 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool) or is_number(value) or is_name(value)
 
 
-def overrides_of_record(
-    overrides: Mapping[str, Any], config: Mapping[str, Any], ids: Iterable[str], where: str
-) -> dict[str, Any]:
-    """Return the overrides of another party's record that concern `ids`, after a check of all of them.
+def checked_overrides(overrides: Any, where: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the overrides of another party's record without those that each machine sets for itself.
 
     Args:
         overrides: values by id, as found in the record.
-        config: the bundle's training configuration.
-        ids: those whose values are wanted; ids of the machine are never returned.
         where: the record's file, for the message.
+        config: where given, the configuration that has to have these ids.
 
     Raises:
         UserError: a value is not plain, or an id is unknown.
     """
-    fix = "repeat the run without it, or remove it if the network does not depend on it"
-    wanted = set(ids)
-    for key, value in overrides.items():
-        if id_parts(key)[0] in IDS_OF_THE_MACHINE:
-            continue
+    fix = "remove it there if you know that it changes nothing, or make the run again without it"
+    if not isinstance(overrides, Mapping):
+        found = type(overrides).__name__
+        raise UserError(f"{where}: overrides", found=found, expected="values by id", fix="restore it from a copy")
+    kept = {key: value for key, value in overrides.items() if id_parts(key)[0] not in IDS_OF_THE_MACHINE}
+    for key, value in kept.items():
         check_plain(key, value, f"{where}: overrides", fix)
-        if value_of(config, key) is MISSING:
+        if config is not None and value_of(config, key) is MISSING:
             found = "an unknown id"
             raise UserError(f"{where}: overrides: {key[:60]}", found=found, expected="one of the bundle's ids", fix=fix)
-    return {key: value for key, value in overrides.items() if id_parts(key)[0] in wanted.difference(IDS_OF_THE_MACHINE)}
+    return kept
 
 
 def ids_behind(config: Mapping[str, Any], name: str) -> set[str]:

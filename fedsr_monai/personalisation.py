@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -11,19 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
-from fedsr_monai.bundle_overrides import check_overrides
+from fedsr_monai.bundle_overrides import MISSING, check_overrides, id_parts, ids_behind, value_of
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, user_error
+from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
-from fedsr_monai.files import write_json
+from fedsr_monai.files import check_settings, read_json, write_json
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
+from fedsr_monai.run_record import RunRecord, read_run
 from fedsr_monai.sites.site import load_site
 
 SHARED = ("encoder.", "sa.")
-NETWORK_IDS = ("preset", "scie")  # what a run's networks differ by
-GIVEN = ("dataset_dir", "output_dir", "ckpt_path", "global_weights", "resume", "epochs", "epoch_length", "seed")
+LOSS_IDS = ("mutual_information", "registration_weights", "segmentation_weights", "exact_registration")
+# They are arguments of `personalise`, or follow from them.
+RESERVED_IDS = (
+    "dataset_dir",
+    "output_dir",
+    "ckpt_path",
+    "global_weights",
+    "resume",
+    "epochs",
+    "epoch_length",
+    "seed",
+)
 
 
 def personalise(
@@ -40,22 +52,23 @@ def personalise(
     """Fine-tune the heads on a site's unlabelled scans with encoder and SA features frozen.
 
     Runs the workflow of `configs/train.json` of the bundle, with `configs/search.json` over it if the lambdas are to be searched for. It
-    may be stopped at any moment: the same call goes on after the last complete epoch, and ends in the same numbers.
+    may be stopped at any moment: the same call continues after the last complete epoch, and ends in the same numbers.
 
-    The heads start from the site's own if it took part in the run; a site that joins here starts from those that the run's sites started
-    from (`federate`'s `from_weights`), and anew if that was nothing. A checkpoint of a whole network brings its heads along.
+    The heads start from the site's own if it took part in the run; a site that joins here starts from those that the run's sites
+    started from (`federate`'s `from_weights`), or from random ones. A checkpoint of a whole network brings its heads along. The
+    run's settings of network and losses are kept, unless `overrides` says otherwise.
 
     Args:
         site: site folder.
         global_weights: folder of a federated run (its last complete round), a `server/round_NNNN.safetensors` of one, or a `model.pt`;
             None takes the weights that ship with the bundle.
         out: folder for model.pt (a state dict, with the site's atlas), history.csv, TensorBoard events, training_state.pt,
-            start.safetensors (what the training started from) and personalised.json (its settings).
+            start.safetensors (the tensors that the training began with) and personalised.json (its settings).
         epochs: in all; the learning rate falls to 0 over them.
         search: whether the weights of the loss terms are searched for (needs two training scans or more).
         overrides: values for ids of the bundle's configuration.
         seed: of everything random.
-        epoch_length: steps an epoch; by default one a scan.
+        epoch_length: steps per epoch; by default one per scan.
         bundle: name or folder of the bundle.
 
     Returns:
@@ -70,23 +83,23 @@ def personalise(
         >>> model.name
         'model.pt'
     """
-    for name, value in (("epochs", epochs), ("epoch_length", epoch_length)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{name}: found {value!r}, expected a whole number of at least 1; correct it")
+    check_whole_number("epochs", epochs)
+    if epoch_length is not None:
+        check_whole_number("epoch_length", epoch_length)
     loaded, root, out = load_site(site), bundle_path(bundle), Path(out)
     files = [str(root / "configs" / name) for name in ("train.json", *(["search.json"] if search else []))]
     overrides = dict(overrides or {})
     check_overrides(files, overrides)
-    taken = sorted(set(overrides) & set(GIVEN))
-    if taken:
-        raise UserError(
-            f"overrides: {taken[0]}: found a value, expected none; it is an argument of its own or follows from one"
-        )
+    reserved = sorted(set(overrides) & set(RESERVED_IDS))
+    if reserved:
+        expected = "none, as it is an argument of its own or follows from one"
+        raise UserError(f"overrides: {reserved[0]}", found="a value", expected=expected, fix="leave it out")
 
     weights, run = find_weights(global_weights, root)
-    record = read_run(run)
-    overrides = {key: value for key, value in record.get("overrides", {}).items() if key in NETWORK_IDS} | overrides
-    start = starting_tensors(weights, run, record, loaded.name)
+    record = read_run(run) if run is not None and (run / "run.json").is_file() else None
+    if record is not None:
+        overrides = inherited_overrides(record, ConfigParser.load_config_file(files[0])) | overrides
+    initial = initial_tensors(weights, run, record, loaded.name)
     settings = {
         "site": str(loaded.root),
         "name": loaded.name,
@@ -98,8 +111,9 @@ def personalise(
         "search": search,
         "seed": seed,
     }
-    begin(out / "personalised.json", settings)
-    write_tensors(out / "start.safetensors", start)
+    check_settings(out / "personalised.json", settings, "training")
+    write_json(out / "personalised.json", settings)
+    write_tensors(out / "start.safetensors", initial)
     run_workflow(
         files,
         bundle_root=str(root),
@@ -117,55 +131,43 @@ def personalise(
 
 
 def find_weights(given: str | os.PathLike | None, bundle: Path) -> tuple[Path, Path | None]:
-    """The file that `global_weights` stands for, and the folder of the run that it is of, if any.
+    """Return the file that `global_weights` stands for, and the folder of the run that it belongs to, if any.
+
+    Args:
+        given: folder of a run, a file of weights, or None for those that come with the bundle.
+        bundle: folder of the bundle.
 
     Raises:
-        UserError: there is no such file, or the run has no complete round.
+        UserError: there is no such file, the run has no complete round, or its checkpoint is not the one that its server wrote.
     """
     if given is None:
         path = bundle / "models" / "model.pt"
         if not path.is_file():
-            raise UserError(
-                f"{path}: not found, expected the weights that come with the bundle; name a run or a file of weights"
-            )
+            fix = "name a run or a file of weights"
+            raise UserError(path, found="no such file", expected="the weights that come with the bundle", fix=fix)
         return path, None
     path = Path(given)
     if path.is_dir():
         state = path / "server" / "state.json"
-        try:
-            file = path / "server" / json.loads(state.read_bytes())["file"]
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{state}: found damaged JSON ({error}), expected a server state; restore it from a copy"
-            ) from error
-        return file, path
+        if not state.is_file():
+            fix = "name one, or a file of weights"
+            raise UserError(path, found="no server/state.json", expected="a run folder of fedsr federate", fix=fix)
+        return checkpoint_file(state, read_json(state, "a server state", "restore it from a copy")), path
     if not path.is_file():
-        raise UserError(
-            f"{path}: not found, expected a run folder of fedsr federate or a file of weights; correct the path"
-        )
+        expected = "a run folder of fedsr federate or a file of weights"
+        raise UserError(path, found="no such file", expected=expected, fix="correct the path")
     of_run = path.parent.name == "server" and (path.parents[1] / "run.json").is_file()
     return path, path.parents[1] if of_run else None
 
 
-def read_run(run: Path | None) -> dict[str, Any]:
-    """`run.json` of a run, or nothing."""
-    path = None if run is None else run / "run.json"
-    if path is None or not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: found damaged JSON ({error}), expected the settings of a run; restore it from a copy"
-        ) from error
+def initial_tensors(weights: Path, run: Path | None, record: RunRecord | None, site: str) -> dict[str, torch.Tensor]:
+    """Return encoder and SA features of `weights`, with the heads that the site starts from, if there are any.
 
-
-def starting_tensors(weights: Path, run: Path | None, record: Mapping[str, Any], site: str) -> dict[str, torch.Tensor]:
-    """Encoder and SA features of `weights`, with the heads that the site starts from, if there are any.
+    Args:
+        weights: checkpoint or safetensors.
+        run: folder of the run that they belong to, if any.
+        record: its run.json.
+        site: name of the site.
 
     Raises:
         UserError: a file cannot be read, or `weights` lacks the encoder or the SA features.
@@ -174,39 +176,38 @@ def starting_tensors(weights: Path, run: Path | None, record: Mapping[str, Any],
     own = run / "sites" / site / "model.pt" if run is not None else None
     if own is not None and own.is_file():
         tensors = read_weights(own) | tensors
-    elif record.get("from_weights"):
-        tensors = read_weights(record["from_weights"]["path"]) | tensors
-    start = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEAD_PREFIXES)}
+    elif record is not None and record.from_weights:
+        begun_with = record.initial_weights()
+        if begun_with is None:
+            found = f"no such file ({record.from_weights.get('path')})"
+            expected = "the weights that the run began with, for the heads of a new site"
+            raise UserError(f"{record.path}: from_weights", found=found, expected=expected, fix="restore it")
+        tensors = read_weights(begun_with) | tensors
+    initial = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEAD_PREFIXES)}
     for part in SHARED:
-        if not any(key.startswith(part) for key in start):
+        if not any(key.startswith(part) for key in initial):
             raise UserError(
-                f"{weights}: {part}*: found nothing, expected the encoder and the SA features of a federation; name a run of the policy "
-                "fedsr or fedavg, or a model.pt"
+                f"{weights}: {part}*",
+                found="nothing",
+                expected="the encoder and the SA features of a federation",
+                fix="name a run of the policy fedsr or fedavg, or a model.pt",
             )
-    return start
+    return initial
 
 
-def begin(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings, or check that the training in this folder was begun with the same.
+def inherited_overrides(record: RunRecord, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that its personalised phase keeps: those of the network and of the losses.
 
-    Raises:
-        UserError: a setting differs, or the file is damaged.
+    Args:
+        record: of the run.
+        config: the training configuration of the personalised phase's bundle; ids that it does not have are left out.
     """
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            begun = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}: found damaged JSON ({error}), expected the settings of a training; give another out"
-            ) from error
-        for key, value in settings.items():
-            if begun.get(key) != value:
-                raise UserError(
-                    f"{path}: {key}: found {json.dumps(begun.get(key))}, expected {json.dumps(value)}; "
-                    "give the settings that the training began with to go on with it, or another out to begin a new one"
-                )
-    write_json(path, settings)
+    kept = {*ids_behind(config, "network_def"), *LOSS_IDS}
+    return {
+        key: value
+        for key, value in record.overrides.items()
+        if id_parts(key)[0] in kept and value_of(config, key) is not MISSING
+    }
 
 
 def run_workflow(files: list[str], **ids: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from fedsr_monai.files import write_json
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
-from fedsr_monai.personalisation import personalise, starting_tensors
+from fedsr_monai.personalisation import initial_tensors, personalise
+from fedsr_monai.run_record import read_run
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
+from tests.test_run_record import EVIL
 
 
 @pytest.fixture
@@ -51,13 +54,21 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def write_checkpoint(run: Path, tensors: dict[str, torch.Tensor]) -> None:
+    content = write_tensors(run / "server" / "round_0003.safetensors", tensors)
+    state = {"round": 3, "file": "round_0003.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(run / "server" / "state.json", state)
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     """What a federation leaves: global tensors (seed 1), a site that took part with its own heads (seed 2)."""
     run = tmp_path / "run"
-    write_tensors(run / "server" / "round_0003.safetensors", shared(network(1)))
-    write_json(run / "server" / "state.json", {"round": 3, "file": "round_0003.safetensors"})
-    write_json(run / "run.json", {"sites": [{"name": "clinic"}], "overrides": {"preset": "small", "learning_rate": 5.0}, "from_weights": None})
+    write_checkpoint(run, shared(network(1)))
+    write_json(
+        run / "run.json",
+        {"sites": [{"name": "clinic"}], "overrides": {"preset": "small", "learning_rate": 5.0}, "from_weights": None},
+    )
     save_checkpoint(shared(network(1)) | heads(network(2)), run / "sites" / "clinic" / "model.pt")
     return run
 
@@ -98,12 +109,14 @@ def test_a_killed_search_goes_on_to_the_same_numbers(ward, run, tmp_path, monkey
     resumed = personalise(ward, run, tmp_path / "killed", **arguments)
     assert same(read_weights(whole), read_weights(resumed))
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed") and len(rows(tmp_path / "whole")) == 2
-    assert float(rows(tmp_path / "whole")[1]["lambda/registration/dice"]) != 3.0 and rows(tmp_path / "whole")[1]["held_out"]
+    assert (
+        float(rows(tmp_path / "whole")[1]["lambda/registration/dice"]) != 3.0
+        and rows(tmp_path / "whole")[1]["held_out"]
+    )
 
 
 def start_of(run: Path, site: str) -> dict[str, torch.Tensor]:
-    record = json.loads((run / "run.json").read_text())
-    return starting_tensors(run / "server" / "round_0003.safetensors", run, record, site)
+    return initial_tensors(run / "server" / "round_0003.safetensors", run, read_run(run), site)
 
 
 def test_a_site_of_the_run_starts_from_its_own_heads(run):
@@ -121,13 +134,16 @@ def test_a_new_site_starts_from_the_heads_that_the_run_started_from(run, tmp_pat
 
 def test_a_whole_network_brings_its_heads(run, tmp_path):
     save_checkpoint(network(4), tmp_path / "model.pt")
-    start = starting_tensors(tmp_path / "model.pt", None, {}, "ward")
+    start = initial_tensors(tmp_path / "model.pt", None, None, "ward")
     assert same(start, shared(network(4)) | heads(network(4)))
 
 
 def test_other_settings_are_refused(ward, run, tmp_path):
     write_json(tmp_path / "out" / "personalised.json", {"site": str(ward), "epochs": 7})
-    with pytest.raises(UserError, match=r"personalised.json: name: found null, expected \"ward\"; give the settings that the training began with"):
+    with pytest.raises(
+        UserError,
+        match=r"personalised.json: name: found null, expected \"ward\"; give the settings that the training began with",
+    ):
         personalise(ward, run, tmp_path / "out", epochs=2)
     assert not (tmp_path / "out" / "start.safetensors").exists()
 
@@ -135,7 +151,7 @@ def test_other_settings_are_refused(ward, run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"global_weights": "nowhere.pt"}, r"^nowhere.pt: not found, expected a run folder of fedsr federate or a file of weights; correct the path$"),
+        ({"global_weights": "nowhere.pt"}, r"^nowhere.pt: found no such file, expected a run folder of fedsr federate or a file of weights; correct the path$"),
         ({"global_weights": "ward"}, r"ward: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights$"),
         ({"global_weights": "empty.safetensors"}, r"empty.safetensors: encoder.\*: found nothing, expected the encoder and the SA features"),
         ({"site": "run"}, r"run.*site.json"),
@@ -143,7 +159,7 @@ def test_other_settings_are_refused(ward, run, tmp_path):
         ({"epoch_length": "3"}, r"^epoch_length: found '3', expected a whole number of at least 1; correct it$"),
         ({"overrides": {"learning_rat": 1}}, r"^overrides: learning_rat: found no such id in .*train.json, expected one of its ids; did you mean 'learning_rate'\?$"),
         ({"overrides": {"search_interval": 1}}, r"^overrides: search_interval: found no such id"),
-        ({"overrides": {"seed": 1}}, r"^overrides: seed: found a value, expected none; it is an argument of its own or follows from one$"),
+        ({"overrides": {"seed": 1}}, r"^overrides: seed: found a value, expected none, as it is an argument of its own"),
         ({"bundle": "nothing"}, r"^bundle: found no nothing/configs/train.json"),
     ],
 )  # fmt: skip
@@ -159,6 +175,45 @@ def test_mistakes_are_one_line_and_leave_nothing(ward, run, tmp_path, monkeypatc
 def test_weights_of_another_network_are_refused_by_key(ward, run, tmp_path):
     tensors = read_tensors(run / "server" / "round_0003.safetensors")
     key = min(key for key in tensors if key.startswith("encoder."))
-    write_tensors(run / "server" / "round_0003.safetensors", tensors | {key: torch.zeros(3)})
+    write_checkpoint(run, tensors | {key: torch.zeros(3)})
     with pytest.raises(UserError, match=rf"start.safetensors: {key}: found float32 \[3\].*expected"):
         personalise(ward, run, tmp_path / "out", epochs=1)
+
+
+def test_a_checkpoint_that_its_server_did_not_write_is_refused(ward, run, tmp_path):
+    write_tensors(run / "server" / "round_0003.safetensors", shared(network(9)))
+    with pytest.raises(UserError, match=r"round_0003.safetensors: found other bytes, expected those that state.json"):
+        personalise(ward, run, tmp_path / "out", epochs=1)
+    for file in ("../../elsewhere.safetensors", "/etc/passwd", 3, None):
+        write_json(run / "server" / "state.json", {"round": 3, "file": file, "sha256": "0"})
+        with pytest.raises(UserError, match=r"state.json: file: found .*, expected the name of a checkpoint"):
+            personalise(ward, run, tmp_path / "out", epochs=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_initial_weights_than_the_run_began_with_are_refused(ward, run, tmp_path):
+    save_checkpoint(network(4), tmp_path / "shipped.pt")
+    write_json(run / "run.json", {"from_weights": {"path": str(tmp_path / "shipped.pt"), "sha256": "0" * 64}})
+    with pytest.raises(UserError, match="shipped.pt: found other weights than the run began with"):
+        personalise(ward, run, tmp_path / "out", epochs=1)
+
+
+def test_switches_of_network_and_losses_are_inherited_and_no_others(ward, run, tmp_path):
+    switches = {"mutual_information": None, "registration_weights": {"dice": 2.0, "similarity": 1.0}, "scie": True}
+    record = json.loads((run / "run.json").read_text())
+    others = {"learning_rate": 5.0, "initial_weights": "/data/other.pt", "frozen": ["encoder"], "val_interval": 9}
+    write_json(run / "run.json", record | {"overrides": switches | others | {"exact_registration": 0.3}})
+    personalise(ward, run, tmp_path / "out", epochs=1, epoch_length=1, overrides={"exact_registration": 0.7})
+    found = json.loads((tmp_path / "out" / "personalised.json").read_text())["overrides"]
+    assert found == switches | {"exact_registration": 0.7}
+    assert "mutual_information" not in rows(tmp_path / "out")[0] or not rows(tmp_path / "out")[0]["mutual_information"]
+
+
+@pytest.mark.parametrize("override", EVIL)
+def test_code_in_a_record_is_refused_and_not_run(ward, run, tmp_path, monkeypatch, override):
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", record | {"overrides": override})
+    with pytest.raises(UserError, match="run.json: overrides: "):
+        personalise(ward, run, tmp_path / "out", epochs=1)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()

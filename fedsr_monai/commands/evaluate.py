@@ -14,6 +14,7 @@ def evaluate(
     section: str = "test",
     figures: int = 1,
     device: str | None = None,
+    bundle: str | None = None,
 ) -> None:
     """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
 
@@ -28,6 +29,7 @@ def evaluate(
         section: list of scans in site.json: training, validation or test
         figures: number of scans per site whose volumes are kept for the figures of the report
         device: cpu, cuda or cuda:N; by default the first GPU, if there is one
+        bundle: folder of the bundle that the run trains, if it is none of those that come with the package
 
     Example:
         fedsr evaluate runs/first
@@ -38,7 +40,7 @@ def evaluate(
     from fedsr_monai.evaluation.stages import comparison_lines
 
     is_run = Path(sources[0], "run.json").is_file()
-    summary = run(sources if is_run else expand_sites(sources), out, weights, section, device, figures)
+    summary = run(sources if is_run else expand_sites(sources), out, weights, section, device, figures, bundle=bundle)
     folder = Path(out or Path(sources[0]) / "evaluation")
     print("\n".join([*summary_lines(summary), *(comparison_lines(folder) if is_run else [])]))
     print(folder)

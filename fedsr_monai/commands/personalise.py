@@ -22,15 +22,15 @@ def personalise(
 ) -> None:
     """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
 
-    A site of the run goes on from its own heads, a new one from those that the run began with. With --search the weights of the loss
+    A site of the run continues with its own heads, a new one with those that the run began with. With --search the weights of the loss
     terms are found while the heads learn (bilevel optimisation); their history is in the training's log.
 
     Args:
         sites: site folders, or a folder that holds several
         weights: folder of a run, or a file of weights; by default the weights that come with the bundle
-        out: folder for the results, one folder a site in it; by default personalised/ in the run's folder, where evaluate looks
+        out: folder for the results, one folder per site in it; by default personalised/ in the run's folder, where evaluate looks
         epochs: in all; the learning rate falls to 0 over them
-        epoch_length: steps an epoch; by default one a scan
+        epoch_length: steps per epoch; by default one per scan
         search: search for the weights of the loss terms; needs two training scans or more
         bundle: folder or name of the bundle
         override: values for ids of the bundle's train.json, as ID=VALUE
@@ -45,9 +45,8 @@ def personalise(
 
     if out is None:
         if weights is None or not Path(weights, "run.json").is_file():
-            raise UserError(
-                "personalise needs --out where --weights is no folder of a run: name a folder for the results"
-            )
+            expected = "it where --weights is not the folder of a run"
+            raise UserError("--out", found="nothing", expected=expected, fix="name a folder for the results")
         out = str(Path(weights) / PERSONALISED)
     for folder in expand_sites(sites):
         target = Path(out) / load_site(folder).name

@@ -14,13 +14,14 @@ from monai.bundle import ConfigParser
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
-from fedsr_monai.errors import UserError
+from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.evaluation.site import evaluate_network
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import HEAD_PREFIXES, load_weights, read_weights
+from fedsr_monai.run_record import network_overrides, read_personalised, read_run, trusted_bundle
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.site import Site, load_atlas, load_site, load_sites
 
@@ -37,17 +38,9 @@ class SiteModel:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def read_run(run: str | os.PathLike) -> dict[str, Any]:
-    """Return the content of a run's run.json.
-
-    Raises:
-        UserError: it does not exist or is damaged.
-    """
-    fix = "give the folder that `fedsr federate --out` wrote"
-    return read_json(Path(run) / "run.json", "the record of a run", fix)
-
-
-def models_of_run(run: str | os.PathLike, personalised: bool = True) -> list[SiteModel]:
+def models_of_run(
+    run: str | os.PathLike, personalised: bool = True, bundle: str | os.PathLike | None = None
+) -> list[SiteModel]:
     """Return the final network of each site of a run: the personalised one if it exists, else that of the last round.
 
     Sites that joined after the rounds come after the others. The pooled policy's one network is measured on every site.
@@ -55,17 +48,19 @@ def models_of_run(run: str | os.PathLike, personalised: bool = True) -> list[Sit
     Args:
         run: folder of the run.
         personalised: False for the networks of the last round alone.
+        bundle: folder of the bundle that the run trains, where it is none of those that are installed.
 
     Raises:
-        UserError: the run has no network yet, or a site folder is not where it was.
+        UserError: the run has no network yet, a site folder is not where it was, or run.json holds what may not be executed.
     """
     run = Path(run)
     record = read_run(run)
-    bundle, overrides = Path(record["bundle"]["path"]), record.get("overrides", {})
+    root = trusted_bundle(record.bundle, str(record.path), bundle)
+    overrides = network_overrides(record.overrides, root, str(record.path))
     models = {}
-    for site in record["sites"]:
-        for loaded in load_sites(site["path"]):
-            weights = run / "sites" / site["name"] / "model.pt"
+    for name, path in record.sites:
+        for loaded in load_sites(path):
+            weights = run / "sites" / name / "model.pt"
             if not weights.is_file():
                 raise UserError(
                     weights,
@@ -73,17 +68,20 @@ def models_of_run(run: str | os.PathLike, personalised: bool = True) -> list[Sit
                     expected="the network of the last round",
                     fix="finish the run with the command that began it",
                 )
-            models[loaded.name] = SiteModel(loaded, weights, bundle, overrides)
+            models[loaded.name] = SiteModel(loaded, weights, root, overrides)
     for file in sorted((run / PERSONALISED).glob("*/personalised.json")) if personalised else ():
-        record = read_json(file, "the settings of a personalised training", "personalise the site again")
-        loaded = load_site(record["site"])
-        weights, bundle = file.parent / "model.pt", Path(record["bundle"])
-        models[loaded.name] = SiteModel(loaded, weights, bundle, record.get("overrides", {}))
+        site, root, overrides = read_personalised(file, bundle)
+        loaded = load_site(site)
+        models[loaded.name] = SiteModel(loaded, file.parent / "model.pt", root, overrides)
     return list(models.values())
 
 
-def earlier_models(run: str | os.PathLike) -> dict[str, list[SiteModel]]:
+def earlier_models(run: str | os.PathLike, bundle: str | os.PathLike | None = None) -> dict[str, list[SiteModel]]:
     """Return the networks that a run had at earlier stages, for the sites that `models_of_run` returns.
+
+    Args:
+        run: folder of the run.
+        bundle: see `models_of_run`.
 
     Returns:
         `before`: the weights that the run began with, if it began with any (`fedsr federate --from_weights`).
@@ -92,13 +90,13 @@ def earlier_models(run: str | os.PathLike) -> dict[str, list[SiteModel]]:
         were random.
     """
     run = Path(run)
-    record, final = read_run(run), models_of_run(run)
+    final = models_of_run(run, bundle=bundle)
     stages: dict[str, list[SiteModel]] = {}
-    begun_with = Path((record.get("from_weights") or {}).get("path", ""))
-    if begun_with.is_file():
+    begun_with = read_run(run).initial_weights()
+    if begun_with is not None:
         stages[BEFORE] = [replace(model, weights=begun_with) for model in final]
     if any(model.weights.parent.parent.name == PERSONALISED for model in final):
-        in_rounds = {model.site.name: model for model in models_of_run(run, personalised=False)}
+        in_rounds = {model.site.name: model for model in models_of_run(run, personalised=False, bundle=bundle)}
         found = [in_rounds.get(model.site.name) or _joined(model) for model in final]
         stages[ROUNDS] = [model for model in found if model is not None]
     return stages
@@ -134,7 +132,14 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     """
     parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
-    network = load_weights(parser.get_parsed_content("network_def"), model.weights)
+    try:
+        network = parser.get_parsed_content("network_def")
+    except Exception as error:  # of any type: the values are of a file
+        where = f"{model.bundle}: network_def"
+        found = f"an error ({one_line(error)[:200]})"
+        fix = "correct the overrides in run.json or personalised.json"
+        raise UserError(where, found=found, expected="a network", fix=fix) from error
+    load_weights(network, model.weights)
     network.set_atlas(*load_atlas(model.site))
     return network.to(device)
 
@@ -147,6 +152,7 @@ def evaluate(
     device: str | torch.device | None = None,
     figures: int = 1,
     progress: bool = True,
+    bundle: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
 
@@ -162,6 +168,7 @@ def evaluate(
         device: by default the first GPU, or the CPU where there is none.
         figures: number of scans per site whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
+        bundle: folder of the bundle that the run trains, where it is none of those that are installed.
 
     Returns:
         The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as
@@ -186,8 +193,8 @@ def evaluate(
                 expected="it alone",
                 fix="evaluate runs one by one, or name site folders",
             )
-        models, target = models_of_run(first), Path(out or first / "evaluation")
-        for stage, earlier in earlier_models(first).items():
+        models, target = models_of_run(first, bundle=bundle), Path(out or first / "evaluation")
+        for stage, earlier in earlier_models(first, bundle).items():
             evaluate_models(earlier, target / stage, section, device, 0, progress, stage)
     elif out is None:
         raise UserError("--out", found="nothing", expected="it for site folders", fix="name a folder for the tables")

@@ -1,0 +1,274 @@
+"""Twelve attacks of one site (or two) among three honest ones, against every rule of aggregation: `benchmarks/attacks.csv`.
+
+Four simulated sites on 32^3 voxels of 6 mm train five rounds of two steps, from the weights that ship after 150 pooled steps at this size.
+The hostile site has honest tensors of its own to start from, and claims as many images as the others where the attack is not the claim. Each row is one attack under
+one rule: how many of the hostile results the server rejected, and the Dice of the final global encoder and SA vectors with each honest
+site's own heads on its labelled validation scans. Training is deterministic, so what a site computes from the same tensors is
+computed once and used in all rows that share it: the first round in all of them, and every round in which the hostile results
+were rejected.
+
+    python benchmarks/attacks.py [--out benchmarks/attacks.csv] [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.evaluation.site import run_case
+from fedsr_monai.federation.aggregation import RULES, aggregate, site_weights
+from fedsr_monai.federation.algo import ROUND
+from fedsr_monai.federation.executors import SiteJob
+from fedsr_monai.federation.initial_weights import estimator
+from fedsr_monai.federation.runner import federate
+from fedsr_monai.federation.server import Server
+from fedsr_monai.federation.settings import RunSettings
+from fedsr_monai.files import write_csv
+from fedsr_monai.simulation.sites import simulate_sites
+from fedsr_monai.sites.site import load_site
+from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.reader import read_volume
+
+Tensors = dict[str, torch.Tensor]
+
+ROUNDS, STEPS, LEARNING_RATE = 5, 2, 3e-4
+WARMING = 150  # pooled steps before, as the weights that ship know voxels of 2 mm
+TRAINING, VALIDATION = 4, 3
+UNSCREENED = "mean_unscreened"  # for comparison: what the screening prevents
+AGAINST_UNSCREENED = ("none", "zeros", "dead first layer", "image-count lie", "sign flip x30")
+COLUMNS = ["attack", "rule", "rejected", "dice_segmentation", "dice_registration", "worst_change"]
+
+
+def scaled(factor: float) -> Callable:
+    """Return the attack that sends its honest update times `factor`."""
+    return lambda sent, own, _: {key: sent[key] + factor * (own[key] - sent[key]) for key in sent}
+
+
+def zeros(sent: Tensors, own: Tensors, rng: torch.Generator) -> Tensors:
+    """Send zeros."""
+    return {key: torch.zeros_like(value) for key, value in sent.items()}
+
+
+def random_direction(sent: Tensors, own: Tensors, rng: torch.Generator) -> Tensors:
+    """Send an update in a random direction, of the honest norm in every tensor."""
+    noise = {key: torch.randn(value.shape, generator=rng) for key, value in sent.items()}
+    return {key: sent[key] + noise[key] / noise[key].norm() * (own[key] - sent[key]).norm() for key in sent}
+
+
+def dead_first_layer(sent: Tensors, own: Tensors, rng: torch.Generator) -> Tensors:
+    """Send the honest update with a first layer of zeros."""
+    return {key: value * (not key.startswith("encoder.stages.0.")) for key, value in own.items()}
+
+
+def sa_zeroed(sent: Tensors, own: Tensors, rng: torch.Generator) -> Tensors:
+    """Send the honest update with SA vectors of zeros."""
+    return {key: value * (not key.startswith("sa.")) for key, value in own.items()}
+
+
+def sa_permuted(sent: Tensors, own: Tensors, rng: torch.Generator) -> Tensors:
+    """Send the honest update with SA vectors whose channels are shuffled."""
+    order = {key: torch.randperm(len(value), generator=rng) for key, value in own.items() if key.startswith("sa.")}
+    return {key: value[order[key]] if key in order else value for key, value in own.items()}
+
+
+# name: what is sent, how many hostile sites send it, how many images they claim
+ATTACKS: dict[str, tuple[Callable, int, int]] = {
+    "none": (scaled(1), 1, TRAINING),
+    "zeros": (zeros, 1, TRAINING),
+    "x3": (scaled(3), 1, TRAINING),
+    "x10": (scaled(10), 1, TRAINING),
+    "x30": (scaled(30), 1, TRAINING),
+    "sign flip": (scaled(-1), 1, TRAINING),
+    "sign flip x30": (scaled(-30), 1, TRAINING),
+    "random direction": (random_direction, 1, TRAINING),
+    "dead first layer": (dead_first_layer, 1, TRAINING),
+    "image-count lie": (scaled(-3), 1, 100_000),
+    "SA zeroed": (sa_zeroed, 1, TRAINING),
+    "SA permuted": (sa_permuted, 1, TRAINING),
+    "two colluders": (scaled(-3), 2, TRAINING),
+    "label-flip training": (scaled(1), 1, TRAINING),
+}
+
+
+class CachedSite:
+    """A site whose rounds are computed once for each sequence of tensors that it was sent."""
+
+    def __init__(self, folder: Path, work: Path, settings: RunSettings, weights: Path) -> None:
+        self.site = load_site(folder)
+        self.work = work / folder.name
+        job = SiteJob(
+            folder.name,
+            str(folder),
+            str(self.work / "now"),
+            str(bundle_path("fedsr_encoder")),
+            settings,
+            weights=str(weights),
+        )
+        self.algo = job.make_algo()
+        self.updates: dict[str, Tensors] = {}
+        self.first: set[str] = set()
+        self.keep("", 0)
+        self.initial = self.algo.get_weights().weights
+
+    def state(self, chain: str) -> Path:
+        """Return the file of the state after a sequence of rounds."""
+        return self.work / f"{chain or 'initial'}.pt"
+
+    def keep(self, chain: str, round: int) -> None:
+        """Keep the state in which `round` can begin."""
+        shutil.copy(self.work / "now" / f"state_{round:04d}.pt", self.state(chain))
+
+    def load(self, chain: str, round: int) -> None:
+        """Return to a state."""
+        shutil.rmtree(self.work / "now")
+        (self.work / "now").mkdir()
+        shutil.copy(self.state(chain), self.work / "now" / f"state_{round:04d}.pt")
+
+    def train(self, chain: str, sent: Tensors, round: int) -> tuple[str, Tensors]:
+        """Return the name of the sequence one round later, and what the site then sends."""
+        content = b"".join(sent[key].numpy().tobytes() for key in sorted(sent))
+        following = hashlib.sha256(chain.encode() + content).hexdigest()[:24]
+        if following not in self.updates:
+            self.load(chain, round)
+            self.algo.train(ExchangeObject(weights=sent), {ROUND: round})
+            self.updates[following] = self.algo.get_weights().weights
+            self.keep(following, round + 1)
+            if not chain:
+                self.first.add(following)
+        return following, self.updates[following]
+
+    def forget(self) -> None:
+        """Delete all states but those after the first round, which are the same under every rule."""
+        first = [path for path in self.work.glob("*.pt") if path.stem in self.first or path == self.state("")]
+        for path in set(self.work.glob("*.pt")).difference(first):
+            path.unlink()
+        self.updates = {chain: tensors for chain, tensors in self.updates.items() if chain in self.first}
+
+    def dice(self, chain: str, tensors: Tensors) -> tuple[float, float]:
+        """Return the mean Dice of segmentation and registration with global tensors and the site's own heads."""
+        self.load(chain, ROUNDS)
+        self.algo.restore()
+        self.algo.load_shared(tensors)
+        network = self.algo.trainer.network.eval()
+        found = []
+        for item in self.site.validation:
+            volumes, _ = run_case(network, item, "cpu")
+            found.append([overlap(volumes[name], volumes["label"]) for name in ("segmentation", "warped_label")])
+        segmentation, registration = np.mean(found, axis=0)
+        return float(segmentation), float(registration)
+
+
+def overlap(prediction: np.ndarray, label: np.ndarray) -> float:
+    """Return the mean Dice over the structures of a label map."""
+    both = [(prediction == value, label == value) for value in range(1, 14)]
+    return float(np.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in both]))
+
+
+def flip_labels(folder: Path, out: Path) -> Path:
+    """Copy a site with every structure of its atlas named as the next one."""
+    shutil.copytree(folder, out)
+    spec = json.loads((out / "site.json").read_text())
+    path = out / spec["atlas"]["label"]
+    volume = read_volume(path)
+    label = np.asarray(volume.voxels).astype(np.uint8)
+    write_volume(path, np.where(label > 0, label % 13 + 1, 0).astype(np.uint8), volume.affine)
+    (out / "site.json").write_text(json.dumps(spec | {"name": out.name}))
+    return out
+
+
+def play(attack: str, rule: str, honest: list[CachedSite], hostile: CachedSite, work: Path, phi: Callable) -> dict:
+    """Play the rounds of one row."""
+    change, count, images = ATTACKS[attack]
+    rng = torch.Generator().manual_seed(0)
+    server = Server(
+        work / "server", honest[0].initial, aggregation="mean" if rule == UNSCREENED else rule, mutual_information=phi
+    )
+    chains = dict.fromkeys([*honest, hostile], "")
+    passed = 0
+    for number in range(ROUNDS):
+        sent = server.send()
+        updates = {}
+        for site in chains:
+            chains[site], updates[site] = site.train(chains[site], sent, number)
+        results = {site.site.name: (updates[site], TRAINING) for site in honest}
+        sent_by_hostile = change(sent, updates[hostile], rng)
+        results |= {f"hostile-{n}": (sent_by_hostile, images) for n in range(count)}
+        if rule == UNSCREENED:
+            weights = site_weights({name: claimed for name, (_, claimed) in results.items()})
+            server.tensors = aggregate({name: tensors for name, (tensors, _) in results.items()}, weights, sent, phi)
+            passed += count
+            continue
+        for name, (tensors, claimed) in results.items():
+            server.receive(name, number, tensors, {"images": claimed})
+        server.close_round()
+        rows = server.history[-1]["participation"]
+        passed += sum(row["site"].startswith("hostile") and row["status"] == "ok" for row in rows)
+        assert all(row["status"] == "ok" for row in rows if not row["site"].startswith("hostile")), rows
+    dice = {site.site.name: site.dice(chains[site], server.send()) for site in honest}
+    shutil.rmtree(work / "server", ignore_errors=True)
+    return {"attack": attack, "rule": rule, "rejected": f"{ROUNDS * count - passed}/{ROUNDS * count}", "dice": dice}
+
+
+def row_of(found: dict, clean: dict) -> dict:
+    """Return a row of the table; the worst change is that of one site and task against the screened mean without an attack."""
+    changes = [after - before for site in clean for after, before in zip(found["dice"][site], clean[site], strict=True)]
+    segmentation, registration = np.mean(list(found["dice"].values()), axis=0)
+    row = {key: found[key] for key in ("attack", "rule", "rejected")}
+    row |= {"dice_segmentation": f"{segmentation:.4f}", "dice_registration": f"{registration:.4f}"}
+    return row | {"worst_change": f"{min(changes):+.4f}"}
+
+
+def main() -> None:
+    """Write the table, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="benchmarks/attacks.csv")
+    parser.add_argument("--work", default=None, help="folder for sites and states; by default a temporary one")
+    parser.add_argument("--attacks", nargs="*", default=list(ATTACKS))
+    parser.add_argument("--rules", nargs="*", default=[*RULES, UNSCREENED])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    work = Path(options.work or tempfile.mkdtemp())
+    started = time.perf_counter()
+    folders = simulate_sites(work / "sites", 4, TRAINING, VALIDATION, 0, 6.0, (32, 32, 32), seed=5, processes=1)
+    flipped = flip_labels(folders[-1], work / "flipped" / "label-flip")
+    shipped = bundle_path("fedsr_encoder") / "models" / "model.pt"
+    warming = {"epoch_length": WARMING, "val_interval": 1000}
+    federate(folders[:3], work / "warm", 1, policy="pooled", overrides=warming, from_weights=shipped)
+    weights = work / "warm" / "sites" / "pooled" / "model.pt"
+    overrides = {"epoch_length": STEPS, "val_interval": 1000, "learning_rate": LEARNING_RATE}
+    settings = RunSettings(ROUNDS, overrides=overrides)
+    sites = [CachedSite(folder, work / "states", settings, weights) for folder in (*folders, flipped)]
+    honest, hostile, flipping = sites[:3], sites[3], sites[4]
+    phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
+    rows: list[dict] = []
+    clean: dict = {}
+    for rule in options.rules:
+        for attack in ["none", *(name for name in options.attacks if name != "none")]:
+            if rule == UNSCREENED and attack not in AGAINST_UNSCREENED:
+                continue
+            found = play(attack, rule, honest, flipping if attack == "label-flip training" else hostile, work, phi)
+            clean = clean or found["dice"]
+            rows.append(row_of(found, clean))
+            write_csv(options.out, COLUMNS, rows)
+            print(f"{time.perf_counter() - started:6.0f} s  {rows[-1]}", flush=True)
+        for site in sites:
+            site.forget()
+    if options.work is None:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
