@@ -1,6 +1,6 @@
 """Twelve attacks of one site (or two) among three honest ones, against every rule of aggregation: `benchmarks/attacks.csv`.
 
-Four simulated sites on 32^3 voxels of 6 mm train five rounds of two steps, from the weights that ship after 150 pooled steps at this size.
+Four simulated sites on 32^3 voxels of 6 mm train five rounds of one step, from the weights that ship after 150 pooled steps at this size.
 The hostile site has honest tensors of its own to start from, and claims as many images as the others where the attack is not the claim. Each row is one attack under
 one rule: how many of the hostile results the server rejected, and the Dice of the final global encoder and SA vectors with each honest
 site's own heads on its labelled validation scans. Training is deterministic, so what a site computes from the same tensors is
@@ -35,7 +35,7 @@ from fedsr_monai.federation.initial_weights import estimator
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import RunSettings
-from fedsr_monai.files import write_csv
+from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.nifti import write_volume
@@ -43,7 +43,7 @@ from fedsr_monai.spatial.reader import read_volume
 
 Tensors = dict[str, torch.Tensor]
 
-ROUNDS, STEPS, LEARNING_RATE = 5, 2, 3e-4
+ROUNDS, STEPS, LEARNING_RATE = 5, 1, 6e-4
 WARMING = 150  # pooled steps before, as the weights that ship know voxels of 2 mm
 TRAINING, VALIDATION = 4, 3
 UNSCREENED = "mean_unscreened"  # for comparison: what the screening prevents
@@ -119,6 +119,7 @@ class CachedSite:
         self.algo = job.make_algo()
         self.updates: dict[str, Tensors] = {}
         self.first: set[str] = set()
+        self.shared: set[str] = set()
         self.keep("", 0)
         self.initial = self.algo.get_weights().weights
 
@@ -149,12 +150,12 @@ class CachedSite:
                 self.first.add(following)
         return following, self.updates[following]
 
-    def forget(self) -> None:
-        """Delete all states but those after the first round, which are the same under every rule."""
-        first = [path for path in self.work.glob("*.pt") if path.stem in self.first or path == self.state("")]
-        for path in set(self.work.glob("*.pt")).difference(first):
-            path.unlink()
-        self.updates = {chain: tensors for chain, tensors in self.updates.items() if chain in self.first}
+    def forget(self, all_rejected: bool) -> None:
+        """Keep what other rows share (the first round, and rounds without a hostile result); delete the other new states."""
+        self.shared |= {chain for chain in self.updates if all_rejected or chain in self.first}
+        for chain in set(self.updates) - self.shared:
+            self.state(chain).unlink()
+            del self.updates[chain]
 
     def dice(self, chain: str, tensors: Tensors) -> tuple[float, float]:
         """Return the mean Dice of segmentation and registration with global tensors and the site's own heads."""
@@ -218,7 +219,8 @@ def play(attack: str, rule: str, honest: list[CachedSite], hostile: CachedSite, 
         assert all(row["status"] == "ok" for row in rows if not row["site"].startswith("hostile")), rows
     dice = {site.site.name: site.dice(chains[site], server.send()) for site in honest}
     shutil.rmtree(work / "server", ignore_errors=True)
-    return {"attack": attack, "rule": rule, "rejected": f"{ROUNDS * count - passed}/{ROUNDS * count}", "dice": dice}
+    rejected = f"{ROUNDS * count - passed} of {ROUNDS * count}"
+    return {"attack": attack, "rule": rule, "rejected": rejected, "passed": passed, "dice": dice}
 
 
 def row_of(found: dict, clean: dict) -> dict:
@@ -253,19 +255,23 @@ def main() -> None:
     sites = [CachedSite(folder, work / "states", settings, weights) for folder in (*folders, flipped)]
     honest, hostile, flipping = sites[:3], sites[3], sites[4]
     phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
-    rows: list[dict] = []
-    clean: dict = {}
+    results = work / "results.json"
+    found: dict = json.loads(results.read_text()) if results.exists() else {}
     for rule in options.rules:
         for attack in ["none", *(name for name in options.attacks if name != "none")]:
             if rule == UNSCREENED and attack not in AGAINST_UNSCREENED:
                 continue
-            found = play(attack, rule, honest, flipping if attack == "label-flip training" else hostile, work, phi)
-            clean = clean or found["dice"]
-            rows.append(row_of(found, clean))
-            write_csv(options.out, COLUMNS, rows)
-            print(f"{time.perf_counter() - started:6.0f} s  {rows[-1]}", flush=True)
-        for site in sites:
-            site.forget()
+            if f"{rule}/{attack}" in found:
+                continue
+            other = flipping if attack == "label-flip training" else hostile
+            of_row = play(attack, rule, honest, other, work, phi)
+            found[f"{rule}/{attack}"] = of_row
+            write_json(results, found)
+            print(f"{time.perf_counter() - started:6.0f} s  {of_row}", flush=True)
+            for site in sites:
+                site.forget(all_rejected=of_row["passed"] == 0)
+    clean = found["mean/none"]["dice"]
+    write_csv(options.out, COLUMNS, [row_of(of_row, clean) for of_row in found.values()])
     if options.work is None:
         shutil.rmtree(work)
 
