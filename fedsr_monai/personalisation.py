@@ -21,6 +21,7 @@ from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import check_settings, read_json, write_json
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.run_record import RunRecord, read_run
+from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_site
 
 SHARED = ("encoder.", "sa.")
@@ -111,6 +112,7 @@ def personalise(
         "search": search,
         "seed": seed,
     }
+    ensure_fit([loaded])
     check_settings(out / "personalised.json", settings, "training")
     write_json(out / "personalised.json", settings)
     write_tensors(out / "start.safetensors", initial)

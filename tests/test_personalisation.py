@@ -30,7 +30,7 @@ def ward(tmp_path, phantom) -> Path:
     affine = np.diag([6.0, 6.0, 6.0, 1.0])
     scans = [f"images/scan{number}.nii.gz" for number in range(3)]
     for number, scan in enumerate(scans):
-        write_volume(tmp_path / "ward" / scan, np.roll(image, number, axis=number), affine)
+        write_volume(tmp_path / "ward" / scan, np.roll(image, number + 1, axis=number), affine)
     return write_site(tmp_path / "ward", "ward", image, label, affine, [{"image": scan} for scan in scans])
 
 

@@ -15,6 +15,7 @@ def prepare(
     spacing: float = 2.0,
     shape: list[int] | None = None,
     layout: str | None = None,
+    person_pattern: str | None = None,
     validation: int | None = None,
     test: int | None = None,
     seed: int = 0,
@@ -39,6 +40,7 @@ def prepare(
         spacing: size of a voxel in mm; 1.5, 2 (that of the weights that come with the bundles) and 2.5 have a default grid
         shape: voxels of the grid, three numbers, for another spacing
         layout: bids, freesurfer or flat; by default detected
+        person_pattern: regular expression that finds the person in the name of a scan: its first group, or all of it
         validation: people to validate on
         test: people to test on
         seed: of the split
@@ -47,6 +49,7 @@ def prepare(
     Example:
         fedsr prepare /data/bids --out mysite --atlas_image atlas.nii.gz --atlas_label atlas_dseg.nii.gz
         fedsr prepare /data/freesurfer --out mysite --test 4 --validation 2
+        fedsr prepare /data/niftis --out mysite --person_pattern "^([A-Z]+[0-9]+)_"
     """
     from fedsr_monai.prepare import require_itk
 
@@ -60,7 +63,9 @@ def prepare(
     if atlas_image is None:
         print("no --atlas_image: the atlas is the project's (labels under CC BY-NC, see the README)", flush=True)
     atlas = AtlasFiles(atlas_image, atlas_label, atlas_mask) if atlas_image and atlas_label else None
-    root = prepare_site(source, out, atlas, name, spacing, shape, layout, validation, test, seed, processes)
+    root = prepare_site(
+        source, out, atlas, name, spacing, shape, layout, person_pattern, validation, test, seed, processes
+    )
     site = load_site(root)
     print(
         f"{root}: {len(site.training)} scans to train on, {len(site.validation)} to validate, {len(site.test)} to test"

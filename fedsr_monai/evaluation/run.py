@@ -22,6 +22,7 @@ from fedsr_monai.files import read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import HEAD_PREFIXES, load_weights, read_weights
 from fedsr_monai.run_record import network_overrides, read_personalised, read_run, trusted_bundle
+from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.site import Site, load_atlas, load_site, load_sites
 
@@ -224,12 +225,13 @@ def evaluate_models(
         stage: earlier stage of a run that the models belong to, for the progress.
 
     Raises:
-        UserError: a section has no labelled scans, or weights do not fit.
+        UserError: a site violates the contract, a section has no labelled scans, or weights do not fit.
     """
     check_choice("section", section, SECTIONS)
     check_whole_number("figures", figures, least=0)
     device = find_device(device)
     out = Path(out)
+    ensure_fit(model.site for model in models)
     for model in models:
         evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress, stage)
     return read_json(out / "metrics.json", "the summary of an evaluation", "evaluate again")

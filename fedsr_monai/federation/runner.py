@@ -21,6 +21,7 @@ from fedsr_monai.federation.records import begin, digest, write_tables
 from fedsr_monai.federation.round import draw_sites, play_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import RunSettings
+from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import Site, load_site
 
 
@@ -70,7 +71,8 @@ def federate(
         `out`. Every site's network is in `sites/<name>/model.pt` as a plain state dict.
 
     Raises:
-        UserError: an argument or site is wrong, `out` holds a run with other settings, or too few sites answered.
+        UserError: an argument is wrong, a site violates the contract (all violations are named), `out` holds a run with
+            other settings, or too few sites answered.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -98,6 +100,7 @@ def federate(
     if min_sites is None:
         settings = RunSettings(**{**asdict(settings), "min_sites": math.ceil(asked / 2)})
 
+    ensure_fit(loaded)
     jobs = _jobs(loaded, out / "sites", root, settings, from_weights)
     record = {
         **asdict(settings),

@@ -27,7 +27,14 @@ FREESURFER = {
     13: (8, 47),
 }
 FEWEST = 8  # a map of tissues has three labels; one of structures may lack some
+TISSUES = 3  # grey matter, white matter and fluid, in any order
 TELL_TALE = {41: "right cerebral white matter", 49: "right thalamus", 16: "brain stem"}  # in every whole-brain aseg
+
+
+def is_tissue_map(labels: np.ndarray) -> bool:
+    """Return whether a label map has whole numbers up to 3 only: tissues, and not structures."""
+    ids = np.unique(labels)
+    return bool(0 < ids[-1] <= TISSUES and ids[0] >= 0 and (ids == np.round(ids)).all())
 
 
 def to_structures(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,14 +20,14 @@ from tqdm import tqdm
 
 from fedsr_monai.atlas.build import default_shape
 from fedsr_monai.checks import check_whole_number
-from fedsr_monai.errors import UserError, UserErrors
+from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
 from fedsr_monai.files import claim_folder, read_json, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
-from fedsr_monai.prepare.sources import Source, find_sources
+from fedsr_monai.prepare.sources import Found, Source, find_sources
 from fedsr_monai.prepare.split import LEFT_OUT, split
 from fedsr_monai.prepare.table import write_table
 from fedsr_monai.sites.contract import SECTIONS
@@ -36,6 +37,7 @@ from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
 VERSION = 1  # raise it when a scan is prepared differently: finished scans of another version are made again
+UNLABELLED = "no labels, and another scan of this person is in test or validation"
 RECORDS = "prepare"  # in the site folder: settings, one record and picture per scan, the table
 
 
@@ -67,6 +69,7 @@ def prepare_site(
     spacing: float = 2.0,
     shape: Sequence[int] | None = None,
     layout: str | None = None,
+    person_pattern: str | None = None,
     validation: int | None = None,
     test: int | None = None,
     seed: int = 0,
@@ -86,6 +89,7 @@ def prepare_site(
         spacing: voxel size of the grid in mm.
         shape: voxels of the grid; by default the project's grid for this spacing.
         layout: bids, freesurfer or flat; by default what `source` looks like.
+        person_pattern: regular expression that finds the person in the name of a scan (see `find_sources`).
         validation: people with labelled scans to validate on (see `split`).
         test: people with labelled scans to test on.
         seed: of the split.
@@ -95,8 +99,8 @@ def prepare_site(
         The absolute path of the site folder.
 
     Raises:
-        UserError: the source, the atlas or an argument is wrong, or scans were refused: then they are named, one line each, and
-            the site folder holds the others.
+        UserError: the source, the atlas or an argument is wrong; no scan was prepared.
+        UserErrors: scans were refused, one line each; the site folder holds the others.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -107,14 +111,18 @@ def prepare_site(
     check_whole_number("--processes", processes)
     root = Path(out).absolute()
     shape = default_shape(spacing) if shape is None else tuple(shape)
-    sources = find_sources(source, layout)
-    shown = [s for s in sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
-    sources = [s for s in sources if s not in shown]
+    found = find_sources(source, layout, person_pattern)
+    shown = [s for s in found.sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
+    sources = [s for s in found.sources if s not in shown]
     if not sources:
-        raise UserError(source, "no scan but the atlas", "scans to train on", "add some")
+        raise UserErrors(
+            [*found.refused.values(), UserError(source, "no scan to train on", "at least one", "add some")]
+        )
     sections = split(sources, validation, test, seed, [s.person for s in shown])
     claim(root, {"source": str(Path(source).absolute()), "spacing": spacing, "shape": list(shape)})
+    say_what_is_left_out(found)
     image, label, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
+    _atlas.cache_clear()  # of an earlier call on this folder
     atlas_print = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
     jobs = [
         Job(root, s, sections[s.name], {"version": VERSION, "atlas": atlas_print, **_stamps(s, sections[s.name])})
@@ -122,17 +130,21 @@ def prepare_site(
         if sections[s.name] != LEFT_OUT
     ]
     missing = [job for job in jobs if not is_done(job)]
-    faults: dict[str, UserError] = {}
+    faults = dict(found.refused)
+    for fault in faults.values():
+        say(f"fedsr: {fault}")
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan", disable=None) as bar:
-        for job, fault in run_jobs(missing, processes, root):
+        for job, fault in run_jobs(missing, processes):
             if fault:
                 faults[job.source.name] = fault
+                say(f"fedsr: {fault}")
             bar.update()
+    unlabelled = [(s, UNLABELLED) for s in sources if sections[s.name] == LEFT_OUT]
+    rows = [_row(job, faults) for job in jobs]
+    rows += [_base(s) | {"status": LEFT_OUT, "reason": reason} for s, reason in found.left_out + unlabelled]
+    rows += [{"name": name, "status": "refused", "reason": str(fault)} for name, fault in found.refused.items()]
+    write_table(root / RECORDS / "scans.csv", rows)
     done = [job for job in jobs if job.source.name not in faults]
-    write_table(
-        root / RECORDS / "scans.csv",
-        [_row(job, faults) for job in jobs] + [_left_out(s) for s in sources if sections[s.name] == LEFT_OUT],
-    )
     entries = {section: [job.files for job in done if job.section == section] for section in SECTIONS}
     if not entries["training"]:
         fix = "fix the scans and run the command again"
@@ -141,6 +153,19 @@ def prepare_site(
     if faults:
         raise UserErrors(faults.values())
     return root
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, above the bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def say_what_is_left_out(found: Found) -> None:
+    """Print what is not used, or not used as one might expect."""
+    for source, reason in found.left_out:
+        say(f"{source.image}: left out ({reason})")
+    for label in found.tissue_maps:
+        say(f"{label}: a map of tissues, not of structures; its scan trains without labels")
 
 
 def claim(root: Path, settings: dict[str, Any]) -> None:
@@ -165,37 +190,48 @@ def is_done(job: Job) -> bool:
     )
 
 
-def run_jobs(jobs: list[Job], processes: int, root: Path) -> Iterator[tuple[Job, UserError | None]]:
+def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError | None]]:
     """Prepare scans and yield each, as it is finished, with what is wrong with it or None.
 
-    Raises:
-        UserError: the disk is full, or a worker was killed.
+    A worker process that dies takes the others with it: what they had begun is then done again, each scan in a process of its
+    own, so that the scan that a worker dies of is the only one that is lost.
     """
     if processes == 1 or len(jobs) < 2:
         yield from ((job, prepare_job(job)) for job in jobs)
         return
+    lost = []
+    for job, result in _in_processes(jobs, min(processes, len(jobs))):
+        if isinstance(result, BrokenProcessPool):
+            lost.append(job)
+        else:
+            yield job, result
+    for job in lost:
+        ((_, result),) = _in_processes([job], 1)
+        if isinstance(result, BrokenProcessPool):
+            fix = "run the command again with --processes 1; finished scans are kept"
+            result = UserError(job.source.image, "that its process was killed", "about 2 GB of memory for each", fix)
+        yield job, result
+
+
+def _in_processes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError | BrokenProcessPool | None]]:
     # Threads of two scans at once would wait for each other.
-    with ProcessPoolExecutor(min(processes, len(jobs)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(prepare_job, job): job for job in jobs}
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            yield from ((futures[future], future.result()) for future in as_completed(futures))
-        except BrokenProcessPool:
-            raise UserError(
-                root,
-                found="that a worker process was killed",
-                expected="about 2 GB of memory for each",
-                fix="run the command again with --processes 1; finished scans are kept",
-            ) from None
+            futures = {pool.submit(prepare_job, job): job for job in jobs}
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, BrokenProcessPool):
+                    raise error
+                yield futures[future], error or future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def prepare_job(job: Job) -> UserError | None:
     """Prepare one scan and write its files; return what is wrong with it, or None."""
-    started = time.perf_counter()
+    started, source = time.perf_counter(), job.source
     try:
         image, label, grid = _atlas(str(job.root))
-        source = job.source
         scan = read_scan(source.image)
         mask = read_mask(source.mask, scan) if source.mask else None
         prepared = prepare_scan(scan, mask, image, grid, str(source.image))
@@ -224,9 +260,10 @@ def prepare_job(job: Job) -> UserError | None:
             "fingerprint": job.fingerprint,
         }
         write_json(job.record, record)
-    except UserError as error:
+    except Exception as error:  # whatever it is, the other scans are prepared
         job.record.unlink(missing_ok=True)
-        return error
+        fix = "check the scan with another program; if it is sound, report this line"
+        return user_error(error) or UserError(source.image, one_line(error), "a scan that can be prepared", fix)
     return None
 
 
@@ -237,34 +274,31 @@ def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:
-    """Return path, size and time of change of each file that a prepared scan is made from."""
+    """Return path, size and time of change of each file that a prepared scan is made from; of a missing file the path."""
     files = {"image": source.image, "mask": source.mask, "label": source.label if section != "training" else None}
-    return {kind: [str(file), file.stat().st_size, file.stat().st_mtime_ns] for kind, file in files.items() if file}
+    return {kind: [str(file), *_state(file)] for kind, file in files.items() if file}
+
+
+def _state(file: Path) -> list[int]:
+    try:
+        state = file.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _record(job: Job) -> dict[str, Any]:
     return read_json(job.record, "the record of a prepared scan", "remove it")
 
 
-def _row(job: Job, faults: dict[str, UserError]) -> dict[str, Any]:
+def _base(source: Source) -> dict[str, Any]:
+    return {"name": source.name, "person": source.person, "image": str(source.image)}
+
+
+def _row(job: Job, faults: Mapping[str, UserError]) -> dict[str, Any]:
     fault = faults.get(job.source.name)
-    base = {"name": job.source.name, "person": job.source.person, "image": str(job.source.image)}
     if fault:
-        return base | {"status": "refused", "reason": str(fault)}
+        return _base(job.source) | {"status": "refused", "reason": str(fault)}
     record = _record(job)
-    return base | {
-        "status": "prepared",
-        "section": job.section,
-        **{key: record[key] for key in ("mask_from", "seconds", "quality", "matrix")},
-    }
-
-
-def _left_out(source: Source) -> dict[str, Any]:
-    reason = "no labels, and another scan of this person is in test or validation"
-    return {
-        "name": source.name,
-        "person": source.person,
-        "image": str(source.image),
-        "status": LEFT_OUT,
-        "reason": reason,
-    }
+    kept = {key: record[key] for key in ("mask_from", "seconds", "quality", "matrix")}
+    return _base(job.source) | {"status": "prepared", "section": job.section, **kept}

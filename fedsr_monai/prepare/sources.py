@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.label_ids import is_tissue_map
+from fedsr_monai.prepare.load import read_volume
 from fedsr_monai.spatial.nifti import volume_stem
 
 LAYOUTS = ("bids", "freesurfer", "flat")
 _FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # the least processed one first
 _FS_MASKS = ("brainmask.mgz", "brain.mgz")
 _FS_LABELS = ("aparc+aseg.mgz", "aseg.mgz")
+_FS_TEMPLATE = re.compile(r"fsaverage.*|cvs_avg.*|V1_average|[lr]h\.EC_average")  # FreeSurfer's own "subjects"
 _MASK = re.compile(r"(.+?)[_-](?:desc-brain_mask|brain[_-]?mask|mask)")
 _LABEL = re.compile(r"(.+?)[_-](?:desc-\w+_dseg|dseg|labels?|seg|aseg|aparc\+aseg)")
+_ANATOMICAL = re.compile(r"aseg|aparc")  # in the name of a label map: one of structures, whatever is in it
+_VISIT = re.compile(r"[._-](?:(?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+|mr\d(?!\d)).*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,22 +36,43 @@ class Source:
     label: Path | None = None
 
 
-def find_sources(folder: str | os.PathLike, layout: str | None = None) -> list[Source]:
-    """Return the scans below a folder, sorted by name.
+@dataclass
+class Found:
+    """Hold what a folder holds.
+
+    Attributes:
+        sources: the scans, sorted by name.
+        left_out: what looks like a scan and is not one of a patient, with the reason.
+        refused: files that cannot be used, by their name.
+        tissue_maps: label maps of tissues: their scans are in `sources` without labels.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    left_out: list[tuple[Source, str]] = field(default_factory=list)
+    refused: dict[str, UserError] = field(default_factory=dict)
+    tissue_maps: list[Path] = field(default_factory=list)
+
+
+def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pattern: str | None = None) -> Found:
+    """Find the scans below a folder.
+
+    Links are followed; links without a target count as scans, so that they are named when they cannot be read.
 
     Args:
         folder: root of the tree.
         layout: bids, freesurfer or flat; by default what the folder looks like.
+        person_pattern: regular expression that finds the person in the name of a scan: its first group, or all that it
+            matches; by default by the layout's custom (see docs/prepare.md).
 
     Raises:
-        UserError: the folder is missing or holds no scan, the layout is unknown, or two scans have the same name.
+        UserError: the folder is missing or holds no scan, or an option is wrong.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(root, "no such folder", "scans (BIDS, FreeSurfer subjects, or NIfTI files)", "check the path")
     if layout is not None:
         check_choice("--layout", layout, LAYOUTS)
-    finders = {"bids": _bids, "freesurfer": _freesurfer, "flat": _flat}
+    finders: dict[str, Callable[[Path], list[Source]]] = {"bids": _bids, "freesurfer": _freesurfer, "flat": _flat}
     for name in [layout] if layout else LAYOUTS:
         sources = finders[name](root)
         if sources:
@@ -53,38 +80,77 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None) -> list[S
     else:
         expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer) or *.nii.gz"
         raise UserError(root, "no scan", expected, "check the path")
+    found = Found()
     names: dict[str, Source] = {}
     for source in sources:
-        other = names.setdefault(source.name, source)
-        if other is not source:
-            raise UserError(source.image, f"the name of {other.image}", "scans of different names", "rename one")
-    return sorted(sources, key=lambda source: source.name)
+        _sort_in(source, found, names.setdefault(source.name, source))
+    if person_pattern is not None:
+        found.sources = [replace(source, person=_matched(person_pattern, source.name)) for source in found.sources]
+    found.sources.sort(key=lambda source: source.name)
+    return found
+
+
+def _sort_in(source: Source, found: Found, first: Source) -> None:
+    """Add a scan to what was found: as a source, as left out, or as refused; `first` is the first one of its name."""
+    try:
+        str(source.image).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(source.image).decode(errors="backslashreplace")
+        found.refused[name] = UserError(name, "a name that is not UTF-8", "one that is", "rename the file")
+        return
+    if _FS_TEMPLATE.fullmatch(source.name):
+        found.left_out.append((source, "one of FreeSurfer's templates, not a patient"))
+    elif first is source:
+        if source.label is not None and _holds_tissues(source.label):
+            found.tissue_maps.append(source.label)
+            source = replace(source, label=None)
+        found.sources.append(source)
+    elif source.image.resolve() != first.image.resolve():  # two links to one scan are one scan
+        where = str(source.image)
+        found.refused[where] = UserError(where, f"the name of {first.image}", "scans of different names", "rename one")
+
+
+def _holds_tissues(label: Path) -> bool:
+    """Return whether a label map is one of tissues, as fMRIPrep and FSL make them, by its name and then by what is in it."""
+    if _ANATOMICAL.search(label.name):
+        return False
+    try:
+        return is_tissue_map(read_volume(label).voxels)
+    except UserError:
+        return False  # it is named when it is needed
 
 
 def _bids(root: Path) -> list[Source]:
     """Find sub-*/[ses-*/]anat/*_T1w.nii[.gz], with masks and labels of the same entities in derivatives/, in the scan's own space."""
-    images = [file for file in root.glob("sub-*/**/anat/*_T1w.nii*") if _is_nifti(file)]
+    patterns = ("sub-*/anat/*_T1w.nii*", "sub-*/ses-*/anat/*_T1w.nii*")
+    images = sorted(file for pattern in patterns for file in root.glob(pattern) if _is_nifti(file))
     beside: dict[str, dict[str, Path]] = {}
-    for file in sorted(
-        [*root.glob("derivatives/**/sub-*_mask.nii*"), *root.glob("derivatives/**/sub-*_dseg.nii*")], key=_rank
-    ):
+    for file in sorted(_files_below(root / "derivatives") if images else (), key=_rank):
         entities = _entities(file)
-        kind = "label" if "_dseg.nii" in file.name else "mask"
         own_space = entities.get("space", "T1w") in ("T1w", "orig") and "res" not in entities
-        if _is_nifti(file) and own_space and (kind == "label" or entities.get("desc", "brain") == "brain"):
+        if not (own_space and file.name.startswith("sub-") and _is_nifti(file)):
+            continue
+        suffix = volume_stem(file).rpartition("_")[2]
+        kind = {"dseg": "label", "mask": "mask"}.get(suffix)
+        if kind == "label" or (kind == "mask" and entities.get("desc", "brain") == "brain"):
             beside.setdefault(_key(entities), {}).setdefault(kind, file)
     found = []
     for image in images:
-        entities = _entities(image)
-        found.append(
-            Source(
-                volume_stem(image),
-                f"sub-{entities.get('sub', volume_stem(image))}",
-                image,
-                **beside.get(_key(entities), {}),
-            )
-        )
+        entities, name = _entities(image), volume_stem(image)
+        found.append(Source(name, f"sub-{entities.get('sub', name)}", image, **beside.get(_key(entities), {})))
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder; links to folders are followed, but no folder is entered twice: links may form loops."""
+    entered = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        yield from (Path(path, file) for file in sorted(files))
 
 
 def _rank(file: Path) -> tuple[bool, str]:
@@ -106,57 +172,61 @@ def _freesurfer(root: Path) -> list[Source]:
     series = {name.split(".long.")[0]: name for name in folders if ".long." in name}
     found = []
     for name, folder in folders.items():
-        if (folder / "base-tps").exists() or name in series or name == "fsaverage":
+        if (folder / "base-tps").exists() or name in series:
             continue
-        files = [_first(folder / "mri", names) for names in (_FS_IMAGES, _FS_MASKS, _FS_LABELS)]
+        image, mask, label = (_first(folder / "mri", names) for names in (_FS_IMAGES, _FS_MASKS, _FS_LABELS))
         person = name.split(".long.")[1] if ".long." in name else _person(name)
-        if files[0] is not None:
-            found.append(Source(name.replace("+", "-"), person, *files))
+        if image is not None:
+            found.append(Source(name.replace("+", "-"), person, image, mask, label))
     return found
 
 
 def _flat(root: Path) -> list[Source]:
     """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME itself in masks/ and labels/."""
     scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
-    files = {volume_stem(file): file for file in scans}
+    stems = {volume_stem(file) for file in scans}
     masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
     labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
-    for stem in list(files):
+    images = []
+    for file in scans:
         for pattern, kind in ((_MASK, masks), (_LABEL, labels)):
-            match = pattern.fullmatch(stem)
-            if match and match[1] in files:
-                kind[match[1]] = files.pop(stem)
+            match = pattern.fullmatch(volume_stem(file))
+            if match and match[1] in stems:
+                kind[match[1]] = file
                 break
-    for kind in (masks, labels):  # a file in masks/ may keep its ending
+        else:
+            images.append(file)
+    for pattern, kind in ((_MASK, masks), (_LABEL, labels)):  # a file in masks/ may keep its ending
         for stem in list(kind):
-            match = (_MASK if kind is masks else _LABEL).fullmatch(stem)
-            if match and match[1] in files:
+            match = pattern.fullmatch(stem)
+            if match and match[1] in stems:
                 kind.setdefault(match[1], kind[stem])
-    return [
-        Source(
-            volume_stem(file),
-            _person(volume_stem(file)),
-            file,
-            masks.get(volume_stem(file)),
-            labels.get(volume_stem(file)),
-        )
-        for file in scans
-        if volume_stem(file) in files
-    ]
+    names = map(volume_stem, images)
+    return [Source(name, _person(name), file, masks.get(name), labels.get(name)) for name, file in zip(names, images)]
 
 
 def _person(name: str) -> str:
-    """Return `sub-X` of a BIDS-like name; else the name without what counts visits (ses-2, _v2, _visit2, _tp2, _run-1)."""
+    """Return `sub-X` of a BIDS-like name; else the name without what counts visits (ses-2, _v2, _visit2, _tp2, _run-1, _MR1 of OASIS)."""
     match = re.match(r"sub-[A-Za-z0-9]+", name)
-    return (
-        match[0]
-        if match
-        else re.sub(r"[._-](?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+.*$", "", name, flags=re.IGNORECASE)
-    )
+    return match[0] if match else _VISIT.sub("", name)
+
+
+def _matched(pattern: str, name: str) -> str:
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise UserError("--person_pattern", f"{pattern!r} ({error})", "a regular expression") from None
+    person = match and (match[1] if match.re.groups else match[0])
+    if not person:
+        expected = f"a pattern that finds the person in the name of every scan, such as {name}"
+        raise UserError("--person_pattern", repr(pattern), expected)
+    return person
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    """Return the first of the files that exists, or else the first that is a link without a target."""
+    paths = [folder / name for name in names]
+    return next((path for test in (Path.is_file, Path.is_symlink) for path in paths if test(path)), None)
 
 
 def _is_nifti(file: Path) -> bool:

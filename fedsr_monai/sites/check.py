@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from fedsr_monai.errors import UserError
+from fedsr_monai.errors import UserError, UserErrors
 from fedsr_monai.sites.contract import read_spec, section_entries, site_faults
-from fedsr_monai.spatial.nifti import Volume, numbers, read_volume
+from fedsr_monai.sites.site import Site
+from fedsr_monai.spatial.nifti import numbers, read_volume
 
 AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
 RANGE_TOLERANCE = 1e-4
@@ -44,7 +47,7 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
     labels = {int(key): name for key, name in spec["labels"].items()} if "labels" not in by_key else None
     spacing = spec["spacing"] if "spacing" not in by_key else None
     shape = tuple(spec["shape"]) if "shape" not in by_key else None
-    affine, hashes, seen = None, {}, set()
+    affine, digests, seen = None, {}, set()
 
     for section, kind, relative in _files(root, spec):
         if (kind, relative) in seen:
@@ -52,29 +55,71 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
         seen.add((kind, relative))
         file = root / relative
         try:
-            volume = read_volume(file)
+            state = file.stat()
+            volume = _read(file, kind, state.st_size, state.st_mtime_ns)
         except UserError as fault:
             faults.append(fault)
             continue
         faults += _grid_faults(file, volume, shape, spacing, affine)
+        faults += volume.faults
         if affine is None and section == "atlas":
             affine = volume.affine
         if kind == "label":
-            faults += _label_faults(file, volume.voxels, labels, needs_all=section == "atlas")
-        else:
-            faults += _image_faults(file, volume.voxels)
-            digest = hashlib.sha256(np.ascontiguousarray(volume.voxels, dtype=np.float32).tobytes()).digest()
-            first_section, other = hashes.setdefault(digest, (section, relative))
-            if other != relative:
-                faults.append(
-                    UserError(
-                        file,
-                        found=f"the same voxels as in {root / other} ({first_section})",
-                        expected="each scan once" if first_section == section else "no scan in two sections",
-                        fix="remove one of the two",
-                    )
-                )
+            if labels is not None and volume.ids:
+                faults += _label_faults(file, set(volume.ids), labels, needs_all=section == "atlas")
+            continue
+        first_section, other = digests.setdefault(volume.digest or relative, (section, relative))
+        if other != relative:
+            found = f"the same voxels as in {root / other} ({first_section})"
+            expected = "each scan once" if first_section == section else "no scan in two sections"
+            faults.append(UserError(file, found, expected, "remove one of the two"))
     return faults
+
+
+def ensure_fit(sites: Iterable[str | os.PathLike | Site]) -> None:
+    """Refuse sites that violate the contract: what trains or measures calls this first.
+
+    A volume that was judged before in this process, and has not changed since, is not opened again.
+
+    Args:
+        sites: site folders, or sites that are loaded.
+
+    Raises:
+        UserErrors: naming every violation of every site.
+    """
+    roots = dict.fromkeys(site.root if isinstance(site, Site) else Path(site).absolute() for site in sites)
+    faults = [fault for root in roots for fault in check_site(root)]
+    if faults:
+        raise UserErrors(faults)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Hold what is judged of a volume: its grid, what is wrong with its voxels by themselves, and what to compare.
+
+    `ids` are those of a sound label map, `digest` is that of the voxels of a sound image; else they are empty.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    pixdim: tuple[float, ...]
+    faults: tuple[UserError, ...]
+    ids: tuple[int, ...] = ()
+    digest: bytes = b""
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(file: Path, kind: str, size: int, changed: int) -> _Judged:
+    """Read a volume; `size` and the time of change tell a file from what it was before."""
+    volume = read_volume(file)
+    voxels = volume.voxels
+    grid = voxels.shape, volume.affine, tuple(volume.header["pixdim"][1:4])
+    if kind == "label":
+        faults, ids = _id_faults(file, voxels)
+        return _Judged(*grid, tuple(faults), ids=ids)
+    faults = _image_faults(file, voxels)
+    digest = b"" if faults else hashlib.sha256(np.ascontiguousarray(voxels, dtype=np.float32).tobytes()).digest()
+    return _Judged(*grid, tuple(faults), digest=digest)
 
 
 def _files(root: Path, spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -88,18 +133,25 @@ def _files(root: Path, spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]
                 yield where.split("[")[0], kind, os.path.normpath(value)
 
 
-def _grid_faults(file: Path, volume: Volume, shape, spacing, affine) -> list[UserError]:
+def _grid_faults(
+    file: Path,
+    volume: _Judged,
+    shape: tuple[int, ...] | None,
+    spacing: Sequence[float] | None,
+    affine: np.ndarray | None,
+) -> list[UserError]:
     faults = []
 
     def fault(found: str, expected: str, fix: str) -> None:
         faults.append(UserError(file, found, expected, fix))
 
     to_grid = "resample it to the site's grid"
-    if shape is not None and volume.voxels.shape != shape:
-        fault(f"shape {volume.voxels.shape}", f"{shape} (site.json)", to_grid)
-    sizes, pixdim = nib.affines.voxel_sizes(volume.affine), volume.header["pixdim"][1:4]
-    if not np.allclose(sizes, pixdim, rtol=0, atol=AFFINE_TOLERANCE):
-        fault(f"pixdim {numbers(pixdim)} mm", f"the affine's {numbers(sizes)} mm", "write the file again with nibabel")
+    if shape is not None and volume.shape != shape:
+        fault(f"shape {volume.shape}", f"{shape} (site.json)", to_grid)
+    sizes = nib.affines.voxel_sizes(volume.affine)
+    if not np.allclose(sizes, volume.pixdim, rtol=0, atol=AFFINE_TOLERANCE):
+        pixdim = numbers(volume.pixdim)
+        fault(f"pixdim {pixdim} mm", f"the affine's {numbers(sizes)} mm", "write the file again with nibabel")
     if (codes := "".join(nib.aff2axcodes(volume.affine))) != "RAS":
         fault(f"orientation {codes}", "RAS", "reorient it, for example with nibabel.as_closest_canonical")
     elif spacing is not None and not np.allclose(sizes, spacing, rtol=0, atol=AFFINE_TOLERANCE):
@@ -129,28 +181,29 @@ def _image_faults(file: Path, volume: np.ndarray) -> list[UserError]:
     return faults
 
 
-def _label_faults(file: Path, volume: np.ndarray, labels: Mapping[int, str] | None, needs_all: bool) -> list[UserError]:
+def _id_faults(file: Path, volume: np.ndarray) -> tuple[list[UserError], tuple[int, ...]]:
+    """Return what is wrong with the ids of a label map, whatever the site's labels are, or else the ids."""
     ids = np.unique(volume)
     fractions = ids[ids != np.round(ids)]
     if len(fractions):
         fix = "resample label maps with nearest neighbour"
-        return [UserError(file, f"the label {fractions[0]:g}", "whole numbers", fix)]
-    ids = {int(value) for value in ids}
-    faults = []
-    if labels is not None:
-        unknown = sorted(ids - set(labels))
-        if unknown:
-            expected = f"0 to {len(labels) - 1} (site.json)"
-            faults.append(UserError(file, f"unknown label ids {_list(unknown)}", expected, "map or remove them"))
-        absent = sorted(set(labels) - ids)
-        if needs_all and absent and not unknown:
-            found = f"no voxel of {', '.join(labels[i] for i in absent)}"
-            fix = "label them or shorten the list"
-            faults.append(UserError(file, found, "all structures of site.json", fix))
-    if ids == {0}:
+        return [UserError(file, f"the label {fractions[0]:g}", "whole numbers", fix)], ()
+    if not ids.any():
         fix = "export it again or remove the entry"
-        faults.append(UserError(file, "an empty label map", "at least one structure", fix))
-    return faults
+        return [UserError(file, "an empty label map", "at least one structure", fix)], ()
+    return [], tuple(int(value) for value in ids)
+
+
+def _label_faults(file: Path, ids: set[int], labels: Mapping[int, str], needs_all: bool) -> list[UserError]:
+    unknown = sorted(ids - set(labels))
+    if unknown:
+        expected = f"0 to {len(labels) - 1} (site.json)"
+        return [UserError(file, f"unknown label ids {_list(unknown)}", expected, "map or remove them")]
+    absent = sorted(set(labels) - ids)
+    if needs_all and absent:
+        found = f"no voxel of {', '.join(labels[i] for i in absent)}"
+        return [UserError(file, found, "all structures of site.json", "label them or shorten the list")]
+    return []
 
 
 def _list(values: list[int]) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
@@ -20,7 +23,8 @@ def summary(root: Path, layout: str | None = None) -> dict:
         return path and str(path.relative_to(root))
 
     return {
-        s.name: (s.person, relative(s.image), relative(s.mask), relative(s.label)) for s in find_sources(root, layout)
+        s.name: (s.person, relative(s.image), relative(s.mask), relative(s.label))
+        for s in find_sources(root, layout).sources
     }
 
 
@@ -41,7 +45,7 @@ def test_bids(tmp_path):
 def test_freesurfer(tmp_path):
     touch(
         tmp_path, "ann/mri/orig.mgz", "ann/mri/T1.mgz", "ann/mri/brainmask.mgz", "ann/mri/aseg.mgz", "ann/mri/aparc+aseg.mgz",
-        "bob/mri/T1.mgz", "fsaverage/mri/orig.mgz", "eve_t1/mri/orig.mgz", "eve_t1.long.eve/mri/orig.mgz",
+        "bob/mri/T1.mgz", "eve_t1/mri/orig.mgz", "eve_t1.long.eve/mri/orig.mgz",
         "eve_t2.long.eve/mri/orig.mgz", "eve/mri/orig.mgz", "eve/base-tps", "unfinished/mri/rawavg.mgz",
     )  # fmt: skip
     assert summary(tmp_path) == {
@@ -72,8 +76,129 @@ def test_what_is_not_a_source(tmp_path):
         (tmp_path / "none", None, f"{tmp_path}/none: found no such folder"),
         (tmp_path, None, f"{tmp_path}: found no scan, expected sub-*/anat/*_T1w.nii.gz (BIDS)"),
         (tmp_path, "dicom", "--layout: found 'dicom', expected one of bids, freesurfer, flat"),
-        (touch(tmp_path / "twice", "x.nii", "x.nii.gz"), None, f"{tmp_path}/twice/x.nii.gz: found the name of {tmp_path}/twice/x.nii"),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             find_sources(folder, layout)
         assert str(caught.value).startswith(message)
+
+
+def persons(root: Path, **options) -> dict[str, str]:
+    return {source.name: source.person for source in find_sources(root, **options).sources}
+
+
+def test_one_name_stands_for_one_scan(tmp_path):
+    found = find_sources(touch(tmp_path, "x.nii", "x.nii.gz", "y.nii.gz"))
+    assert [source.image.name for source in found.sources] == ["x.nii", "y.nii.gz"]
+    ((where, fault),) = found.refused.items()
+    assert where == f"{tmp_path}/x.nii.gz" and fault.found == f"the name of {tmp_path}/x.nii"
+
+
+TEMPLATES = (
+    "fsaverage",
+    "fsaverage5",
+    "fsaverage_sym",
+    "cvs_avg35",
+    "cvs_avg35_inMNI152",
+    "V1_average",
+    "lh.EC_average",
+)
+
+
+def test_templates_of_freesurfer_are_not_patients(tmp_path):
+    """FreeSurfer links its templates into the folder of the subjects."""
+    touch(tmp_path / "home", *[f"{name}/mri/orig.mgz" for name in TEMPLATES])
+    touch(tmp_path / "subjects", "sub-01/mri/T1.mgz")
+    for name in TEMPLATES:
+        (tmp_path / "subjects" / name).symlink_to(tmp_path / "home" / name)
+    found = find_sources(tmp_path / "subjects")
+    assert [source.name for source in found.sources] == ["sub-01"]
+    assert {source.name for source, _ in found.left_out} == set(TEMPLATES)
+    assert all("template" in reason for _, reason in found.left_out)
+
+
+def save_labels(path: Path, ids) -> None:
+    volume = np.zeros((4, 4, 4), np.uint8)
+    volume.flat[: len(ids)] = ids
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, np.diag([2, 2, 2, 1])), path)
+
+
+def test_maps_of_tissues_are_not_labels(tmp_path):
+    """fMRIPrep's dseg without desc, and FSL's _seg: fluid, grey and white matter. A file's name may say that it has structures."""
+    below = "derivatives/fmriprep/sub-0{0}/anat/sub-0{0}"
+    touch(
+        tmp_path,
+        "bids/sub-01/anat/sub-01_T1w.nii.gz",
+        "bids/sub-02/anat/sub-02_T1w.nii.gz",
+        "bids/sub-03/anat/sub-03_T1w.nii.gz",
+    )
+    save_labels(tmp_path / "bids" / (below.format(1) + "_dseg.nii.gz"), range(4))
+    save_labels(tmp_path / "bids" / (below.format(2) + "_dseg.nii.gz"), range(14))
+    save_labels(tmp_path / "bids" / (below.format(3) + "_desc-aseg_dseg.nii.gz"), range(4))
+    found = find_sources(tmp_path / "bids")
+    assert [source.label is not None for source in found.sources] == [False, True, True]
+    assert [path.name for path in found.tissue_maps] == ["sub-01_dseg.nii.gz"]
+    touch(tmp_path / "flat", "a.nii.gz", "b.nii.gz")
+    save_labels(tmp_path / "flat/a_seg.nii.gz", range(4))
+    save_labels(tmp_path / "flat/b_seg.nii.gz", range(14))
+    found = find_sources(tmp_path / "flat")
+    assert [source.label is not None for source in found.sources] == [False, True]
+    assert [path.name for path in found.tissue_maps] == ["a_seg.nii.gz"]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    root, archive = tmp_path / "bids", tmp_path / "archive"
+    touch(archive, "ses-2/anat/sub-01_ses-2_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
+    touch(archive, "fmriprep/sub-02/anat/sub-02_desc-brain_mask.nii.gz")
+    touch(root, "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "derivatives/README")
+    (root / "sub-01/ses-2").symlink_to(archive / "ses-2")
+    (root / "sub-01/ses-3").symlink_to(root / "sub-01/ses-1")  # the same session again
+    (root / "sub-02").symlink_to(archive / "sub-02")
+    (root / "derivatives/fmriprep").symlink_to(archive / "fmriprep")
+    (archive / "fmriprep/sub-02/loop").symlink_to(archive / "fmriprep")
+    assert list(summary(root)) == ["sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-02_T1w"]
+    (other,) = [source for source in find_sources(root).sources if source.person == "sub-02"]
+    assert other.mask is not None and other.mask.name == "sub-02_desc-brain_mask.nii.gz"
+    assert find_sources(root).refused == {}
+
+
+def test_links_without_a_target_are_scans_and_names_of_other_encodings_are_refused(tmp_path):
+    touch(tmp_path, "b.nii.gz")
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / ".git/annex/a.nii.gz")
+    touch(tmp_path, os.fsdecode("Andr\u00e9.nii.gz".encode("latin-1")))
+    found = find_sources(tmp_path)
+    assert [source.name for source in found.sources] == ["a", "b"]
+    (fault,) = found.refused.values()
+    assert "Andr\\xe9.nii.gz" in fault.where and "UTF-8" in fault.found and str(fault).isprintable()
+    for folder in ("ann", "bob"):
+        (tmp_path / "fs" / folder / "mri").mkdir(parents=True)
+    (tmp_path / "fs/ann/mri/orig.mgz").symlink_to("nowhere")
+    (tmp_path / "fs/bob/mri/orig.mgz").symlink_to("nowhere")
+    touch(tmp_path, "fs/bob/mri/T1.mgz")
+    assert [source.image.name for source in find_sources(tmp_path / "fs").sources] == ["orig.mgz", "T1.mgz"]
+
+
+@pytest.mark.parametrize(
+    ("names", "people"),
+    [
+        (("OAS1_0001_MR1", "OAS1_0001_MR2", "OAS1_0002_MR1"), {"OAS1_0001", "OAS1_0002"}),
+        (("OAS1_0001_MR1_mpr-1_anon", "OAS1_0001_MR2_mpr-1_anon"), {"OAS1_0001"}),
+        (("study_mr001", "study_mr002"), {"study_mr001", "study_mr002"}),  # numbers of people
+        (("p1_v1", "p1-ses-2", "p1_scan2", "p2"), {"p1", "p2"}),
+        (("sub-7_ses-1_T1w", "sub-7_ses-2_T1w"), {"sub-7"}),
+    ],
+)
+def test_visits_of_one_person(tmp_path, names, people):
+    touch(tmp_path, *[f"{name}.nii.gz" for name in names])
+    assert set(persons(tmp_path).values()) == people
+
+
+def test_a_pattern_says_who_a_scan_shows(tmp_path):
+    touch(tmp_path, "A17-first.nii.gz", "A17-second.nii.gz", "B02-first.nii.gz")
+    expected = {"A17-first": "A17", "A17-second": "A17", "B02-first": "B02"}
+    assert persons(tmp_path, person_pattern="[A-Z][0-9]+") == expected
+    assert persons(tmp_path, person_pattern="^(.+)-(first|second)") == expected
+    for pattern, found in (("[", "'['"), ("^A", "'^A'"), ("(x)?", "'(x)?'")):
+        with pytest.raises(UserError) as caught:
+            find_sources(tmp_path, person_pattern=pattern)
+        assert caught.value.where == "--person_pattern" and caught.value.found.startswith(found)
