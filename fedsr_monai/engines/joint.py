@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from ignite.metrics import Metric
 from monai.engines import Trainer
 from torch import nn
 
@@ -90,7 +91,7 @@ class JointTrainer(Trainer):
     from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict of floats, one per loss.
 
     Args:
-        device, max_epochs, train_data_loader, train_handlers: as in `monai.engines.SupervisedTrainer`.
+        device, max_epochs, train_data_loader, train_handlers, key_train_metric: as in `monai.engines.SupervisedTrainer`.
         epoch_length: iterations per epoch; each epoch begins a new pass over the data, which should be shuffled if it is
             shorter than one.
         network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
@@ -126,6 +127,7 @@ class JointTrainer(Trainer):
         amp: bool = True,
         clip: float = 5.0,
         train_handlers: Iterable | None = None,
+        key_train_metric: dict[str, Metric] | None = None,
         epoch_length: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -135,6 +137,7 @@ class JointTrainer(Trainer):
             data_loader=train_data_loader,
             epoch_length=epoch_length,
             handlers=train_handlers,
+            key_metric=key_train_metric,
             **kwargs,
         )
         if self.state.device.type == "cpu":

@@ -30,9 +30,10 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            path, found="no such file", expected=CHECKPOINT, fix="give the path of a model.pt or .safetensors"
-        )
+        fix = "give the path of a model.pt or .safetensors"
+        if path == Path("models/model.pt"):  # what a bundle looks for while its `bundle_root` is the working directory
+            fix = "run in the folder of the bundle, or add --bundle_root with that folder"
+        raise UserError(path, found="no such file", expected=CHECKPOINT, fix=fix)
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)

@@ -42,8 +42,6 @@ def arguments(bundle: Path, filepath: Path) -> dict:
         "ckpt_file": str(bundle / "models" / "model.pt"),
         "meta_file": str(bundle / "configs" / "metadata.json"),
         "config_file": str(bundle / "configs" / "inference.json"),
-        "use_trace": True,
-        "input_shape": SHAPE,
     }
 
 
@@ -74,7 +72,8 @@ def test_torchscript_takes_a_site_s_atlas_along(bundle, phantom, of_a_site, tmp_
 
 def test_onnx_gives_the_same_labels_and_has_no_atlas(bundle, phantom, expected, of_a_site, tmp_path):
     names = {"input_names": ["image"], "output_names": ["pred"]}
-    onnx_export(**arguments(bundle, tmp_path / "model.onnx") | of_a_site, converter_kwargs=names)
+    one_shape = {"use_trace": True, "input_shape": SHAPE}
+    onnx_export(**arguments(bundle, tmp_path / "model.onnx") | of_a_site | one_shape, converter_kwargs=names)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     shapes = [list(tensor.dims) for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer]
     assert shapes and SHAPE not in shapes

@@ -241,14 +241,30 @@ def test_as_a_user_types_it(site_folder, model, tmp_path):
     ("run", "option", "line"),
     [
         ("training --config_file configs/train.json", "--dataset_dir", "no such folder, expected a site folder"),
-        ("inference --config_file configs/inference.json --dataset#data []", "--ckpt_path", "expected the weights of a network"),
+        (
+            "inference --config_file configs/inference.json --dataset#data []",
+            "--ckpt_path",
+            "expected the weights of a network",
+        ),
     ],
     ids=["no site", "no weights"],
 )
 def test_a_mistake_ends_in_one_line(tmp_path, run, option, line):
-    command = [sys.executable, "-m", "monai.bundle", "run", *run.split(), option, "/nowhere", "--output_dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        *run.split(),
+        option,
+        "/nowhere",
+        "--output_dir",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=bundle_path("fedsr_site"), capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        command, cwd=bundle_path("fedsr_site"), capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fedsr: /nowhere: ") and line in last
