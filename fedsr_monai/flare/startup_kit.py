@@ -1,8 +1,9 @@
-"""Set up a participant's startup kit: name its data, and allow FLARE to build this package's components."""
+"""Set up a participant's startup kit: name its data, allow this package's components, and restart job processes that are killed."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from fedsr_monai.sites.site import load_site
 
 PACKAGE = "fedsr_monai.flare."
 ALLOWED = "class_allow_list"
+CLIENT_LAUNCHER = "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"
+RESTARTING_LAUNCHER = PACKAGE + "launcher.RestartingJobLauncher"
 
 
 def prepare_startup_kit(kit: str | Path, site: str | Path | None = None, state: str | Path | None = None) -> list[Path]:
-    """Write `local/fedsr.json` and the list of allowed classes in `local/resources.json` of a startup kit.
+    """Write `local/fedsr.json` of a startup kit, and the allowed classes and the job launcher in its `local/resources.json`.
 
-    Other entries of these files are kept.
+    Other entries of these files are kept, as is a launcher that is not FLARE's own for processes (Docker, Kubernetes).
 
     Args:
         kit: the participant's FLARE folder, which holds `startup` and `local`; for the simulator, its workspace.
@@ -46,11 +49,32 @@ def prepare_startup_kit(kit: str | Path, site: str | Path | None = None, state: 
     read_site_config(kit, "site")
     written = [local / FILE]
     resources = _read(local / "resources.json") or _read(local / "resources.json.default")
-    allowed = resources.get(ALLOWED, default_classes())
-    if allowed is not None and not any(item in (PACKAGE, "fedsr_monai.", "*") for item in allowed):
-        write_json(local / "resources.json", {**resources, ALLOWED: [*allowed, PACKAGE]})
+    changed = restarting(allowing(resources))
+    if changed != resources:
+        write_json(local / "resources.json", changed)
         written.append(local / "resources.json")
     return written
+
+
+def allowing(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return FLARE's resources with this package's components among the allowed classes, where FLARE has such a list.
+
+    Raises:
+        UserError: FLARE is not installed.
+    """
+    allowed = resources.get(ALLOWED, default_classes())
+    if allowed is None or any(item in (PACKAGE, "fedsr_monai.", "*") for item in allowed):
+        return dict(resources)
+    return {**resources, ALLOWED: [*allowed, PACKAGE]}
+
+
+def restarting(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return FLARE's resources with the launcher that restarts killed job processes, in place of FLARE's own at a site."""
+    components = [
+        {**item, "path": RESTARTING_LAUNCHER} if item.get("path") == CLIENT_LAUNCHER else item
+        for item in resources.get("components", [])
+    ]
+    return {**resources, "components": components} if components else dict(resources)
 
 
 def default_classes() -> list[str] | None:

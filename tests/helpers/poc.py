@@ -2,10 +2,12 @@
 
     python tests/helpers/poc.py [--folder KEEP]
 
-It provisions certificates with FLARE, starts a server and three sites as a hospital would, submits the job of `fedsr export-job`, waits,
-downloads the model, and compares it with `fedsr federate` over the same sites: every bit must agree. Everything runs in a network
+It provisions certificates with FLARE, starts a server and three sites as a hospital would, and submits two jobs of `fedsr export-job`.
+In the first, hospital-b's job process is killed in the second round: it is restarted, and the downloaded model and all sites' networks are
+those of `fedsr federate` to the last bit. In the second, hospital-c's process is killed and may not be restarted: the job completes with
+the other two, and the table says who was missing. Everything runs in a network
 namespace of its own (FLARE listens on all interfaces) and a process namespace of its own, whose end is the end of every process in
-it, whatever happened. Linux with unprivileged user namespaces; takes about two minutes.
+it, whatever happened. Linux with unprivileged user namespaces; takes three to four minutes.
 """
 
 from __future__ import annotations
@@ -129,33 +131,64 @@ def run(folder: Path) -> int:
     for name in SITES:
         fedsr("flare-site", str(kits / name), "--site", str(folder / "data" / name))
     sites = [f"{name}={images}" for name, images in SITES.items()]
-    fedsr(
-        "export-job",
-        "job",
-        "--run",
-        "trial",
-        "--rounds",
-        str(ROUNDS),
-        "--min_sites",
-        "3",
-        "--override",
-        *OVERRIDES,
-        "--sites",
-        *sites,
-    )
-    say(f"provisioned: {', '.join(certificates)} at every site; job exported")
+    common = ["--rounds", str(ROUNDS), "--override", *OVERRIDES, "--sites", *sites]
+    fedsr("export-job", "restarted", "--min_sites", "3", *common)
+    fedsr("export-job", "lost", "--min_sites", "2", "--wait", "5", *common)
+    forbid_restarts(kits / "hospital-c" / "local" / "resources.json")
+    say(f"provisioned: {', '.join(certificates)} at every site; jobs exported")
 
     for name in ("localhost", *SITES):
         subprocess.run(["bash", str(kits / name / "startup" / "start.sh")], check=True, stdout=log, stderr=log)
     session = connect(kits / COORDINATOR)
     say(f"started: {', '.join(sorted(SITES))} are connected over gRPC")
 
-    job = session.submit_job(str(folder / "job"))
-    status = wait(session, job)
-    say(f"job: {status}")
-    result = Path(session.download_job_result(job))  # somewhere below the coordinator's kit
+    states = kits / "localhost" / "fedsr"
+    good = run_job(session, folder / "restarted", states, "hospital-b")
+    if good is not None:
+        good = compare(folder, kits, good)
+    lost = run_job(session, folder / "lost", states, "hospital-c")
     session.close()
-    return 0 if status == "FINISHED:COMPLETED" and compare(folder, kits, result) else 1
+    return 0 if good and lost is not None and check_lost(lost) else 1
+
+
+def forbid_restarts(file: Path) -> None:
+    """Set the number of restarts in a site's resources to 0."""
+    resources = json.loads(file.read_text())
+    for component in resources["components"]:
+        if component["path"].startswith("fedsr_monai."):
+            component["args"] = {"restarts": 0}
+    file.write_text(json.dumps(resources))
+
+
+def run_job(session, job: Path, states: Path, victim: str) -> Path | None:
+    """Submit a job, kill the victim's job process in the second round, and return the run folder in the downloaded result."""
+    number = session.submit_job(str(job))
+    kill(victim, states / job.name / "server" / "state.json")
+    say(f"{job.name}: the job process of {victim} is killed in round 2")
+    status = wait(session, number)
+    say(f"{job.name}: {status}")
+    if status != "FINISHED:COMPLETED":
+        return None
+    result = Path(session.download_job_result(number))  # somewhere below the coordinator's kit
+    for archive in result.rglob("*.zip"):
+        zipfile.ZipFile(archive).extractall(archive.parent)
+    return next(result.rglob("workspace/fedsr"))
+
+
+def kill(site: str, state: Path, seconds: float = 200) -> None:
+    """Kill the job process of a site as soon as one round is complete."""
+    deadline = time.time() + seconds
+    while not (state.exists() and json.loads(state.read_text())["round"] >= 1):
+        if time.time() > deadline:
+            raise TimeoutError(f"{state}: no complete round")
+        time.sleep(0.2)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"nvflare.private.fed.app.client.worker_process" in words and site.encode() in words:
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise RuntimeError(f"{site}: no job process")
 
 
 def connect(kit: Path, seconds: float = 120):
@@ -187,15 +220,20 @@ def wait(session, job: str, seconds: float = 300) -> str:
     return "not finished in time"
 
 
-def compare(folder: Path, kits: Path, result: Path) -> bool:
+def check_lost(run_folder: Path) -> bool:
+    """Whether the table names hospital-c as missing in the rounds after the first, and the others as complete."""
+    rows = [row.split(",")[:4] for row in (run_folder / "participation.csv").read_text().splitlines()[1:]]
+    missing = [row for row in rows if row[2] != "ok"]
+    say(f"lost: {len(rows) - len(missing)} of {len(rows)} results ok; missing: {missing}")
+    return len(rows) == 3 * ROUNDS and [row[:2] for row in missing] == [["2", "hospital-c"], ["3", "hospital-c"]]
+
+
+def compare(folder: Path, kits: Path, run_folder: Path) -> bool:
     """The downloaded model and the sites' own networks beside those of the reference, bit by bit."""
     import torch
 
     from fedsr_monai.federation.storage import read_tensors
 
-    for archive in result.rglob("*.zip"):
-        zipfile.ZipFile(archive).extractall(archive.parent)
-    (run_folder,) = result.rglob("workspace/fedsr")
     name = f"server/round_{ROUNDS:04d}.safetensors"
     expected, found = read_tensors(folder / "reference" / name), read_tensors(run_folder / name)
     assert {key.split(".")[0] for key in found} == {"encoder", "sa"} and list(found) == list(expected)
@@ -206,12 +244,12 @@ def compare(folder: Path, kits: Path, result: Path) -> bool:
     for site in SITES:
         ours, theirs = (
             torch.load(root / "sites" / site / "model.pt", weights_only=True)
-            for root in (kits / site / "fedsr" / "trial", folder / "reference")
+            for root in (kits / site / "fedsr" / "restarted", folder / "reference")
         )
         differing += [f"{site} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]
     say(f"sites: {len(SITES)} networks with their own heads, {len(differing)} tensors differ")
     rows = (run_folder / "participation.csv").read_text().splitlines()
-    say(f"participation: {sum(',ok,' in row for row in rows)} of {len(SITES) * ROUNDS} answers ok")
+    say(f"participation: {sum(',ok,' in row for row in rows)} of {len(SITES) * ROUNDS} results ok")
     return not differing
 
 
