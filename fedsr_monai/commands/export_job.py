@@ -21,6 +21,7 @@ def export_job(
     bundle: str = "fedsr_encoder",
     override: list[str] | None = None,
     seed: int = 0,
+    aggregation: str = "mean",
 ) -> None:
     """Write an NVIDIA FLARE job for a run across hospitals: three JSON files without code or paths.
 
@@ -43,28 +44,30 @@ def export_job(
         bundle: name of the bundle that the sites have installed
         override: numbers and words for ids of the bundle's train.json, as ID=VALUE
         seed: of all random numbers
+        aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum
 
     Example:
         fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20
     """
-    from fedsr_monai.flare.job import export_job as write
+    from fedsr_monai.flare.recipe import export_job as write
 
     print(
         write(
             out,
             named_sites(sites or []),
             rounds,
-            run,
-            bundle,
-            policy,
-            local_epochs,
-            weighting,
-            min_sites,
-            wait,
-            timeout,
-            start_from_bundle,
-            parse_overrides(override or []),
-            seed,
+            run=run,
+            bundle=bundle,
+            policy=policy,
+            local_epochs=local_epochs,
+            weighting=weighting,
+            min_sites=min_sites,
+            wait=wait,
+            timeout=timeout,
+            start_from_bundle=start_from_bundle,
+            overrides=parse_overrides(override or []),
+            seed=seed,
+            aggregation=aggregation,
         )
     )
 

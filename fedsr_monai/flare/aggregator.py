@@ -15,11 +15,12 @@ from fedsr_monai.federation.round import close_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.validation import check_tensors, screen_norms
 from fedsr_monai.flare.exchange import global_dxo, read_update, size_of
+from fedsr_monai.flare.installed import Installed
 
 SITE = "fedsr_site"  # in the server's own context: the authenticated sender, set by the controller
 
 
-class FedSRAggregator(Aggregator):
+class FedSRAggregator(Installed, Aggregator):
     """Check every result when it arrives, and aggregate when the round is over.
 
     Args:

@@ -15,9 +15,10 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from fedsr_monai.flare.aggregator import SITE
 from fedsr_monai.flare.exchange import global_dxo
 from fedsr_monai.flare.executor import ERROR, INITIAL, SAVE, TRAIN
+from fedsr_monai.flare.installed import Installed
 
 
-class FedSRController(ScatterAndGather):
+class FedSRController(Installed, ScatterAndGather):
     """Run `ScatterAndGather` with five changes.
 
     - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.

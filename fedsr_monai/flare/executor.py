@@ -25,14 +25,16 @@ from fedsr_monai.errors import UserError, one_line, root_cause
 from fedsr_monai.federation.algo import ROUND, FedSRAlgo
 from fedsr_monai.federation.executors import SiteJob
 from fedsr_monai.flare.exchange import global_tensors, initial_dxo, update_dxo
+from fedsr_monai.flare.installed import Installed
+from fedsr_monai.flare.privacy import check_privacy_policy
 from fedsr_monai.flare.settings import Settings, settings_from_job
 from fedsr_monai.flare.site_config import FILE, SiteConfig, read_site_config
 
-INITIAL, TRAIN, SAVE = "initial_features", "train", "save_model"
+INITIAL, TRAIN, SAVE = TASKS = ["initial_features", "train", "save_model"]
 ERROR = "fedsr_error"  # header of a reply that is an error: the error's type
 
 
-class FedSRExecutor(Executor):
+class FedSRExecutor(Installed, Executor):
     """Execute `initial_features` (SA vectors of the atlas), `train` (one round) and `save_model` with the site's own data.
 
     What a round needs from earlier rounds is on disk, in `<state>/<run>/sites/<name>`, so a new process each round changes
@@ -44,7 +46,7 @@ class FedSRExecutor(Executor):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.content = settings
+        self.settings = dict(settings)
         self.algo: FedSRAlgo | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
@@ -80,10 +82,11 @@ class FedSRExecutor(Executor):
         """Make the site's algorithm from the job's settings and the site's configuration.
 
         Raises:
-            UserError: see `site_job`.
+            UserError: see `check_privacy_policy`, `read_site_config` and `site_job`.
         """
-        settings = settings_from_job(self.content)
+        settings = settings_from_job(self.settings)
         name = fl_ctx.get_identity_name()
+        check_privacy_policy(fl_ctx.get_workspace())
         config = read_site_config(fl_ctx.get_workspace().get_root_dir(), name)
         return site_job(settings, config, name).make_algo()
 

@@ -10,8 +10,10 @@ from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+from fedsr_monai.flare.installed import Installed
 
-class SAPrivacy(DXOFilter):
+
+class SAPrivacy(Installed, DXOFilter):
     """Clip each SA vector to a length and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
 
     It acts on what a site sends (`task_result_filters` of the site's `privacy.json`, direction out) and on `sa.*` only. The noise comes

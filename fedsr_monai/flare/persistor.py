@@ -18,13 +18,15 @@ from fedsr_monai.federation.records import begin, write_tables
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import run_settings
 from fedsr_monai.flare.exchange import global_dxo
+from fedsr_monai.flare.installed import Installed
+from fedsr_monai.flare.privacy import check_privacy_policy
 from fedsr_monai.flare.settings import Settings, settings_from_job
 from fedsr_monai.flare.site_config import SiteConfig, read_site_config
 
 RESULT = "fedsr"  # folder in the job's result
 
 
-class FedSRPersistor(LearnablePersistor):
+class FedSRPersistor(Installed, LearnablePersistor):
     """Make the `Server` of a run, or resume it where an earlier job of the same run ended.
 
     The run folder, `<state>/<run>`, is that of `fedsr federate`: run.json, server/, participation.csv, rounds.csv, history.csv. At the
@@ -37,7 +39,7 @@ class FedSRPersistor(LearnablePersistor):
 
     def __init__(self, settings: Mapping[str, Any], images: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self.content = settings
+        self.settings = dict(settings)
         self.images = dict(images or {})
         self.server: Server | None = None
         self.begun = False
@@ -48,7 +50,8 @@ class FedSRPersistor(LearnablePersistor):
         Raises:
             UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this line.
         """
-        settings = settings_from_job(self.content)
+        settings = settings_from_job(self.settings)
+        check_privacy_policy(fl_ctx.get_workspace())
         config = read_site_config(fl_ctx.get_workspace().get_root_dir(), fl_ctx.get_identity_name())
         self.out = config.state / settings.run
         self.server = self.make_server(settings, config)
@@ -83,8 +86,8 @@ class FedSRPersistor(LearnablePersistor):
         settings.check_bundle(root)
         record = {
             **run_settings(settings),
-            "bundle": {"name": settings.bundle, "train.json": settings.bundle_sha256},
-            "from_weights": settings.weights_sha256 and {"sha256": settings.weights_sha256},
+            "bundle": {"name": settings.bundle, "train.json": settings.bundle_digest},
+            "from_weights": settings.weights_digest and {"digest": settings.weights_digest},
             "declared_images": self.images,
         }
         begin(self.out, record)

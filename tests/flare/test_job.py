@@ -10,7 +10,7 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
-from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.recipe import APP, export_job
 from fedsr_monai.flare.site_config import read_site_config
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
@@ -32,8 +32,8 @@ def test_a_job_for_any_number_of_sites_is_plain_json_without_a_path(tmp_path, co
     job = export_job(tmp_path / "first", sites, 20, overrides={"learning_rate": 0.0005})
     files = sorted(path for path in job.rglob("*") if path.is_file())
     assert [str(path.relative_to(job)) for path in files] == [
-        "fedsr/config/config_fed_client.json",
-        "fedsr/config/config_fed_server.json",
+        "app/config/config_fed_client.json",
+        "app/config/config_fed_server.json",
         "meta.json",
     ]
     for path in files:
@@ -42,14 +42,14 @@ def test_a_job_for_any_number_of_sites_is_plain_json_without_a_path(tmp_path, co
         assert str(tmp_path) not in text and "/" not in text and "$" not in text
     meta = validate(job)
     assert not meta.get("byoc")
-    assert meta["deploy_map"] == {"fedsr": ["server", *sites]} and meta["min_clients"] == (count + 1) // 2
-    server = json.loads((job / "fedsr/config/config_fed_server.json").read_text())
+    assert meta["deploy_map"] == {APP: ["server", *sites]} and meta["min_clients"] == (count + 1) // 2
+    server = json.loads((job / "app/config/config_fed_server.json").read_text())
     assert server["components"][0]["args"]["images"] == sites
 
 
 def test_without_names_every_connected_site_takes_part(tmp_path):
     meta = validate(export_job(tmp_path / "first", {}, 20, min_sites=2))
-    assert meta["deploy_map"] == {"fedsr": ["@ALL"]} and meta["min_clients"] == 2
+    assert meta["deploy_map"] == {APP: ["@ALL"]} and meta["min_clients"] == 2
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, ca
         main(["export-job", str(tmp_path / "first"), "--sites", "a=3", "b", "--min_sites", "1", "--start_from_bundle"])
         == 0
     )
-    client = json.loads((tmp_path / "first/fedsr/config/config_fed_client.json").read_text())
-    assert len(client["executors"][0]["executor"]["args"]["settings"]["weights_sha256"]) == 64
+    client = json.loads((tmp_path / "first/app/config/config_fed_client.json").read_text())
+    assert len(client["executors"][0]["executor"]["args"]["settings"]["weights_digest"]) == len("sha256:") + 64
     kit = tmp_path / "kit"
     (kit / "local").mkdir(parents=True)
     (kit / "local" / "resources.json.default").write_text('{"format_version": 2, "class_allow_list": ["nvflare.x."]}')

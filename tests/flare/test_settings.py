@@ -7,15 +7,14 @@ import pytest
 from fedsr_monai import __version__
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
-from fedsr_monai.federation.records import digest
-from fedsr_monai.flare.settings import Settings, settings_from_job
+from fedsr_monai.flare.settings import Settings, file_digest, settings_from_job
 
 BUNDLE = bundle_path("fedsr_encoder")
 
 
 def job(**changes) -> dict:
     content = {"run": "first", "rounds": 3, "version": __version__, "bundle": "fedsr_encoder"}
-    return {**content, "bundle_sha256": digest(BUNDLE / "configs" / "train.json"), **changes}
+    return {**content, "bundle_digest": file_digest(BUNDLE / "configs" / "train.json"), **changes}
 
 
 def test_settings_survive_json_and_add_what_federate_adds():
@@ -65,12 +64,12 @@ def test_a_job_that_lacks_a_setting_is_refused():
             f"^fedsr_monai: found version {__version__}, expected '9.9' .job.; install the same version everywhere$",
         ),
         (
-            {"bundle_sha256": "0" * 64},
-            "train.json: found sha256 .*, expected 000000000000... .job.; install the same version of the bundle",
+            {"bundle_digest": "sha256:" + "0" * 64},
+            "train.json: found sha256:.*, expected sha256:0000000000000... .job.; install the same version of the bundle",
         ),
         (
-            {"weights_sha256": "0" * 64},
-            "model.pt: found other weights or none, expected sha256 000000000000... .job.; install",
+            {"weights_digest": "sha256:" + "0" * 64},
+            "model.pt: found other weights or none, expected sha256:0000000000000... .job.; install",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedsr_monai.federation.storage import read_tensors
-from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.recipe import export_job
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def simulate(inputs, tmp_path):
 
     def run(rounds: int, threads: int, own: dict | None = None, **options) -> Path:
         job = export_job(
-            tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, "run", inputs / "bundle", **options
+            tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, run="run", bundle=inputs / "bundle", **options
         )
         workspace = tmp_path / f"workspace-{rounds}"
         workspace.mkdir()

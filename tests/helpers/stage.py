@@ -20,8 +20,8 @@ from fedsr_monai.flare.aggregator import FedSRAggregator
 from fedsr_monai.flare.controller import FedSRController
 from fedsr_monai.flare.exchange import global_dxo
 from fedsr_monai.flare.executor import FedSRExecutor
-from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.persistor import FedSRPersistor
+from fedsr_monai.flare.recipe import export_job
 
 nvflare_fobs_initialize()
 
@@ -74,7 +74,7 @@ class Stage:
         self.root, self.names = root, sorted(sites)
         job = export_job(root / "job", sites, run="run", bundle=bundle or "fedsr_encoder", **options)
         config = {
-            side: json.loads((job / f"fedsr/config/config_fed_{side}.json").read_text())
+            side: json.loads((job / f"app/config/config_fed_{side}.json").read_text())
             for side in ("server", "client")
         }
         components = {item["id"]: item["args"] for item in config["server"]["components"]}
