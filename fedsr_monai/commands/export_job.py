@@ -44,7 +44,8 @@ def export_job(
         bundle: name of the bundle that the sites have installed
         override: numbers and words for ids of the bundle's train.json, as ID=VALUE
         seed: of all random numbers
-        aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum
+        aggregation: the server's rule: mean, or one that a hostile site cannot bend as far: median, trimmed_mean,
+            clipped_mean, krum
 
     Example:
         fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20

@@ -11,6 +11,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.app_constant import AppConstants
 
+from fedsr_monai.federation.records import write_tables
 from fedsr_monai.federation.round import close_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.validation import check_tensors, screen_norms
@@ -107,6 +108,16 @@ class FedSRAggregator(Installed, Aggregator):
             server = self.server(fl_ctx)
             close_round(server, fl_ctx.get_engine().get_component(self.persistor_id).out)
             return global_dxo(server.send()).to_shareable()
+
+    def interrupt(self, fl_ctx: FLContext) -> None:
+        """Write the rows of a round that the end of the job leaves open: who had answered, and who was missing."""
+        with self.lock:
+            server = self.server(fl_ctx)
+            for site in server.asked or ():
+                if site not in server.results:
+                    server.report(site, "timeout", "no result before the job ended")
+            out = fl_ctx.get_engine().get_component(self.persistor_id).out
+            write_tables(out, server.history, server.participation())
 
 
 def _text(error: Exception) -> str:

@@ -19,12 +19,13 @@ from fedsr_monai.flare.installed import Installed
 
 
 class FedSRController(Installed, ScatterAndGather):
-    """Run `ScatterAndGather` with five changes.
+    """Run `ScatterAndGather` with six changes.
 
     - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.
     - A new run begins with the SA vectors of the first site's atlas (by name; of the next site, if the first one fails).
     - A job resumes after the last round that an earlier job completed; `rounds` counts all of them.
     - A site that FLARE reports as disconnected is not asked, so that it does not cost the waiting time in every round.
+    - When a job is aborted in the middle of a round, the table of participation shows that round too.
     - After the last round the sites receive the global tensors once more, and save their models.
 
     Args:
@@ -72,7 +73,10 @@ class FedSRController(Installed, ScatterAndGather):
         if not self.persistor.begun and not self.begin_run(abort_signal, fl_ctx):
             return
         super().control_flow(abort_signal, fl_ctx)
-        if abort_signal.triggered or self.persistor.server.round < self.rounds:
+        if self.persistor.server.round < self.rounds:
+            self.aggregator.interrupt(fl_ctx)
+            return
+        if abort_signal.triggered:
             return
         self.log_info(fl_ctx, "The rounds are complete: every site saves its model.")
         task = Task(

@@ -12,7 +12,7 @@ from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
 from fedsr_monai.flare.recipe import APP, export_job
 from fedsr_monai.flare.site_config import read_site_config
-from fedsr_monai.flare.startup_kit import prepare_startup_kit
+from fedsr_monai.flare.startup_kit import CLIENT_LAUNCHER, RESTARTING_LAUNCHER, prepare_startup_kit
 
 
 def validate(job: Path) -> dict:
@@ -57,6 +57,11 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
     [
         ("--sites a=x", "--sites: found 'a=x', expected each site once, as NAME or NAME=SCANS; correct it"),
         ("--sites a a", "--sites: found 'a', expected each site once, as NAME or NAME=SCANS; correct it"),
+        ("--sites Hôpital", "sites: found the name 'Hôpital', expected letters, digits, '_' and '-'"),
+        ("--sites a.b=3", "sites: found the name 'a.b', expected letters, digits, '_' and '-'"),
+        ("--sites @ALL", "sites: found the name '@ALL', expected letters, digits, '_' and '-'"),
+        ("--sites server", "sites: found the name 'server', expected letters, digits, '_' and '-', and not 'server'"),
+        ("--sites a --aggregation most", "job: aggregation: found 'most', expected one of mean, "),
         ("--rounds 5", "min_sites: found nothing, expected a number where no sites are named; give --min_sites"),
         ("--sites a b --min_sites 3", "min_sites: found 3, expected at most 2, the number of sites; correct it"),
         (
@@ -75,8 +80,19 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
 )
 def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message):
     assert main(["export-job", str(tmp_path / "job"), *line.split()]) == 2
-    assert capsys.readouterr().err == f"fedsr: {message}\n"
+    assert capsys.readouterr().err.startswith(f"fedsr: {message}")
     assert not (tmp_path / "job").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone_and_a_job_is_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="thesis: found something else, expected a job"):
+        export_job(tmp_path / "thesis", {"a": 1}, 20)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.txt"]
+    for sites in ({"a": 1, "b": 2}, {"a": 1}):
+        job = export_job(tmp_path / "job", sites, 20)
+    assert validate(job)["deploy_map"] == {APP: ["server", "a"]}
 
 
 def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, capsys):
@@ -88,13 +104,16 @@ def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, ca
     assert len(client["executors"][0]["executor"]["args"]["settings"]["weights_digest"]) == len("sha256:") + 64
     kit = tmp_path / "kit"
     (kit / "local").mkdir(parents=True)
-    (kit / "local" / "resources.json.default").write_text('{"format_version": 2, "class_allow_list": ["nvflare.x."]}')
+    launcher = {"id": "process_launcher", "path": CLIENT_LAUNCHER}
+    default = {"format_version": 2, "class_allow_list": ["nvflare.x."], "components": [{"id": "x"}, launcher]}
+    (kit / "local" / "resources.json.default").write_text(json.dumps(default))
     capsys.readouterr()
     assert main(["flare-site", str(kit), "--site", str(inputs / "data" / "a")]) == 0
     assert capsys.readouterr().out.split() == [f"{kit}/local/fedsr.json", f"{kit}/local/resources.json"]
     assert json.loads((kit / "local/resources.json").read_text()) == {
         "format_version": 2,
         "class_allow_list": ["nvflare.x.", "fedsr_monai.flare."],
+        "components": [{"id": "x"}, {**launcher, "path": RESTARTING_LAUNCHER}],
     }
     found = read_site_config(kit, "a")
     assert (found.site, found.state, found.policies) == (str(inputs / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))

@@ -11,8 +11,12 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.shareablegenerators.full_model_shareable_generator import FullModelShareableGenerator
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
+from nvflare.private.fed.app.fl_conf import create_privacy_manager
+from nvflare.private.privacy_manager import PrivacyService
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation import federate
@@ -329,6 +333,39 @@ def test_too_few_answers_end_the_job_and_lose_nothing(stage, reference, table):
     for _ in range(2):
         later.round()
     assert differing(later.out, reference) == []
+
+
+def test_an_aborted_job_says_who_was_missing_in_the_open_round(stage, reference, table, monkeypatch):
+    """FLARE ends the control flow when a job is aborted; the round is open then."""
+    run = stage(min_sites=2)
+    run.round()
+
+    def aborted_in_the_second_round(controller, abort_signal, fl_ctx):
+        run.aggregator.open_round(["a", "b"], {"c": "not connected"}, fl_ctx)
+        run.accept("a", run.ask("a", "train", run.task()))
+        abort_signal.trigger(True)
+
+    monkeypatch.setattr(ScatterAndGather, "control_flow", aborted_in_the_second_round)
+    run.controller.control_flow(Signal(), run.context())
+    rows = table(run.out / "participation.csv")
+    assert status(rows) == ["ok"] * 3 + ["ok", "timeout", "absent"]
+    assert [row["reason"] for row in rows[4:]] == ["no result before the job ended", "not connected"]
+
+    later = stage(min_sites=2)
+    for _ in range(2):
+        later.round()
+    assert differing(later.out, reference) == []
+    assert status(table(later.out / "participation.csv")) == ["ok"] * 9
+
+
+def test_a_privacy_policy_is_refused_where_flare_has_not_loaded_it(stage, documented_policy, caplog, monkeypatch):
+    run = stage()
+    workspace = run.engines["a"].workspace
+    Path(workspace.get_site_privacy_file_path()).write_text(json.dumps(documented_policy))
+    assert run.ask("a", "train", run.task()).get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert "a privacy policy, which FLARE's simulator ignores" in caplog.text
+    monkeypatch.setattr(PrivacyService, "manager", create_privacy_manager(workspace, names_only=False))
+    assert run.ask("a", "train", run.task()).get_return_code() == ReturnCode.OK
 
 
 def test_a_later_job_goes_on_with_each_sites_own_heads(stage, reference):

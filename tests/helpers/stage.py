@@ -74,8 +74,7 @@ class Stage:
         self.root, self.names = root, sorted(sites)
         job = export_job(root / "job", sites, run="run", bundle=bundle or "fedsr_encoder", **options)
         config = {
-            side: json.loads((job / f"app/config/config_fed_{side}.json").read_text())
-            for side in ("server", "client")
+            side: json.loads((job / f"app/config/config_fed_{side}.json").read_text()) for side in ("server", "client")
         }
         components = {item["id"]: item["args"] for item in config["server"]["components"]}
         bundles = {} if bundle is None else {bundle.name: str(bundle)}
