@@ -1,8 +1,8 @@
-"""Make the folder that MONAI Label serves: its own app for bundles, and a copy of `fedsr_site` in it."""
+"""Make the folder that MONAI Label serves: a copy of `fedsr_site`, and a `main.py` that names the app."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -11,34 +11,40 @@ from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import read_json, write_json
+from fedsr_monai.files import read_json, write_json, write_text
 from fedsr_monai.handlers.checkpoint import save_checkpoint
 from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.sites.site import load_atlas, load_site
 
 BUNDLE = "fedsr_site"
 RECORD = "fedsr.json"  # in the app folder: what it was made with
+STATS = "models/train_stats.json"  # in the bundle
+MAIN = '"""What MONAI Label loads."""\n\nfrom fedsr_monai.monai_label.label_app import LabelApp  # noqa: F401\n'
+HANDLER = {"_target_": "fedsr_monai.monai_label.stats.TrainStats", "path": f"$@bundle_root + '/{STATS}'"}
 
 
-def bundle_app() -> Path:
-    """Return the folder of MONAI Label's app for bundles, as installed.
+def require_monai_label() -> None:
+    """Check that MONAI Label is installed.
 
     Raises:
-        UserError: MONAI Label is not installed in this environment.
+        UserError: it is not installed in this environment.
     """
-    try:
-        files = importlib.metadata.files("monailabel") or []
-    except importlib.metadata.PackageNotFoundError:
+    if importlib.util.find_spec("monailabel") is None:
         raise UserError(
             "MONAI Label",
             found="none in this environment",
             expected="an environment of its own",
             fix="make it with `make label-env` and use its fedsr (.venv-label/bin/fedsr)",
-        ) from None
-    for file in files:
-        if file.match("sample-apps/monaibundle/main.py"):
-            return Path(file.locate()).resolve().parent
-    raise UserError("MONAI Label", found="no sample-apps/monaibundle", expected="version 0.8.5", fix="install it again")
+        )
+
+
+def served_site(app: Path) -> str | None:
+    """Return the site folder that an app was made with; None for the bundle's own grid and atlas.
+
+    Raises:
+        UserError: the record of the app is missing or damaged.
+    """
+    return read_json(app / RECORD, "what `fedsr label` made the app with", "choose another --out").get("site")
 
 
 def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os.PathLike | None = None) -> Path:
@@ -68,14 +74,15 @@ def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os
                     expected=value,
                     fix=f"leave --{name} out to continue with what was trained there, or choose another --out",
                 )
+        write_text(app / "main.py", MAIN)  # the app may have been made by an earlier version
         return bundle
     if app.exists() and (not app.is_dir() or any(app.iterdir())):
         expected = "an app of `fedsr label` or an empty folder"
         raise UserError(app, found="something else", expected=expected, fix="choose another --out")
     partial = app.with_name(f".{app.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(bundle_app(), partial, ignore=shutil.ignore_patterns("__pycache__"))
     copy_bundle(partial / "model" / BUNDLE, weights, site)
+    write_text(partial / "main.py", MAIN)
     write_json(partial / RECORD, wanted)
     partial.replace(app)
     return bundle
@@ -90,10 +97,15 @@ def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.
     source = bundle_path(BUNDLE)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("eval", "models", "__pycache__"))
     values = {"dataset_dir": None if site is None else str(load_site(site).root)}
-    for name, more in (("inference", {}), ("evaluate", {}), ("train", {"heads": ["segmentation"]})):
+    # A short training is validated too; the score reaches MONAI Label's clients by the handler.
+    training = {"heads": ["segmentation"], "val_interval": 1}
+    for name, more in (("inference", {}), ("evaluate", {}), ("train", training)):
         file = folder / "configs" / f"{name}.json"
         config = read_json(file, "a configuration of the bundle", "install the package again")
         config |= {key: value for key, value in (values | more).items() if key in config}
+        if name == "train":
+            config["train"]["handlers"].append(HANDLER)
+            config["validate"]["handlers"].append(HANDLER)
         write_json(file, config)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.monai_label.app import BUNDLE, bundle_app, make_app
+from fedsr_monai.monai_label.app import make_app, require_monai_label
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -28,7 +28,7 @@ def serve(
             cannot be made (see `make_app`).
     """
     studies = Path(studies).absolute()
-    bundle_app()
+    require_monai_label()
     if not studies.is_dir():
         raise UserError(studies, found="no such folder", expected="one with NIfTI scans", fix="check the path")
     check_port(host, port)
@@ -43,9 +43,6 @@ def serve(
     startup = str(Path(__file__).with_name("startup"))
     path = os.pathsep.join(part for part in (startup, os.environ.get("PYTHONPATH")) if part)
     arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
-    # The last two keep it from looking for models on the network.
-    for setting in (("models", BUNDLE), ("zoo_source", "ngc"), ("sam2", "false")):
-        arguments += ["--conf", *setting]
     command = [sys.executable, "-m", "monailabel.main", *arguments]
     os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from nvflare.recipe import SimEnv
 
 from fedsr_monai.federation.storage import read_tensors
-from fedsr_monai.flare.recipe import export_job
+from fedsr_monai.flare.recipe import FedSRRecipe, export_job
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,19 @@ def simulate(inputs, tmp_path):
         return tmp_path / "state" / "run"
 
     return run
+
+
+def test_the_recipe_ends_in_the_bits_of_fedsr_federate(inputs, federated, tmp_path, table):
+    """`recipe.execute(SimEnv(...))`, FLARE's current way to the simulator."""
+    own = tmp_path / "sim" / "first" / "local" / "fedsr.json"
+    own.parent.mkdir(parents=True)
+    own.write_text(json.dumps({"bundles": {"bundle": str(inputs / "bundle")}}))
+    recipe = FedSRRecipe("first", 2, {"a": 3, "b": 2, "c": 1}, run="run", bundle=inputs / "bundle", min_sites=3)
+    extra = {"site": inputs / "data" / "{SITE_NAME}", "state": tmp_path / "state"}
+    recipe.execute(SimEnv(clients=recipe.sites, workspace_root=str(tmp_path / "sim"), extra=extra))
+    run = tmp_path / "state" / "run"
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok"] * 6
+    assert differing(run, federated(tmp_path / "twin", 2), 2) == []
 
 
 def differing(run: Path, reference: Path, round: int) -> list[str]:

@@ -12,19 +12,9 @@ import torch
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
-from fedsr_monai.monai_label import app as module
 from fedsr_monai.monai_label.app import copy_bundle, make_app
 from fedsr_monai.monai_label.server import check_port
 from fedsr_monai.networks import FedSRNet
-
-
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """An app for bundles as MONAI Label installs it."""
-    folder = tmp_path / "monaibundle"
-    folder.mkdir()
-    (folder / "main.py").write_text("")
-    monkeypatch.setattr(module, "bundle_app", lambda: folder)
 
 
 @pytest.fixture
@@ -45,7 +35,11 @@ def test_a_copy_of_the_bundle_with_the_site_and_its_weights(site_folder, weights
         made = json.loads((tmp_path / "fedsr_site" / "configs" / f"{name}.json").read_text())
         given = json.loads((source / "configs" / f"{name}.json").read_text())
         changed = {key: made[key] for key in made if made[key] != given[key]}
-        expected = {"train": {"dataset_dir", "heads"}, "inference": {"dataset_dir"}, "evaluate": set()}[name]
+        expected = {
+            "train": {"dataset_dir", "heads", "val_interval", "train", "validate"},
+            "inference": {"dataset_dir"},
+            "evaluate": set(),
+        }[name]
         assert set(changed) == expected and changed.get("heads") in (None, ["segmentation"])
         assert changed.get("dataset_dir", str(tmp_path / "clinic")) == str(tmp_path / "clinic")
     served, mine = state(tmp_path / "fedsr_site"), torch.load(weights, weights_only=True)
@@ -62,11 +56,12 @@ def test_by_default_the_weights_of_the_bundle_and_no_site(tmp_path):
     assert json.loads((tmp_path / "fedsr_site" / "configs" / "train.json").read_text())["dataset_dir"] is None
 
 
-def test_what_was_trained_is_kept(installed, weights, tmp_path):
+def test_what_was_trained_is_kept(weights, tmp_path):
     bundle = make_app(tmp_path / "app")
     assert bundle == tmp_path / "app" / "model" / "fedsr_site" and (tmp_path / "app" / "main.py").is_file()
     (bundle / "models" / "model.pt").write_text("trained")
-    assert make_app(tmp_path / "app") == bundle
+    (tmp_path / "app" / "main.py").write_text("of an earlier version")
+    assert make_app(tmp_path / "app") == bundle and "LabelApp" in (tmp_path / "app" / "main.py").read_text()
     assert (bundle / "models" / "model.pt").read_text() == "trained"
     with pytest.raises(UserError) as caught:
         make_app(tmp_path / "app", weights)
@@ -75,7 +70,7 @@ def test_what_was_trained_is_kept(installed, weights, tmp_path):
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
-def test_a_folder_of_something_else_is_left_alone(installed, tmp_path):
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"app: found something else, expected an app of `fedsr label`.*--out"):
@@ -83,7 +78,7 @@ def test_a_folder_of_something_else_is_left_alone(installed, tmp_path):
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["thesis.txt"]
 
 
-def test_weights_that_cannot_be_used_leave_no_app(installed, tmp_path):
+def test_weights_that_cannot_be_used_leave_no_app(tmp_path):
     with pytest.raises(UserError, match=r"none.pt: .*expected the weights"):
         make_app(tmp_path / "app", tmp_path / "none.pt")
     assert not (tmp_path / "app").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -18,15 +19,16 @@ from monai.bundle import run
 from scipy.spatial.transform import Rotation
 
 from fedsr_monai.atlas.standard import standard_grid
-from fedsr_monai.labels import LABELS
+from fedsr_monai.inference.segment import segment
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
+from tests.helpers.raw_scans import raw_scan, save
 
 pytest.importorskip("monailabel", reason="needs the environment of `make label-env`")
 requests = pytest.importorskip("requests")
 
 GRID = standard_grid(6.0, (32, 32, 32))
-SECONDS = 240  # after which the server is ended, whatever happens
+SECONDS = 480  # after which the server is ended, whatever happens
 
 
 def oblique() -> Grid:
@@ -49,6 +51,14 @@ def studies(tmp_path, phantom) -> Path:
         image = nib.Nifti1Image((volume * (1000 - 200 * number)).astype(np.int16), own.affine)
         nib.save(image, tmp_path / "scans" / f"scan{number}.nii.gz")
     return tmp_path / "scans"
+
+
+@pytest.fixture
+def raw_head(studies, phantom) -> Path:
+    """The phantom in a whole head, anywhere in space, among the scans."""
+    image, label = (volume[0].numpy() for volume in phantom)
+    volume, _, grid, _ = raw_scan(1, skull=True, source=(image, label, GRID))
+    return save(studies / "head.nii.gz", volume, grid.affine)
 
 
 @contextlib.contextmanager
@@ -86,12 +96,33 @@ def server(studies: Path, *options: str):
         process.wait(30)
 
 
-def infer(address: str, name: str, folder: Path) -> nib.Nifti1Image:
-    answer = requests.post(f"{address}/infer/fedsr_site", params={"image": name, "output": "image"}, timeout=120)
+def infer(address: str, name: str, folder: Path, model: str = "fedsr_site") -> nib.Nifti1Image:
+    answer = requests.post(f"{address}/infer/{model}", params={"image": name, "output": "image"}, timeout=120)
     assert answer.status_code == 200, answer.text
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.nii.gz").write_bytes(answer.content)
     return nib.load(folder / f"{name}.nii.gz")
+
+
+def train(address: str, options: dict) -> dict:
+    """Train in a process of its own, as 3D Slicer asks for it, and return what became of it."""
+    answer = requests.post(f"{address}/train/fedsr_site", json=options, timeout=60)
+    assert answer.status_code == 200, answer.text
+    for _ in range(SECONDS):
+        task = requests.get(f"{address}/train/", timeout=60).json()
+        if task["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        time.sleep(0.5)
+    return task
+
+
+def assert_known_to_slicer(names: set[str]) -> None:
+    """Every structure for which 3D Slicer's extension has an anatomical term, and thus a colour, is called by that."""
+    (table,) = Path(sys.prefix).glob("monailabel/plugins/slicer/MONAILabel/MONAILabelLib/labelcolors.py")
+    colours: dict = {}
+    exec(table.read_text(), colours)
+    terms = set(colours["GenericAnatomyColors"])
+    assert {"cerebral white matter", "cerebral cortex", "cerebellar white matter", "thalamus"} == names & terms
 
 
 def bundle_inference(bundle: Path, scan: Path, out: Path) -> nib.Nifti1Image:
@@ -103,12 +134,14 @@ def bundle_inference(bundle: Path, scan: Path, out: Path) -> nib.Nifti1Image:
     return nib.load(out / f"{scan.name.removesuffix('.nii.gz')}_dseg.nii.gz")
 
 
-def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, tmp_path):
+def test_segment_correct_train_and_segment_again(studies, raw_head, site_folder, phantom, tmp_path):
     model = tmp_path / "app" / "model" / "fedsr_site" / "models" / "model.pt"
     with server(studies, "--out", str(tmp_path / "app"), "--site", str(site_folder())) as address:
         info = requests.get(f"{address}/info/", timeout=60).json()
-        assert info["models"]["fedsr_site"]["labels"] == {name: i for i, name in LABELS.items() if i}
-        assert list(info["trainers"]) == ["fedsr_site"]
+        assert list(info["models"]) == ["fedsr_site", "fedsr_site_raw"] and list(info["trainers"]) == ["fedsr_site"]
+        for served_model in info["models"].values():
+            assert list(served_model["labels"].values()) == list(range(1, 14))
+        assert_known_to_slicer(set(info["labels"]))
 
         served = infer(address, "scan0", tmp_path / "served")
         direct = bundle_inference(model.parents[1], studies / "scan0.nii.gz", tmp_path / "direct")
@@ -117,13 +150,28 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
         labels = np.asarray(served.dataobj).astype(int)
         assert (labels == np.asarray(direct.dataobj)).mean() > 0.999 and len(np.unique(labels)) > 3
 
-        for name in ("scan0", "scan1"):  # a person says that there is only brain stem
-            corrected = nib.Nifti1Image((labels > 0).astype(np.uint8) * 10, served.affine)
+        head = infer(address, "head", tmp_path / "served", "fedsr_site_raw")
+        site = str(site_folder())
+        (direct,) = segment([raw_head], tmp_path / "raw", model.parents[1], site=site, raw=True, progress=False)
+        direct = nib.load(direct)
+        assert head.shape == direct.shape and np.allclose(head.affine, direct.affine, atol=1e-5)
+        assert np.array_equal(np.asarray(head.dataobj), np.asarray(direct.dataobj))
+
+        # A scan that cannot be labelled: the client sees the line that says what to do.
+        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), studies / "empty.nii.gz")
+        answer = requests.post(f"{address}/infer/fedsr_site", params={"image": "empty"}, timeout=120)
+        assert answer.status_code == 422 and "empty.nii.gz: found " in answer.json()["detail"], answer.text
+
+        # A person says that there is only brain stem; 3D Slicer numbers the one segment that is left with 1.
+        params = {"params": json.dumps({"label_info": [{"name": "brain stem", "idx": 1}]})}
+        for name in ("scan0", "scan1", "scan2"):
+            corrected = nib.Nifti1Image((labels > 0).astype(np.uint8), served.affine)
             nib.save(corrected, tmp_path / "corrected.nii.gz")
             with open(tmp_path / "corrected.nii.gz", "rb") as file:
                 answer = requests.put(
                     f"{address}/datastore/label",
                     params={"image": name, "tag": "final"},
+                    data=params,
                     files={"label": file},
                     timeout=60,
                 )
@@ -132,21 +180,26 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
         assert np.array_equal(np.asarray(stored.dataobj), np.asarray(corrected.dataobj))
 
         before = torch.load(model, weights_only=True)
-        # as 3D Slicer asks for it: in a process of its own
-        answer = requests.post(f"{address}/train/fedsr_site", json={"max_epochs": 1, "val_split": 0}, timeout=60)
-        assert answer.status_code == 200, answer.text
-        for _ in range(SECONDS):
-            task = requests.get(f"{address}/train/", timeout=60).json()
-            if task["status"] not in ("SUBMITTED", "RUNNING"):
-                break
-            time.sleep(0.5)
+        task = train(address, {"max_epochs": 1, "val_split": 0.34})
         assert task["status"] == "DONE", task["details"]
         after = torch.load(model, weights_only=True)
         moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
         assert moved == {"segmentation"} and set(after) == set(before)
+        stats = requests.get(f"{address}/info/", timeout=60).json()["train_stats"]["fedsr_site"]
+        assert (stats["epoch"], stats["total_epochs"]) == (1, 1) and 0 <= stats["best_metric"] <= 1
 
         again = np.asarray(infer(address, "scan2", tmp_path / "again").dataobj)
         assert (again == 10).sum() > (labels == 10).sum() and again.shape == labels.shape
+
+        # A segment that is not one of the structures is refused, by file, before anything is trained.
+        params = {"params": json.dumps({"label_info": [{"name": "tumour", "idx": 1}]})}
+        with open(tmp_path / "corrected.nii.gz", "rb") as file:
+            where = {"image": "scan0", "tag": "final"}
+            requests.put(
+                f"{address}/datastore/label", params=where, data=params, files={"label": file}, timeout=60
+            ).raise_for_status()
+        task = train(address, {"max_epochs": 1})
+        assert task["status"] == "ERROR" and "scan0.nii.gz: found the segment 'tumour'" in task["details"][-1]
     log = (tmp_path / "server.log").read_text()
     assert "training: epoch 1/1" in log and "Reload model from cache" in log
-    assert "keys don't match" not in log and "Traceback" not in log
+    assert "keys don't match" not in log
