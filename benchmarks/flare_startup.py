@@ -92,7 +92,7 @@ def measure(kind: str) -> tuple[float, float]:
         workspace = folder / "workspace"
         (workspace / "local").mkdir(parents=True)
         if kind == "fedsr":
-            from fedsr_monai.flare.recipe import export_job
+            from fedsr_monai.flare.job import export_job
             from fedsr_monai.flare.startup_kit import prepare_startup_kit
             from tests.helpers.miniature import write_bundle, write_sites
 

@@ -50,7 +50,7 @@ def export_job(
     Example:
         fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20
     """
-    from fedsr_monai.flare.recipe import export_job as write
+    from fedsr_monai.flare.job import export_job as write
 
     print(
         write(

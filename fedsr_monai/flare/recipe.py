@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -197,25 +196,3 @@ def check_min_sites(min_sites: int | None, sites: int) -> int:
     if sites and min_sites > sites:
         raise UserError("min_sites", found=str(min_sites), expected=f"at most {sites}, the number of sites")
     return min_sites
-
-
-def export_job(out: str | Path, sites: Sequence[str] | Mapping[str, int | None], rounds: int, **options: Any) -> Path:
-    """Write a FLARE job.
-
-    Args:
-        out: folder of the job; its name is the job's. A job that is already there is replaced.
-        sites, rounds, options: see `FedSRRecipe`.
-
-    Returns:
-        `out`.
-
-    Raises:
-        UserError: an argument is wrong, or `out` holds something else than a job.
-    """
-    out = Path(out).absolute()
-    recipe = FedSRRecipe(out.name, rounds, sites, **options)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "meta.json").is_file())):
-        raise UserError(out, found="something else", expected="a job or nothing", fix="choose another folder")
-    shutil.rmtree(out, ignore_errors=True)
-    recipe.export(str(out.parent))
-    return out

@@ -10,7 +10,8 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
-from fedsr_monai.flare.recipe import APP, export_job
+from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.recipe import APP
 from fedsr_monai.flare.site_config import read_site_config
 from fedsr_monai.flare.startup_kit import CLIENT_LAUNCHER, RESTARTING_LAUNCHER, prepare_startup_kit
 

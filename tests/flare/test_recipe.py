@@ -17,8 +17,9 @@ from fedsr_monai.flare.aggregator import FedSRAggregator
 from fedsr_monai.flare.controller import FedSRController
 from fedsr_monai.flare.executor import FedSRExecutor
 from fedsr_monai.flare.filters import SAPrivacy
+from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.persistor import FedSRPersistor
-from fedsr_monai.flare.recipe import FedSRRecipe, export_job
+from fedsr_monai.flare.recipe import FedSRRecipe
 
 SITES = {"a": 3, "b": None}
 

@@ -13,7 +13,8 @@ import torch
 from nvflare.recipe import SimEnv
 
 from fedsr_monai.federation.storage import read_tensors
-from fedsr_monai.flare.recipe import FedSRRecipe, export_job
+from fedsr_monai.flare.job import export_job
+from fedsr_monai.flare.recipe import FedSRRecipe
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 ROOT = Path(__file__).parents[2]

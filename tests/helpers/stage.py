@@ -20,8 +20,8 @@ from fedsr_monai.flare.aggregator import FedSRAggregator
 from fedsr_monai.flare.controller import FedSRController
 from fedsr_monai.flare.exchange import global_dxo
 from fedsr_monai.flare.executor import FedSRExecutor
+from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.persistor import FedSRPersistor
-from fedsr_monai.flare.recipe import export_job
 
 nvflare_fobs_initialize()
 

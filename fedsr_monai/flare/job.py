@@ -1,0 +1,33 @@
+"""Write the job that a coordinator submits: three JSON files without code or paths."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsr_monai.errors import UserError
+from fedsr_monai.flare.recipe import FedSRRecipe
+
+
+def export_job(out: str | Path, sites: Sequence[str] | Mapping[str, int | None], rounds: int, **options: Any) -> Path:
+    """Write a FLARE job.
+
+    Args:
+        out: folder of the job; its name is the job's. A job that is already there is replaced.
+        sites, rounds, options: see `FedSRRecipe`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: an argument is wrong, or `out` holds something else than a job.
+    """
+    out = Path(out).absolute()
+    recipe = FedSRRecipe(out.name, rounds, sites, **options)
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "meta.json").is_file())):
+        raise UserError(out, found="something else", expected="a job or nothing", fix="choose another folder")
+    shutil.rmtree(out, ignore_errors=True)
+    recipe.export(str(out.parent))
+    return out
