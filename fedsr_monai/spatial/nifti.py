@@ -75,9 +75,11 @@ def read_volume(path: str | os.PathLike) -> Volume:
     file = Path(path)
     with _open(file) as stream:
         start, header = _read_header(file, stream)
-        shape, forms, affine = _geometry(file, header, start)
-        size = _size_in_bytes(file, header)
-        content = start + _read(file, stream, size - len(start))
+        with _damage_named(file):
+            shape, forms, affine = _geometry(file, header, start)
+            size = _size_in_bytes(file, header)
+            header.get_slope_inter()
+        content = start + _read(file, stream, max(0, size - len(start)))
         if len(content) < size:
             found = f"a file that ends after {len(content)} of {size} bytes"
             raise UserError(file, found, "a complete volume", "copy or export it again")
@@ -103,7 +105,8 @@ def read_geometry(path: str | os.PathLike) -> tuple[tuple[int, ...], np.ndarray]
     file = Path(path)
     with _open(file) as stream:
         start, header = _read_header(file, stream)
-        shape, _, affine = _geometry(file, header, start)
+        with _damage_named(file):
+            shape, _, affine = _geometry(file, header, start)
     return shape, affine
 
 
@@ -167,15 +170,20 @@ def _read_header(file: Path, stream: BinaryIO) -> tuple[bytes, Header]:
     else:
         fix = "convert it, for example with dcm2niix or nibabel"
         raise UserError(file, "something else than NIfTI", "a NIfTI-1 or -2 volume", fix)
-    try:
+    with _damage_named(file):
         return start, kind.from_fileobj(io.BytesIO(start))
-    except Exception as error:  # nibabel raises a dozen types for damaged headers
-        raise _damaged(file, error) from None
 
 
-def _damaged(file: Path, error: Exception) -> UserError:
-    found = f"a damaged header ({' '.join(str(error).split())})"
-    return UserError(file, found, "a complete volume", "copy or export it again")
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Turn what nibabel raises for a damaged header, a dozen types, into a line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        found = f"a damaged header ({' '.join(str(error).split())})"
+        raise UserError(file, found, "a complete volume", "copy or export it again") from None
 
 
 def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...], nib.Nifti1Header, np.ndarray]:
@@ -184,16 +192,13 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...]
     Raises:
         UserError: they cannot.
     """
-    try:
-        shape = tuple(int(n) for n in header.get_data_shape())
-        if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1 or min(shape[:3]) < 2:
-            raise UserError(file, f"the shape {shape}", "one 3-D volume", "take one volume out of the series")
-        if isinstance(header, MGHHeader):
-            forms, affine = _mgh_forms(file, header, start)
-        else:
-            forms, affine = _nifti_forms(file, header, start)
-    except (ValueError, TypeError, ArithmeticError, nib.spatialimages.HeaderDataError) as error:
-        raise _damaged(file, error) from None
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1 or min(shape[:3]) < 2:
+        raise UserError(file, f"the shape {shape}", "one 3-D volume", "take one volume out of the series")
+    if isinstance(header, MGHHeader):
+        forms, affine = _mgh_forms(file, header, start)
+    else:
+        forms, affine = _nifti_forms(file, header, start)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not VOXEL_MM[0] <= sides.min() <= sides.max() <= VOXEL_MM[1]:
         expected = f"sides of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm"
@@ -268,6 +273,8 @@ def _size_in_bytes(file: Path, header: Header) -> int:
     if dtype.kind not in "iuf":
         raise UserError(file, f"{dtype} voxels", "whole numbers or floats", "export it as one channel")
     size = dtype.itemsize * int(np.prod([int(n) for n in header.get_data_shape()], dtype=object))
+    if offset < 0:
+        raise UserError(file, f"voxels from byte {offset} on", "the header before them", "copy or export it again")
     if size > LARGEST_BYTES or offset > LARGEST_EXTRAS:
         expected = f"at most {LARGEST_BYTES >> 20} MiB"
         raise UserError(

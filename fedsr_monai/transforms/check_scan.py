@@ -103,5 +103,7 @@ class CheckScand(MapTransform):
             scan = data[key]
             name = str(scan.meta.get("filename_or_obj", key))
             check_scan(scan.as_subclass(torch.Tensor), scan.affine.cpu().numpy(), self.grid, name)
-            result[key] = cast(MetaTensor, scan.float().clamp_min(0))  # spline interpolation leaves small negative values beside edges
+            result[key] = cast(
+                MetaTensor, scan.float().clamp_min(0)
+            )  # spline interpolation leaves small negative values beside edges
         return result

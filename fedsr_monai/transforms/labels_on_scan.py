@@ -78,15 +78,16 @@ class LabelsOnScand(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         result = dict(data)
-        scan = data[self.orig_keys]
+        scan: MetaTensor = data[self.orig_keys]  # type: ignore[assignment]
         affine, shape = own_grid(scan)
         for key in self.key_iterator(result):
             logits = data[key]
             logits = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
             matrix = voxel_map(scan.affine.cpu().numpy(), affine)
-            result[key] = MetaTensor(labels_on_grid(logits.float().softmax(dim=0), matrix, shape))
-            result[key].meta = {name: scan.meta[name] for name in KEPT if name in scan.meta}
-            result[key].affine = torch.as_tensor(affine, dtype=torch.float64)
+            labels = MetaTensor(labels_on_grid(logits.float().softmax(dim=0), matrix, shape))
+            labels.meta = {name: scan.meta[name] for name in KEPT if name in scan.meta}
+            labels.affine = torch.as_tensor(affine, dtype=torch.float64)
+            result[key] = labels
         return result
 
 

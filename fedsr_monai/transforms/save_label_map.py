@@ -37,7 +37,7 @@ class SaveImageLabelMapd(SaveImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
-            keys, output_dir=output_dir, output_postfix=output_postfix, allow_missing_keys=allow_missing_keys
+            keys, output_dir=Path(output_dir), output_postfix=output_postfix, allow_missing_keys=allow_missing_keys
         )
         self.output_dir, self.output_postfix = Path(output_dir), output_postfix
 

@@ -141,6 +141,9 @@ def unlimited(header) -> None:
         (set_("datatype", 128), ".* voxels, expected whole numbers or floats"),
         (set_("datatype", 32), "complex64 voxels"),
         (set_("datatype", 9999), "a damaged header"),
+        (set_("vox_offset", np.inf), "a damaged header"),
+        (set_("vox_offset", -400), "a damaged header"),
+        (lambda h: (set_("scl_slope", 2)(h), set_("scl_inter", np.nan)(h)), "a damaged header"),
     ],
 )
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
@@ -239,3 +242,25 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_stem_of_a_volume():
     for name in ("a/sub-1.T1w.nii.gz", "sub-1.T1w.nii", "b/sub-1.T1w.mgz", "sub-1.T1w.mgh"):
         assert volume_stem(name) == "sub-1.T1w"
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan2.nii", "scan.mgh"])
+def test_a_header_changed_at_random_is_read_or_refused(tmp_path, name):
+    kind = {"scan.nii": nib.Nifti1Image, "scan2.nii": nib.Nifti2Image, "scan.mgh": nib.MGHImage}[name]
+    nib.save(kind(VOXELS, np.diag([-2.0, 2.0, 3.0, 1.0])), tmp_path / name)
+    content, random = (tmp_path / name).read_bytes(), np.random.default_rng(7)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(content)
+        for start in random.integers(0, 280, random.integers(1, 6)):
+            values = (np.nan, np.inf, -1, 0, 1e30, 1e-30)
+            bits = random.bytes(2) if random.random() < 0.5 else np.float32(random.choice(values)).tobytes()
+            changed[start : start + len(bits)] = bits
+        (tmp_path / name).write_bytes(changed)
+        try:
+            volume = read_volume(tmp_path / name)
+            assert np.isfinite(volume.affine).all() and np.isfinite(volume.voxels).all() and volume.voxels.ndim == 3
+        except UserError as error:
+            assert error.where == str(tmp_path / name) and "\n" not in str(error)
+            refused += 1
+    assert 0 < refused < 200
