@@ -127,7 +127,7 @@ class Server:
             update: tensors by key.
             statistics: `images`, and what `parse_statistics` reads.
             seconds: since the round began; by default until now.
-            bytes_up: that the result took on the way; by default the size of its tensors.
+            bytes_up: that the result took on the way; by default the size of its tensors, if they are acceptable.
         """
         clock = time.perf_counter()
         accepted: dict[str, torch.Tensor] = {}
@@ -149,12 +149,9 @@ class Server:
             if not reasons:
                 # Clones: what the sender does to its tensors afterwards must not reach the average.
                 accepted = {key: plain_tensor(update[key]).clone() for key in sorted(self.tensors)}
-            if bytes_up is None:
-                bytes_up = size_in_bytes(accepted if accepted else update)
         except Exception as error:  # whatever a site sends must not end the run of the others
-            if not accepted:
-                found = f"a result that cannot be read ({type(error).__name__})"
-                reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
+            found = f"a result that cannot be read ({type(error).__name__})"
+            reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
         reasons = [" ".join(reason.split())[:LONGEST_REASON] for reason in reasons]
         # A late or second result says nothing against the one that counts, and an unknown sender has no row in the tables.
         known = is_name(site) and (self.asked is None or site in self.asked)
@@ -166,7 +163,7 @@ class Server:
                 images if plausible else None,
                 parse_statistics(statistics),
                 self._elapsed() if seconds is None else seconds,
-                bytes_up or 0,
+                size_in_bytes(accepted) if bytes_up is None else bytes_up,
             )
             if not reasons:
                 self.updates[site] = accepted
