@@ -51,5 +51,8 @@ def check_choice(where: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def is_name(value: Any, longest: int = 100) -> bool:
-    """Return whether `value` can be the name of a site, run or bundle: letters, digits, '.', '_', '-', the first one a letter or digit."""
+    """Return whether `value` can be the name of a site, run or bundle.
+
+    Such names consist of letters, digits, '.', '_' and '-', and begin with a letter or digit.
+    """
     return isinstance(value, str) and len(value) <= longest and bool(NAME.fullmatch(value))

@@ -36,9 +36,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The data reach the disk (fsync) before the name changes, so a kill or a power cut at any moment leaves either the
     old file or the new one, whole. If the block raises, the old file stays and the temporary one is removed. Several
-    processes and threads may write one file: each has a temporary name of its own, and the last to finish wins. The name
-    keeps the suffix (writers choose the format by it); what a killed process left behind is removed by the next write of
-    the same file. Missing folders are made.
+    processes and threads may write one file: each has a temporary name of its own, and the last to finish wins. The
+    name keeps the suffix (writers choose the format by it); what a killed process left behind is removed by the next
+    write of the same file. Missing folders are made.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -103,10 +103,11 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep other processes and threads that ask for the same folder waiting until the block ends; the folder must exist.
+    """Keep others that ask for the same existing folder, processes and threads, waiting until the block ends.
 
     A file that is read, changed and written needs it, or rows of others are lost. The lock is the folder's own (flock),
-    so it leaves no file behind and ends with the process. On file systems that cannot lock folders nothing is kept waiting.
+    so it leaves no file behind and ends with the process. On file systems that cannot lock folders nothing is kept
+    waiting.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -171,7 +172,8 @@ def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any
         fix: what to do if it is missing or damaged, for the message.
 
     Raises:
-        UserError: the file is missing or unreadable, is not JSON, holds a key twice, or holds something else than an object.
+        UserError: the file is missing or unreadable, is not JSON, holds a key twice, or holds something else than an
+            object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
@@ -197,7 +199,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table in one step: floats with six digits, NaN as `nan`, missing cells empty, lines that end in a line feed.
+    """Write a table in one step: floats with six digits, NaN as `nan`, missing cells empty.
+
+    Lines end in a line feed.
 
     A `.tsv` is separated by tabs, everything else by commas.
 
@@ -280,7 +284,7 @@ def put_row(path: Path, columns: Sequence[str], keys: Sequence[str], row: Mappin
 
 
 def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str, what: str = "results") -> None:
-    """Keep results of different settings apart: a folder belongs to the settings that it was begun with, kept in `root/record`.
+    """Keep results of different settings apart: a folder belongs to those it was begun with, kept in `root/record`.
 
     A folder that a killed process was claiming, with nothing in it but its temporary files, is free.
 

@@ -21,14 +21,14 @@ def write_label_map(
 ) -> None:
     """Write a label map (.nii.gz) and what goes with it.
 
-    That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the volumes
-    as a row of the folder's `volumes.csv`. Each file is written in one step, the row last.
+    That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the
+    volumes as a row of the folder's `volumes.csv`. Each file is written in one step, the row last.
 
     Args:
         path: the file, in BIDS `<scan>_dseg.nii.gz`.
         labels: ids [D, H, W].
-        header: of the scan, whose two forms and codes the label map gets, so that any program shows both in the same space;
-            without one, `header_of(affine)`.
+        header: of the scan, whose two forms and codes the label map gets, so that any program shows both in the same
+            space; without one, `header_of(affine)`.
         folder_tables: False writes no table that belongs to the whole folder.
 
     Raises:
@@ -61,8 +61,8 @@ def bids_table() -> str:
 def slicer_table() -> str:
     """Return the labels as a colour table of 3D Slicer (.ctbl).
 
-    A row has id, name without spaces, red, green, blue and opacity, each of the last four from 0 to 255; the background is
-    transparent.
+    A row has id, name without spaces, red, green, blue and opacity, each of the last four from 0 to 255; the background
+    is transparent.
     """
     rows = ["# Color table file labels.ctbl", f"# {len(LABELS)} values"]
     rows += [f"{_row(i)} {0 if i == 0 else 255}" for i in LABELS]

@@ -29,7 +29,7 @@ def structure_volumes(labels: np.ndarray, affine: np.ndarray) -> dict[int, float
 
 
 def structures_at_edge(labels: np.ndarray) -> list[int]:
-    """Return the structures with voxels in an outermost slice of the volume [D, H, W]: the scan may end before they do."""
+    """Return the structures with voxels in an outermost slice of the volume [D, H, W], where the scan may cut them."""
     faces = [np.take(labels, (0, -1), axis=axis) for axis in range(3)]
     found = np.unique(np.concatenate([face.ravel() for face in faces]))
     return [label for label in STRUCTURES if label in found]

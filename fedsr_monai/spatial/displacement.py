@@ -18,9 +18,10 @@ ROUNDING = 1e-3  # mm; headers keep float32
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
-    """Sample a displacement [3, D, H, W] in voxels of `grid` at the voxels of a scan: [3, *scan.shape], still in voxels of `grid`.
+    """Sample a displacement [3, D, H, W] in voxels of `grid` at the voxels of a scan: [3, *scan.shape].
 
-    Beyond the grid's box the field continues as it is at the border, which is how `warp` treats the atlas too.
+    Its unit stays a voxel of `grid`. Beyond the grid's box the field continues as it is at the border, which is how
+    `warp` treats the atlas too.
     """
     return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
 
@@ -56,15 +57,15 @@ def write_displacement(
     scan: Grid,
     header: nib.Nifti1Header | None = None,
 ) -> None:
-    """Write the field as an ITK displacement field (.nii.gz), from points of the scan to the corresponding points of the atlas.
+    """Write the field as an ITK displacement field (.nii.gz), from points of the scan to those of the atlas.
 
     Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with
     vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
     the atlas onto the scan with it.
 
-    The vectors begin where ITK sees the voxels of the scan's file. That may be elsewhere than at `scan.affine`: where the
-    header's two forms differ (see `itk_affine`), and for a raw scan, whose `scan.affine` includes the affine map that
-    registers it to the atlas. The field then takes both steps at once.
+    The vectors begin where ITK sees the voxels of the scan's file. That may be elsewhere than at `scan.affine`: where
+    the header's two forms differ (see `itk_affine`), and for a raw scan, whose `scan.affine` includes the affine map
+    that registers it to the atlas. The field then takes both steps at once.
 
     Args:
         path: the file.

@@ -1,8 +1,9 @@
 """Where a scan is in space: the two forms of a NIfTI header, and what programs make of them.
 
-A header holds two maps from voxels to millimetres, each with a code that is 0 where the form is not set: the *sform*, any affine
-map, and the *qform*, a rotation, a shift and the voxel sizes in `pixdim`. This package reads the sform if its code is above
-0, else the qform, as nibabel, FSL, SPM and FreeSurfer do. ITK (ANTs, 3D Slicer) has another rule: see `itk_affine`.
+A header holds two maps from voxels to millimetres, each with a code that is 0 where the form is not set: the *sform*,
+any affine map, and the *qform*, a rotation, a shift and the voxel sizes in `pixdim`. This package reads the sform if
+its code is above 0, else the qform, as nibabel, FSL, SPM and FreeSurfer do. ITK (ANTs, 3D Slicer) has another rule: see
+`itk_affine`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def copy_forms(source: nib.Nifti1Header, target: nib.Nifti1Header) -> None:
 
 
 def forms_to_meta(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
-    """Return the numbers of a header as meta data, among them both forms with their codes; `header_from_meta` reads them."""
+    """Return the numbers of a header, among them both forms and codes, as meta data for `header_from_meta`."""
     return {key: value.copy() for key, value in dict(header).items() if value.dtype.kind in "iuf"}
 
 
@@ -96,7 +97,7 @@ def largest_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]
 
 
 def form_conflict(header: nib.Nifti1Header, shape: Sequence[int]) -> str | None:
-    """Return what a user should know about a volume that other programs see more than 0.1 mm elsewhere; None if there are none."""
+    """Return a warning about a volume that some programs see more than 0.1 mm elsewhere; None if all agree."""
     affine, theirs = header.get_best_affine(), itk_affine(header)
     both = header["sform_code"] > 0 and header["qform_code"] > 0
     apart = largest_distance(affine, header.get_qform(), shape) if both else 0.0

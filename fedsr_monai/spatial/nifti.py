@@ -1,4 +1,4 @@
-"""Volume files: one reader for NIfTI and FreeSurfer's .mgz, and one writer that gives the same bytes for the same array."""
+"""Volume files: one reader of NIfTI and FreeSurfer's .mgz; one writer, the same bytes for the same array."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Volume:
     Attributes:
         voxels: [D, H, W], whole numbers or floats, scaled as the header says.
         affine: [4, 4], voxel to millimetre, RAS+: the sform if its code is above 0, else the qform.
-        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space; by default
-            made of the affine.
+        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space; by
+            default made of the affine.
     """
 
     voxels: np.ndarray
@@ -62,15 +62,16 @@ def volume_stem(path: str | os.PathLike) -> str:
 def read_volume(path: str | os.PathLike) -> Volume:
     """Read a volume: NIfTI-1 or -2 (.nii, .nii.gz) or FreeSurfer (.mgz, .mgh).
 
-    The affine is the one that nibabel gives, in millimetres whatever the unit of the file. Axes of length 1 after the third are
-    dropped. The header is judged before a voxel is decompressed, and no more is decompressed than it promises; then the
-    whole file is, so that a cut or damaged stream is found even behind the last voxel. A header whose two forms are
-    more than 0.1 mm apart is read by its sform, and a warning is logged, once per file (see `form_conflict`).
+    The affine is the one that nibabel gives, in millimetres whatever the unit of the file. Axes of length 1 after the
+    third are dropped. The header is judged before a voxel is decompressed, and no more is decompressed than it
+    promises; then the whole file is, so that a cut or damaged stream is found even behind the last voxel. A header
+    whose two forms are more than 0.1 mm apart is read by its sform, and a warning is logged, once per file (see
+    `form_conflict`).
 
     Raises:
-        UserError: the file cannot be read, is damaged, is not one 3-D volume of finite numbers, or its name says other than
-            what it holds; its orientation is unknown; a form is singular or not finite; its voxels or its size are beyond those of a head
-            scanned in any way.
+        UserError: the file cannot be read, is damaged, is not one 3-D volume of finite numbers, or its name says other
+            than what it holds; its orientation is unknown; a form is singular or not finite; its voxels or its size
+            are beyond those of a head scanned in any way.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -213,7 +214,8 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...]
 
 
 def _nifti_forms(file: Path, header: nib.Nifti1Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
-    # nibabel replaces sizes of 0 by 1 when it reads a header, and those below 0 by their absolute value; other programs do not.
+    # nibabel replaces sizes of 0 by 1 when it reads a header, and those below 0 by their absolute value; other programs
+    # do not.
     sizes = type(header)(start[: header.template_dtype.itemsize], check=False)["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and min(sizes) > 0):
         raise UserError(file, f"spacing {numbers(sizes)} mm", "sizes above 0", "fix the header's pixdim")
@@ -293,7 +295,7 @@ def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, compresslevel: 
 
 
 def make_image(volume: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
-    """Return a NIfTI-1 image in the array's own type, with both forms and their codes as in `header`, in millimetres."""
+    """Return a NIfTI-1 image in the array's own type, in millimetres, with both forms and codes of `header`."""
     image = nib.Nifti1Image(volume, header.get_best_affine())
     copy_forms(header, image.header)
     return image

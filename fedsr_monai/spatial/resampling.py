@@ -13,7 +13,7 @@ SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of s
 
 
 def voxel_map(affine: np.ndarray, grid_affine: np.ndarray) -> np.ndarray:
-    """Return the matrix [4, 4] from voxel indices of a grid to those of a volume, given both affines (voxel to millimetre)."""
+    """Return the matrix [4, 4] from voxel indices of a grid to those of a volume, from both affines."""
     return np.linalg.inv(np.asarray(affine, dtype=float)) @ np.asarray(grid_affine, dtype=float)
 
 
@@ -27,7 +27,8 @@ def low_pass(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Smooth a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
 
     Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
-    at half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not coarser.
+    at half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not
+    coarser.
     """
     ratio = np.linalg.norm(matrix[:3, :3], axis=1)
     sigma = 0.425 * np.sqrt(np.maximum(ratio**2 - 1, 0))
@@ -87,7 +88,9 @@ def resample_image(volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int
 
 
 def resample_labels(label: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """Resample a label map [1, D, H, W] to another grid: the label whose one-hot map, resampled as an image, is the largest.
+    """Resample a label map [1, D, H, W] to another grid.
+
+    The result is the label whose one-hot map, resampled as an image, is the largest.
 
     The nearest voxel's label, the usual way, roughens every border by half a voxel.
     """

@@ -15,13 +15,15 @@ from torch.nn import functional as F
 def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
     """Sample ``image`` at x + ddf(x), repeating the border; the identity where the displacement is zero.
 
-    Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call, and
-    ``grid_sample`` runs one thread per batch item on a CPU. Here one volume is sampled as slabs along the first axis, which takes
-    two cores two thirds of the time. Nearest sampling looks voxels up by their number, in a quarter of the time and in the image's own type.
+    Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call,
+    and ``grid_sample`` runs one thread per batch item on a CPU. Here one volume is sampled as slabs along the first
+    axis, which takes two cores two thirds of the time. Nearest sampling looks voxels up by their number, in a quarter
+    of the time and in the image's own type.
 
     Args:
         image: [B, C, D, H, W]; a finer grid with the same corner voxels is sampled at the same positions.
-        ddf: [B, 3, D, H, W], voxels; sampled in float32 (a displacement in bfloat16 errs by whole percents of an image's range).
+        ddf: [B, 3, D, H, W], voxels; sampled in float32 (a displacement in bfloat16 errs by whole percents of an
+            image's range).
         mode: "bilinear" (trilinear, float32) or "nearest" (no gradient to the displacement).
     """
     batch, _, *shape = ddf.shape
@@ -32,7 +34,8 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
     axes = []
     for axis in (2, 1, 0):
         n = shape[axis]
-        # Multiplied before it is divided: linspace, or a rounded step, would put the identity twice as far off the voxels.
+        # Multiplied before it is divided: linspace, or a rounded step, would put the identity twice as far off the
+        # voxels.
         line = 2 * torch.arange(n, device=ddf.device, dtype=torch.float32) / max(n - 1, 1) - 1
         line = line.view([-1 if a == axis else 1 for a in range(3)])
         axes.append(torch.add(line, ddf[:, axis], alpha=2 / max(n - 1, 1)))
@@ -67,13 +70,13 @@ def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
 def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
     """Integrate a stationary velocity field [B, 3, D, H, W] over unit time, by scaling and squaring, to a displacement.
 
-    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed, and with as many
-    squarings as the field needs: a strong one gets enough not to fold, a weak one no more than that.
+    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed, and
+    with as many squarings as the field needs: a strong one gets enough not to fold, a weak one no more than that.
 
     Args:
         velocity: in voxels per unit time.
-        steps: squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a voxel along each axis
-            (up to 10).
+        steps: squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a voxel
+            along each axis (up to 10).
     """
     velocity = velocity.float()
     if steps is None and len(velocity) > 1:
@@ -90,8 +93,8 @@ def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
 def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Multiply each axis of a volume [..., D, H, W], in turn, by its matrix [new size, old size]; float32.
 
-    Products with small matrices keep all cores busy: on a CPU ``interpolate`` takes one thread per channel and a 3-D convolution of one
-    channel a slow path, each several times as long.
+    Products with small matrices keep all cores busy: on a CPU ``interpolate`` takes one thread per channel and a 3-D
+    convolution of one channel a slow path, each several times as long.
     """
     with torch.autocast(volume.device.type, enabled=False):  # a displacement in bfloat16 errs by tenths of a voxel
         volume = volume.float()
@@ -102,7 +105,10 @@ def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.
 
 
 def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Interpolate a volume [..., D, H, W] trilinearly where three lines of voxel coordinates meet, the border repeated; float32."""
+    """Interpolate a volume [..., D, H, W] trilinearly where three lines of voxel coordinates meet; float32.
+
+    Outside the volume its border is repeated.
+    """
     matrices = []
     for line, nodes in zip(positions, volume.shape[-3:]):
         distance = line.clamp(0, nodes - 1)[:, None] - torch.arange(nodes, device=line.device)
@@ -111,10 +117,10 @@ def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.T
 
 
 def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Resample a displacement field trilinearly to another grid over the same box, its vectors rescaled to voxels of the new grid.
+    """Resample a displacement field trilinearly to another grid over the same box, in voxels of the new grid.
 
-    Grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence half-pixel centres
-    and vectors scaled by the ratio of the shapes.
+    Grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence
+    half-pixel centres and vectors scaled by the ratio of the shapes.
     """
     if tuple(ddf.shape[2:]) == tuple(shape):
         return ddf

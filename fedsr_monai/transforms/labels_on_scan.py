@@ -39,7 +39,7 @@ def _most_likely(fractions: torch.Tensor) -> torch.Tensor:
 
 
 def _sampled_where_foreground(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return `_most_likely(sample(fractions, matrix, shape))` in less time: elsewhere than near the foreground it is 0."""
+    """Return `_most_likely(sample(fractions, matrix, shape))`, computed only near the foreground: elsewhere it is 0."""
     result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
     start, stop = _box(fractions.argmax(dim=0) > 0, matrix, shape)
     if (stop > start).all():
@@ -51,7 +51,7 @@ def _sampled_where_foreground(fractions: torch.Tensor, matrix: np.ndarray, shape
 
 
 def _box(mask: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and past-the-last index of the grid's box that holds a mask of the volume and a voxel around it."""
+    """Return the grid's box, first and past-the-last index, that holds a mask of the volume and a voxel around it."""
     extent = [torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     if not all(len(indices) for indices in extent):
         return np.zeros(3, int), np.zeros(3, int)

@@ -20,8 +20,8 @@ class ResampleToGrid(InvertibleTransform):
     """Resample a volume to a given grid in space, whatever its own spacing and orientation, oblique or not.
 
     Beside ``monai.transforms.SpatialResample``, which does not low-pass (structures alias when a 1 mm scan goes to 2
-    mm) and has no linear way for label maps. A scan that is on the grid already passes unchanged. The inverse returns to
-    the scan's own grid.
+    mm) and has no linear way for label maps. A scan that is on the grid already passes unchanged. The inverse returns
+    to the scan's own grid.
 
     Args:
         grid: the target.
@@ -63,7 +63,7 @@ def _with_meta(result: torch.Tensor, volume: MetaTensor, affine) -> MetaTensor:
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):
-    """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` may be one for all keys or one per key."""
+    """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` is one for all keys or one per key."""
 
     def __init__(
         self, keys: KeysCollection, grid: Grid, kind: str | Sequence[str] = "image", allow_missing_keys: bool = False

@@ -10,7 +10,7 @@ from monai.transforms import MapTransform
 
 
 def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
-    """Scale a skull-stripped scan to [0, 1]: divide by a percentile of its voxels above 0 and clip; the background stays 0."""
+    """Scale a skull-stripped scan to [0, 1]: divide by a percentile of its voxels above 0, and clip."""
     brain = image[image > 0]
     if not len(brain):
         return torch.zeros_like(image)
