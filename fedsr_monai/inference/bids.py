@@ -63,7 +63,8 @@ def list_scans(
     Raises:
         UserError: the dataset has no T1w image, or a participant or session is not in it.
     """
-    sources = find_sources(root, "bids")
+    dataset = find_sources(root, "bids")
+    sources = dataset.sources
     keep = {}
     for option, key, labels in (("--participant_label", "sub", participants), ("--session_label", "ses", sessions)):
         wanted = {str(label).removeprefix(f"{key}-") for label in labels}
@@ -72,7 +73,7 @@ def list_scans(
             known = ", ".join(sorted(label for label in present if label)) or "none"
             raise UserError(option, found=", ".join(lacking), expected=f"labels in {root}: {known}")
         keep[key] = wanted or present
-    found, errors = [], []
+    found, errors = [], list(dataset.refused.values())
     for source in sources:
         if not all(entity(source.image, key) in labels for key, labels in keep.items()):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.inference.ledger import written_files
-from fedsr_monai.prepare.sources import find_sources
+from fedsr_monai.prepare.sources import Found, find_sources
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def list_scans(
     for index, path in enumerate(map(Path, scans)):
         if path.is_dir():
             try:
-                files += list_folder(path)
+                listed, refused = list_folder(path)
+                files += listed
+                errors += refused
             except UserError as error:
                 errors.append(error)
         else:
@@ -115,8 +120,10 @@ def list_scans(
     return list(found.values()), errors
 
 
-def list_folder(folder: Path) -> list[tuple[Path, str, Path | None]]:
-    """Return path, name and mask of the scans in a folder, without what this program wrote there itself.
+def list_folder(folder: Path) -> tuple[list[tuple[Path, str, Path | None]], list[UserError]]:
+    """Return path, name and mask of the scans in a folder, and an error for each that is refused.
+
+    What this program wrote there itself is not a scan; templates and the like are left out, and the log says so.
 
     Raises:
         UserError: it holds no scan.
@@ -124,15 +131,18 @@ def list_folder(folder: Path) -> list[tuple[Path, str, Path | None]]:
     own = {folder / file for file in written_files(folder)}
     volumes = [(path, volume_stem(path), None) for path in sorted(folder.glob("*.mg[zh]"))]
     try:
-        found = [(source.image, source.name, source.mask) for source in find_sources(folder)]
+        found = find_sources(folder)
     except UserError:
         if not volumes:
             raise
-        found = []
-    scans = [scan for scan in [*found, *volumes] if scan[0] not in own]
-    if not scans:
+        found = Found()
+    for source, reason in found.left_out:
+        logger.info("%s: left out, %s", source.image, reason)
+    sources = [(source.image, source.name, source.mask) for source in found.sources]
+    scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
+    if not scans and not found.refused:
         raise UserError(folder, found="no scan", expected=f"volumes ({', '.join(SUFFIXES)})", fix="check the path")
-    return scans
+    return scans, list(found.refused.values())
 
 
 def path_error(path: Path) -> UserError | None:
