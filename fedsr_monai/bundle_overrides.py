@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import reprlib
@@ -17,7 +18,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from fedsr_monai.checks import is_name, is_number
+from fedsr_monai.checks import check_choice, check_whole_number, is_name, is_number
+from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
 
 # Where things are and what they run on: each machine decides this by itself, whatever a file of another says.
@@ -35,19 +37,43 @@ IDS_OF_THE_MACHINE = (
     "world_size",
     "resume",
 )
+# The least value of ids that count something, and the range of others, wherever they are in a configuration.
+LEAST = {
+    "epochs": 1,
+    "max_epochs": 1,
+    "epoch_length": 1,
+    "val_interval": 1,
+    "batch_size": 1,
+    "num_workers": 0,
+    "seed": 0,
+    "search_interval": 1,
+    "search_start": 0,
+}
+CHOICES = {"preset": ("small", "full")}
+RANGES = {
+    "learning_rate": (1e-12, 1e3),
+    "search_learning_rate": (1e-12, 1e3),
+    "spacing": (0.1, 100),
+    "sa_alpha": (0, 1),
+    "exact_registration": (0, 1),
+}
 MISSING = object()
 DEEPEST = 4  # levels of lists and objects in a value
 
 
-def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, Any]) -> None:
-    """Refuse values for ids that none of the configuration files has: they would be added, and then ignored.
+def check_overrides(
+    files: Sequence[str | os.PathLike], overrides: Mapping[str, Any], taken: Iterable[str] = ()
+) -> None:
+    """Refuse values that would be ignored, stop a training half-way, or hang it.
 
     Args:
         files: the configuration files of a workflow.
         overrides: values by id.
+        taken: ids that the caller sets from its own arguments.
 
     Raises:
-        UserError: an id is unknown, or a value is not plain JSON.
+        UserError: an id is unknown or taken, or its value is not plain JSON, of another type than the bundle's own value, or
+            out of range. Expressions (`$...`, `@...`) are not evaluated here.
     """
     config = {key: value for file in files for key, value in ConfigParser.load_config_file(file).items()}
     try:
@@ -62,6 +88,38 @@ def check_overrides(files: Sequence[str | os.PathLike], overrides: Mapping[str, 
             fix = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(config))}"
             expected = "one of its ids"
             raise UserError(f"overrides: {key}", found=f"no such id in {Path(files[0])}", expected=expected, fix=fix)
+        if first in taken:
+            fix = "leave it out: it follows from the command's own arguments"
+            raise UserError(f"overrides: {key}", found="a value", expected="none", fix=fix)
+    for key, value in overrides.items():
+        _check_value(key, value, value_of(config, key))
+
+
+def _check_value(key: str, value: Any, own: Any) -> None:
+    """Refuse an override of another type than the bundle's own value of this id, or out of the id's range."""
+    where, name = f"overrides: {key}", id_parts(key)[-1]
+    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        return
+    if key == "device":
+        find_device(value)
+    elif key in CHOICES:
+        check_choice(where, value, CHOICES[key])
+    elif name in LEAST and not (value is None and own is None):
+        check_whole_number(where, value, LEAST[name])
+    elif isinstance(own, bool):
+        if not isinstance(value, bool):
+            raise UserError(where, found=repr(value), expected="true or false")
+    elif isinstance(own, (int, float)):
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not (is_number(value) and low <= value <= high):
+            expected = f"a number from {low:g} to {high:g}" if name in RANGES else "a number"
+            raise UserError(where, found=repr(value), expected=expected)
+    elif isinstance(own, str) and not own.startswith("$") and not isinstance(value, str):
+        raise UserError(where, found=repr(value), expected=f"text, for example {own}")
+    elif isinstance(own, list) and not isinstance(value, list):
+        raise UserError(where, found=repr(value), expected="a list")
+    elif isinstance(own, Mapping) and not (value is None or isinstance(value, Mapping)):
+        raise UserError(where, found=repr(value), expected="an object, or null to switch it off")
 
 
 def check_plain(key: str, value: Any, where: str = "overrides", fix: str = "leave it out") -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors
 from fedsr_monai.evaluation.run import PERSONALISED, evaluate, summary_lines
 from fedsr_monai.evaluation.stages import comparison_lines
@@ -70,6 +71,8 @@ def run_demo(
     Raises:
         UserError: an argument is wrong, `out` holds another demo, or it cannot be written.
     """
+    check_whole_number("sites", sites)
+    check_whole_number("seed", seed, least=0)
     out = Path(out)
     size = QUICK if quick else FROM_SCRATCH if from_scratch else FROM_SHIPPED
     weights = None if from_scratch else bundle_path("fedsr_encoder") / "models" / "model.pt"

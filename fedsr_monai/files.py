@@ -27,6 +27,8 @@ FIXES = {
     errno.EROFS: "choose a folder that can be written",
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EEXIST: "choose a path whose parents are folders",
+    errno.EISDIR: "choose the path of a file, not of a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -66,7 +68,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             raise UserError(
                 path,
                 found=f"that it cannot be written ({error.strerror})",
-                expected="a disk with room and a writable folder",
+                expected="a file on a disk with room, in a writable folder",
                 fix=f"{FIXES[error.errno]} and run the same command again",
             ) from error
         raise

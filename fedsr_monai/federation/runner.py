@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fedsr_monai.bundle_overrides import check_overrides
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import is_number
@@ -21,8 +19,13 @@ from fedsr_monai.federation.records import begin, digest, write_tables
 from fedsr_monai.federation.round import draw_sites, play_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import RunSettings
+from fedsr_monai.networks.weights import read_weights
+from fedsr_monai.progress import Progress
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import Site, load_site
+
+# Ids that a run sets from its own arguments.
+GIVEN = ("bundle_root", "dataset_dir", "output_dir", "initial_weights", "resume", "rank", "world_size")
 
 
 def federate(
@@ -88,11 +91,9 @@ def federate(
     _check_arguments(timeout, processes, participation)
     loaded = _load_sites(sites)
     root = bundle_path(bundle)
-    check_overrides([root / "configs" / "train.json"], overrides)
-    if from_weights is not None and not Path(from_weights).is_file():
-        raise UserError(
-            from_weights, found="no such file", expected="the weights to start from", fix="give the path of a model.pt"
-        )
+    check_overrides([root / "configs" / "train.json"], overrides, GIVEN)
+    if from_weights is not None:
+        read_weights(from_weights)  # refused before the folder of the run is made
     names = ["pooled"] if settings.exchange.pools_images else [site.name for site in loaded]
     asked = max(1, round(participation * len(names)))
     if not 1 <= settings.min_sites <= asked:
@@ -126,9 +127,8 @@ def federate(
         )
         server.begin()
         write_tables(out, server.history)
-        with tqdm(
-            total=rounds * asked, initial=min(rounds, server.round) * asked, desc=policy, unit="site", disable=None
-        ) as bar:
+        done = min(rounds, server.round) * asked
+        with Progress(total=rounds * asked, initial=done, desc=policy, unit="site") as bar:
             while server.round < rounds:
                 drawn = draw_sites(names, asked, seed, server.round)
                 play_round(server, executor, drawn, names, out, bar)

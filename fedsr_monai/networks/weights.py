@@ -38,7 +38,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)
-        if not (isinstance(state, Mapping) and state and all(torch.is_tensor(value) for value in state.values())):
+        if not (isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))):
+            raise ValueError("no tensors by name")
+        if not all(isinstance(key, str) for key in state):
             raise ValueError("no tensors by name")
     except SafetensorError as error:
         raise UserError(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fedsr_monai.atlas.build import default_shape
+from fedsr_monai.atlas.build import default_shape, grid_affine
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
 from fedsr_monai.files import claim_folder, read_json, write_json
@@ -30,6 +30,7 @@ from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.prepare.sources import Found, Source, find_sources
 from fedsr_monai.prepare.split import LEFT_OUT, split
 from fedsr_monai.prepare.table import write_table
+from fedsr_monai.progress import Progress
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.grid import Grid
@@ -111,6 +112,7 @@ def prepare_site(
     check_whole_number("--processes", processes)
     root = Path(out).absolute()
     shape = default_shape(spacing) if shape is None else tuple(shape)
+    grid_affine(spacing, shape)  # refused before the folder is made
     found = find_sources(source, layout, person_pattern)
     shown = [s for s in found.sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
     sources = [s for s in found.sources if s not in shown]
@@ -130,10 +132,11 @@ def prepare_site(
         if sections[s.name] != LEFT_OUT
     ]
     missing = [job for job in jobs if not is_done(job)]
+    grid_affine(spacing, shape)  # refused before the folder is made
     faults = dict(found.refused)
     for fault in faults.values():
         say(f"fedsr: {fault}")
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan", disable=None) as bar:
+    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan") as bar:
         for job, fault in run_jobs(missing, processes):
             if fault:
                 faults[job.source.name] = fault

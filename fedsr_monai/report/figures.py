@@ -158,7 +158,9 @@ def error_figure(volumes: Volumes) -> bytes:
     return encode(figure)
 
 
-def as_bright(atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float] | np.ndarray, reach: float = 15.0) -> np.ndarray:
+def as_bright(
+    atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float] | np.ndarray, reach: float = 15.0
+) -> np.ndarray:
     """Return the atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each voxel.
 
     Without it the picture of an error shows mainly the coil profiles of the two scanners.

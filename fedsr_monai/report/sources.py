@@ -11,6 +11,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, summarise
 from fedsr_monai.files import read_csv, read_json
+from fedsr_monai.run_record import read_run
 from fedsr_monai.simulation.sites import RECORD
 
 
@@ -51,6 +52,7 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     if run_dir is not None:
         run_dir = Path(run_dir)
         if (run_dir / "run.json").exists():
+            read_run(run_dir)  # refuses a damaged one
             sources.run = read_json(run_dir / "run.json", "the settings of a run", "restore it from a copy")
         sources.history = read_table(run_dir / "history.csv")
         sources.participation = read_table(run_dir / "participation.csv")

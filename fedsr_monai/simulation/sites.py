@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fedsr_monai.atlas.build import build_atlas, default_shape
+from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import claim_folder
+from fedsr_monai.progress import Progress
 from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
 from fedsr_monai.simulation.subject import simulate_subject
 from fedsr_monai.sites.contract import SECTIONS
@@ -70,8 +71,7 @@ def simulate_sites(
     limits = {"sites": (sites, 1), "seed": (seed, 0), "processes": (processes, 1)}
     limits.update({section: (count, int(section == "training")) for section, count in counts.items()})
     for key, (value, least) in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key} is {value!r}, expected a whole number of at least {least}: correct the argument")
+        check_whole_number(key, value, least)
     shape = default_shape(spacing) if shape is None else tuple(shape)
     hospitals = [(member, counts) for member in _hospitals(sites, profiles, seed, unseen)]
     if unseen:
@@ -82,7 +82,16 @@ def simulate_sites(
     for member, _ in hospitals:
         _claim(out / member.name, {"profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
     jobs = [
-        (out / member.name, member, _entry(section, index), (SECTIONS.index(section), index), seed, spacing, shape, affine)
+        (
+            out / member.name,
+            member,
+            _entry(section, index),
+            (SECTIONS.index(section), index),
+            seed,
+            spacing,
+            shape,
+            affine,
+        )
         for member, wanted in hospitals
         for section in SECTIONS
         for index in range(wanted[section])
@@ -113,15 +122,23 @@ def simulate_labelled(
         UserError: as `simulate_sites`.
     """
     for key, value in (("subjects", subjects), ("processes", processes)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{key} is {value!r}, expected a whole number of at least 1: correct the argument")
+        check_whole_number(key, value)
     shape = default_shape(spacing) if shape is None else tuple(shape)
     image, label, affine = build_atlas(spacing, shape)
     out = Path(out).absolute()
     _claim(out, {"labelled": True, "spacing": spacing, "shape": list(shape), "seed": seed})
     entries = [_entry("training", index, labelled=True) for index in range(subjects)]
     jobs = [
-        (out, random_profile(np.random.default_rng([seed, index]), f"random-{index + 1}"), entry, (0, index), seed, spacing, shape, affine)
+        (
+            out,
+            random_profile(np.random.default_rng([seed, index]), f"random-{index + 1}"),
+            entry,
+            (0, index),
+            seed,
+            spacing,
+            shape,
+            affine,
+        )
         for index, entry in enumerate(entries)
     ]
     _make(jobs, processes)
@@ -131,7 +148,7 @@ def simulate_labelled(
 def _make(jobs: Sequence[tuple], processes: int) -> None:
     """Simulate the subjects whose files are not there yet."""
     missing = [job for job in jobs if not all((job[0] / file).is_file() for file in job[2].values())]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject", disable=None) as bar:
+    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject") as bar:
         for _ in _run(missing, processes):
             bar.update()
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsr_monai.checks import is_number, is_whole_number
+from fedsr_monai.checks import is_name, is_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json
 
 SECTIONS = ("training", "validation", "test")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def read_spec(root: Path) -> dict[str, Any]:
@@ -112,8 +110,8 @@ def _is_triple(value: object, valid) -> bool:
 
 _TOP = {
     "name": (
-        lambda v: isinstance(v, str) and _NAME.fullmatch(v) is not None,
-        "a name of letters, digits, '.', '_' and '-'",
+        is_name,
+        "a name of at most 100 letters, digits, '.', '_' and '-'",
         "choose one, it names the site's folders in every run",
     ),
     "labels": (

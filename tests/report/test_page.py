@@ -146,7 +146,7 @@ def test_nothing_to_report(tmp_path):
 
 def test_damaged_json_is_named(run, tmp_path):
     (run / "run.json").write_text('{"policy": ')
-    with pytest.raises(UserError, match=r"run.json: found damaged JSON .*settings of a run"):
+    with pytest.raises(UserError, match=r"run.json: found damaged JSON .*record of a run"):
         write_report(run, None, tmp_path / "report.html")
 
 

@@ -40,7 +40,7 @@ IN_JSON = {
     "endless spacing": (put("spacing", [2, float("inf"), 2]), "spacing", "[2, Infinity, 2]", "three numbers above 0 (mm)"),
     "shape of floats": (put("shape", [16.0, 16, 16]), "shape", "[16.0, 16, 16]", "three whole numbers above 0"),
     "shape of booleans": (put("shape", [True, 16, 16]), "shape", "[true, 16, 16]", "three whole numbers above 0"),
-    "name as a path": (put("name", "../ward"), "name", '"../ward"', "a name of letters, digits, '.', '_' and '-'"),
+    "name as a path": (put("name", "../ward"), "name", '"../ward"', "a name of at most 100 letters, digits, '.', '_' and '-'"),
     "labels with a gap": (put("labels", {"0": "background", "2": "brain"}), "labels", '{"0": "background", "2": "brain"}', "ids '0' to 'N' without a gap, each with a name"),
     "no atlas": (drop("atlas"), "atlas", "nothing", "an object with 'image' and 'label'"),
     "atlas without labels": (lambda spec: spec["atlas"].pop("label"), "atlas.label", "nothing", "a path below the site folder"),
