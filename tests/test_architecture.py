@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "fedsr_monai"
 FLOORS = [
-    {"errors", "checks", "files", "device", "bundle_path", ""},
+    {"errors", "checks", "files", "progress", "device", "bundle_path", "bundle_overrides", "run_record", ""},
     {"spatial", "labels"},
     {"sites", "atlas"},
     {"networks", "losses", "transforms"},
@@ -23,6 +23,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {
     ("labels", "spatial"),
     ("inference", "prepare"),
+    ("inference", "evaluation"),
     ("pretraining", "federation"),
     ("personalisation", "federation"),
     ("engines", "handlers"),

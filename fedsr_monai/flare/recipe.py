@@ -29,7 +29,7 @@ from fedsr_monai.flare.settings import Settings, file_digest
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 APP = "app"  # FLARE's name for an app that server and sites share
-SITE = re.compile(r"[A-Za-z0-9_-]+")  # what FLARE's provisioning accepts as the name of a site
+SITE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what FLARE's provisioning accepts as the name of a site
 SERVER = "server"
 BUILDER = "fedsr_monai.flare.provision.FedSRBuilder"
 
@@ -175,7 +175,7 @@ def check_sites(sites: Sequence[str] | Mapping[str, int | None]) -> dict[str, in
     for site, count in images.items():
         if not SITE.fullmatch(site) or site == SERVER:
             expected = f"letters, digits, '_' and '-', and not {SERVER!r}: FLARE gives no site another name"
-            raise UserError("sites", found=f"the name {site!r}", expected=expected)
+            raise UserError("sites", found=f"the name {site[:100]!r}", expected=expected)
         if count is not None:
             check_whole_number(f"sites: {site} (training scans)", count)
     return images

@@ -60,7 +60,12 @@ def test_the_tour(place, capsys):
 
     scan = place / "sites/paediatric/images/test-001.nii.gz"
     weights = place / "run/personalised/paediatric/model.pt"
-    assert fedsr(place, f"segment {scan} --out @labels --register --no_quality --site @sites/paediatric --weights {weights}") == 0
+    assert (
+        fedsr(
+            place, f"segment {scan} --out @labels --register --no_quality --site @sites/paediatric --weights {weights}"
+        )
+        == 0
+    )
     assert capsys.readouterr().out == f"{place}/labels/test-001_dseg.nii.gz\n"
     label, image = nib.load(place / "labels/test-001_dseg.nii.gz"), nib.load(scan)
     assert label.shape == image.shape and np.array_equal(label.affine, image.affine)

@@ -94,7 +94,7 @@ MISTAKES = {
     "simulate @file": "@file",
     # names
     "federate @long --out @new": "@long/site.json: name: found ",
-    f"export-job @new --sites {'x' * 300}": "sites: found 'xxx",
+    f"export-job @new --sites {'x' * 300}": "sites: found the name 'xxx",
 }
 
 
@@ -102,10 +102,10 @@ MISTAKES = {
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("mistakes")
     image, label = np.zeros((2, 32, 32, 32), np.float32)
-    image[4:12, 4:12, 4:12], label[5:9, 5:9, 5:9] = 0.5, 6
-    image[6:8, 6:8, 6:8] = 0.9
+    for number in range(1, 14):
+        image[8 + number, 8:24, 8:24], label[8 + number, 8:24, 8:24] = 0.1 + 0.05 * number, number
     for name in ("site", "long"):
-        write_volume(root / name / "images/a.nii.gz", image, AFFINE)
+        write_volume(root / name / "images/a.nii.gz", np.roll(image, 2, 0), AFFINE)
         write_volume(root / name / "images/b.nii.gz", np.roll(image, 1, 0), AFFINE)
         write_volume(root / name / "labels/b.nii.gz", np.roll(label, 1, 0).astype(np.uint8), AFFINE)
         test = [{"image": "images/b.nii.gz", "label": "labels/b.nii.gz"}]
