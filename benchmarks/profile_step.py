@@ -1,16 +1,16 @@
-"""Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5] [--precision float32] [--out benchmarks/profile_step.csv]`.
+"""Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5]
+[--precision float32] [--out benchmarks/profile_step.csv]`.
 
-The `small` network with the weights that ship (how strong its fields are decides how long they take to integrate) on 80 x 96 x 80 voxels,
-one scan, fused step, the arithmetic that the bundles choose on this machine. The scan stands in the place of a drawn image or is
-registered itself, as in training, every other step. Each operation's own time, as the profiler measures it, is booked on the group of
-the innermost part of the step that called it, a gradient on that of its forward operation. The step itself is timed without the profiler.
-On a machine that does other work, take the shares and not the seconds.
+The `small` network with the weights that ship (the strength of its fields decides how long they take to integrate) on 80
+x 96 x 80 voxels, one scan, fused step, the arithmetic that the bundles choose on this machine. As in training, every
+other step registers the scan, and the others a drawn image. Each operation's own time, as the profiler measures it, is
+booked on the group of the innermost part of the step that called it, a gradient on that of its forward operation. The
+step itself is timed without the profiler. On a machine that does other work, take the fractions and not the seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections import defaultdict
@@ -24,6 +24,7 @@ from fedsr_monai.benchmark.speed import machine
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.device import bfloat16_pays
 from fedsr_monai.engines import JointTrainer, head_optimizers, joint
+from fedsr_monai.files import write_csv
 from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet, decoder
 from fedsr_monai.networks.scie import SCIE
@@ -74,7 +75,7 @@ def label_parts(trainer: JointTrainer) -> None:
             scoped(module, "forward", "scie")
     for owner, name in ((decoder, "warp"), (decoder, "integrate"), (decoder, "compose"), (joint, "warp")):
         scoped(owner, name, "warps")
-    for name in ("registration_losses", "segmentation_losses", "label_shares", "predicted_shares", "mean_shares"):
+    for name in ("registration_losses", "segmentation_losses", "label_fractions", "average_fractions"):
         scoped(joint, name, "losses")
     scoped(joint.nn.utils, "clip_grad_norm_", "optimiser")
     for optimizer in trainer.optimizers.values():
@@ -88,7 +89,9 @@ def within(event, part: str) -> bool:
 
 
 def group_of(event, forward: dict[int, object]) -> str:
-    """The group of an operation: by its name, else by the innermost part around it; gradients by their forward operation."""
+    """The group of an operation: by its name, else by the innermost part around it; gradients by their forward
+    operation.
+    """
     name = event.name
     if within(event, "random atlas"):
         return "random atlas"  # no convolution of the network's
@@ -114,7 +117,11 @@ def profile_step(step) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     events = profiled.events()
-    forward = {e.sequence_nr: e for e in events if e.sequence_nr >= 0 and not e.name.startswith("autograd::") and e.fwd_thread is None}
+    forward = {
+        e.sequence_nr: e
+        for e in events
+        if e.sequence_nr >= 0 and not e.name.startswith("autograd::") and e.fwd_thread is None
+    }
     seconds: dict[str, float] = defaultdict(float)
     for event in events:
         seconds[group_of(event, forward)] += event.self_cpu_time_total / 1e6
@@ -135,41 +142,42 @@ def main() -> None:
     rows: dict[str, list[float]] = defaultdict(list)
     steps: dict[str, list[float]] = defaultdict(list)
 
-    def step(share: float) -> None:
-        trainer.exact_registration = share
+    def step(exact: float) -> None:
+        trainer.exact_registration = exact
         trainer._iteration(trainer, {"image": scan})
 
-    for share in (0.0, 1.0, 0.0, 1.0):
-        step(share)  # warm-up
+    for exact in (0.0, 1.0, 0.0, 1.0):
+        step(exact)  # warm-up
     for _ in range(arguments.repeats):
-        for share in (0.0, 1.0):
+        for exact in (0.0, 1.0):
             started, cpu = time.perf_counter(), time.process_time()
-            step(share)
+            step(exact)
             steps["wall"].append(time.perf_counter() - started)
             steps["cpu"].append(time.process_time() - cpu)
     label_parts(trainer)
     for _ in range(arguments.repeats):
-        for share in (0.0, 1.0):
-            seconds = profile_step(lambda share=share: step(share))
+        for exact in (0.0, 1.0):
+            seconds = profile_step(lambda exact=exact: step(exact))
             total = sum(seconds.values())
             for group, value in seconds.items():
                 rows[group].append(value / total)
-    fractions = {group: statistics.mean(values) * len(values) / (2 * arguments.repeats) for group, values in rows.items()}
+    fractions = {
+        group: statistics.mean(values) * len(values) / (2 * arguments.repeats) for group, values in rows.items()
+    }
     core = sum(value for group, value in fractions.items() if group.startswith(("convolutions", "normalisation")))
     wall = statistics.median(steps["wall"])
-    table = [{"group": group, "share": f"{share:.3f}", "seconds": f"{share * wall:.3f}"} for group, share in sorted(fractions.items(), key=lambda g: -g[1])]
+    groups = sorted(fractions.items(), key=lambda item: -item[1])
+    table = [{"group": group, "fraction": f"{part:.3f}", "seconds": f"{part * wall:.3f}"} for group, part in groups]
+    cpu = statistics.median(steps["cpu"])
     table += [
-        {"group": "step", "share": "1.000", "seconds": f"{wall:.3f}"},
-        {"group": "step, processor time of all threads", "share": "", "seconds": f"{statistics.median(steps['cpu']):.3f}"},
-        {"group": "step / (convolutions + normalisation)", "share": f"{1 / core:.3f}", "seconds": ""},
-        {"group": f"{arguments.precision} on {machine('cpu')}", "share": "", "seconds": ""},
+        {"group": "step", "fraction": "1.000", "seconds": f"{wall:.3f}"},
+        {"group": "step, processor time of all threads", "fraction": "", "seconds": f"{cpu:.3f}"},
+        {"group": "step / (convolutions + normalisation)", "fraction": f"{1 / core:.3f}", "seconds": ""},
+        {"group": f"{arguments.precision} on {machine('cpu')}", "fraction": "", "seconds": ""},
     ]
-    with open(arguments.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["group", "share", "seconds"])
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(arguments.out, ["group", "fraction", "seconds"], table)
     for row in table:
-        print(f"{row['group']:<42}{row['share']:>8}{row['seconds']:>9}")
+        print(f"{row['group']:<42}{row['fraction']:>8}{row['seconds']:>9}")
 
 
 if __name__ == "__main__":

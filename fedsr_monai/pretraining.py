@@ -18,14 +18,14 @@ from fedsr_monai.networks.weights import ATLAS_KEYS, read_weights
 from fedsr_monai.simulation.profiles import PROFILES
 from fedsr_monai.simulation.sites import simulate_labelled, simulate_sites
 
-# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: the registration is led by predicted
-# labels (eq. 10), so every step of it that is taken before they are good is a step to be taken back. Then registration on the same
-# images and on the sites' scans, on features and labels that stand still.
+# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: predicted labels lead the
+# registration (eq. 10), so a step of it that is taken before they are good has to be undone. Then registration, on the
+# same images and on the sites' scans, with features and labels that no longer change.
 STAGES: dict[str, dict[str, Any]] = {
     "segmentation": {"heads": ["segmentation"], "learning_rate": 0.0015},
     "registration": {"heads": ["registration"], "frozen": ["encoder", "segmentation"], "learning_rate": 0.001},
 }
-STEPS_AN_EPOCH = 150
+STEPS_PER_EPOCH = 150
 
 
 def pretrain(
@@ -38,30 +38,40 @@ def pretrain(
     test: int = 6,
     labelled: int = 2000,
     seed: int = 7,
-    steps: int = STEPS_AN_EPOCH,
+    steps: int = STEPS_PER_EPOCH,
 ) -> Path:
-    """Train the weights that ship: simulate sites and labelled subjects, train the stages, measure on test subjects, write `out/model.pt`.
+    """Train the weights that ship: simulate sites and labelled subjects, train the stages, measure on test subjects,
+    write `out/model.pt`.
 
-    Exactly labelled images are simulated subjects of hospitals drawn at random (`simulate_labelled`) and, for the rest, random atlases. The
-    sites are there for their unlabelled scans and for the measurement. The file holds no atlas: every site brings its own. The same
-    call on the same folder goes on where it was stopped.
+    Exactly labelled images are simulated subjects of hospitals drawn at random (`simulate_labelled`) and, for the rest,
+    random atlases. The sites contribute their unlabelled scans and the measurement. The file has an empty atlas: every
+    site brings its own. The same call on the same folder resumes.
 
     Args:
-        out: folder for sites/, labelled/, one run a stage, evaluation/ and model.pt.
+        out: folder for sites/, labelled/, one run per stage, evaluation/ and model.pt.
         epochs: epochs by stage, by default 60 of segmentation and 20 of registration.
         preset: "small" or "full".
         spacing, shape: voxel size in millimetres and grid, by default the standard grid of that size.
-        training, test: simulated subjects a site.
+        training, test: simulated subjects per site.
         labelled: simulated subjects with labels.
         seed: of everything random.
-        steps: iterations an epoch.
+        steps: iterations per epoch.
 
     Returns:
         `out/model.pt`, a state dict without an atlas.
     """
     out = Path(out)
     epochs = {"segmentation": 60, "registration": 20} | dict(epochs or {})
-    sites = simulate_sites(out / "sites", training=training, validation=2, test=test, spacing=spacing, shape=shape, seed=seed, profiles=list(PROFILES))
+    sites = simulate_sites(
+        out / "sites",
+        training=training,
+        validation=2,
+        test=test,
+        spacing=spacing,
+        shape=shape,
+        seed=seed,
+        profiles=list(PROFILES),
+    )
     pool = simulate_labelled(out / "labelled", labelled, spacing, shape, seed)
     config = ConfigParser.load_config_file(str(bundle_path("fedsr_encoder") / "configs" / "train.json"))
     drawn = {
@@ -71,9 +81,17 @@ def pretrain(
     }
     weights: Path | None = None
     for stage, settings in STAGES.items():
-        overrides = settings | {"preset": preset, "epochs": epochs[stage], "epoch_length": steps, "cosine": True, "val_interval": 10**6}
+        overrides = settings | {
+            "preset": preset,
+            "epochs": epochs[stage],
+            "epoch_length": steps,
+            "cosine": True,
+            "val_interval": 10**6,
+        }
         overrides["random_atlas"] = drawn
-        run = federate(sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights)
+        run = federate(
+            sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights
+        )
         (weights,) = (run / "sites").glob("*/model.pt")
     shipped = export_weights(weights, out / "model.pt")
     print("\n".join(summary_lines(evaluate_models(models_of_sites(sites, shipped), out / "evaluation"))))
@@ -81,8 +99,11 @@ def pretrain(
 
 
 def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
-    """Copy a site's network for others: everything but its atlas, which is replaced by an empty one."""
+    """Copy a site's network for others, with an empty atlas instead of the site's, and return `out`."""
     state = read_weights(checkpoint)
-    empty = {"atlas_image": torch.zeros(1, 1, 16, 16, 16), "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
+    empty = {
+        "atlas_image": torch.zeros(1, 1, 16, 16, 16),
+        "atlas_label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8),
+    }
     save_checkpoint({key: empty[key] if key in ATLAS_KEYS else value for key, value in state.items()}, Path(out))
     return Path(out)

@@ -106,14 +106,19 @@ def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"package {name}: not installed, expected for the simulated sites: pip install 'fedsr-monai[demo]'"
+            f"package {name}",
+            found="none",
+            expected="one with the templates of the atlas",
+            fix="pip install 'fedsr-monai[demo]'",
         )
     return Path(spec.submodule_search_locations[0])
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a template of this package: pip install 'fedsr-monai[demo]'")
+        raise UserError(
+            path, found="no such file", expected="a template of its package", fix="pip install 'fedsr-monai[demo]'"
+        )
     image = nib.as_closest_canonical(nib.load(path))
     return np.asarray(image.dataobj, dtype=np.float32), image.affine
 

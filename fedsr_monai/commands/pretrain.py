@@ -16,7 +16,7 @@ def pretrain(
 ) -> None:
     """Train weights like those that ship: simulate sites of every kind, train both heads, measure, write OUT/model.pt.
 
-    Hours on two CPU cores. A killed run goes on where it was when the same command is given again.
+    Takes hours on two CPU cores. The same command resumes a killed run.
 
     Args:
         out: folder for the sites, the two stages, the evaluation and model.pt
@@ -24,9 +24,9 @@ def pretrain(
         registration_epochs: epochs of 150 steps of the registration head
         preset: small or full
         spacing: voxel size in mm: 2.5, 2 or 1.5
-        training: simulated scans a site to train on
-        test: simulated scans a site to measure on
-        labelled: simulated scans with labels, each of a hospital of its own, to train on
+        training: simulated scans per site to train on
+        test: simulated scans per site to measure on
+        labelled: simulated scans with labels to train on, each of another hospital
         seed: of everything random
 
     Example:

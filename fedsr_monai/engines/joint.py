@@ -49,7 +49,9 @@ class Drawn:
 
 
 def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
-    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"), and return the network (for configs)."""
+    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"), and return the network (for
+    configs).
+    """
     for part in parts:
         getattr(network, part).requires_grad_(False)
     return network
@@ -58,14 +60,16 @@ def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
 def head_optimizers(
     network: FedSRNet, lr: float, fused: bool = True, velocity_lr: float = 0.1
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return one Adam per head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it once, with segmentation.
+    """Return one Adam per head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it
+    once, with segmentation.
 
     Args:
         network: its parameters are optimised.
         lr: learning rate.
         fused: for the trainer's fused step.
-        velocity_lr: learning rate of the last layers of the registration head, as a fraction of `lr`. Adam moves every weight
-            by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each displacement add up
+        velocity_lr: learning rate of the last layers of the registration head, as a fraction of `lr`. Adam moves every
+            weight by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each
+            displacement add up
             to voxels: at the full rate one step undoes the initial identity, and dozens more are spent on coming back.
     """
     velocities = list(network.registration.velocities.parameters())
@@ -86,23 +90,27 @@ def head_optimizers(
 class JointTrainer(Trainer):
     """Train both heads on a site's unlabelled scans and its one labelled atlas.
 
-    A batch holds `image` [B, 1, D, H, W] on the atlas' grid, and `label` where a person has corrected one (then it is used as
-    an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12); `fused` takes both
-    from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict of floats, one per loss.
+    A batch holds `image` [B, 1, D, H, W] on the atlas' grid, and `label` where a person has corrected one (then it is
+    used as an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12);
+    `fused` takes both from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict
+    of floats, one per loss.
 
     Args:
-        device, max_epochs, train_data_loader, train_handlers, key_train_metric: as in `monai.engines.SupervisedTrainer`.
-        epoch_length: iterations per epoch; each epoch begins a new pass over the data, which should be shuffled if it is
-            shorter than one.
+        device, max_epochs, train_data_loader, train_handlers, key_train_metric: as in
+            `monai.engines.SupervisedTrainer`.
+        epoch_length: iterations per epoch; each epoch begins a new pass over the data, which should be shuffled if it
+            is shorter than one.
         network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
         optimizers: from `head_optimizers`.
-        random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact label.
+        random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact
+            label.
         mutual_information: estimator of Phi, or None (the ablation of Table IV).
         registration_weights, segmentation_weights: lambdas by loss name, merged over the defaults of `objectives`.
-        heads: the heads that take their step; segmentation alone (a site that corrects labels) needs no registration pass.
+        heads: the heads that take their step; segmentation alone (a site that corrects labels) needs no registration
+            pass.
         fused: one forward pass for both steps (default), or Algorithm 1's two.
-        exact_registration: fraction of iterations whose registration target is the random atlas with its exact labels, not the
-            scan.
+        exact_registration: fraction of iterations whose registration target is the random atlas with its exact labels,
+            not the scan.
         sa_alpha: alpha of eq. 7; 0 leaves SA features alone (the personalised phase).
         amp: run convolutions in bfloat16 (autocast on the network's device).
         clip: largest norm of each optimiser's gradient.
@@ -159,7 +167,8 @@ class JointTrainer(Trainer):
         self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
 
     def _begin_epoch(self, engine: Trainer) -> None:
-        # An epoch begins the same whether it follows another one or a restart of the process: with a new pass over the data.
+        # An epoch begins the same whether it follows another one or a restart of the process: with a new pass over the
+        # data.
         self._last_ddf = None
         self.set_data(self.state.dataloader)
 
@@ -170,7 +179,8 @@ class JointTrainer(Trainer):
         step = self._fused_step if self.fused and len(self.heads) == 2 else self._alternating_step
         return step(scan, None if label is None else pad_to_stride(label))
 
-    # -- the two ways to take a step ------------------------------------------------------------------------------------------
+    # -- the two ways to take a step
+    # ------------------------------------------------------------------------------------------
 
     def _fused_step(self, scan: torch.Tensor, label: torch.Tensor | None) -> dict[str, float]:
         drawn = self._draw()
@@ -226,12 +236,13 @@ class JointTrainer(Trainer):
         self._last_ddf = None if on_drawn or found is None else found.ddf.detach()[:1]
         return self._report(report)
 
-    # -- parts of a step ------------------------------------------------------------------------------------------------------
+    # -- parts of a step
+    # ------------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
-        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of a 3-D
-        # convolution's weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each time, now and
-        # then NaN.
+        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of
+        # a 3-D convolution's weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each
+        # time, now and then NaN.
         broken = self.state.device.type == "cpu" and min(self.network.atlas_image.shape[2:]) <= 2 * STRIDE
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16 and not broken)
 
@@ -263,7 +274,9 @@ class JointTrainer(Trainer):
             return self.network.align(fixed, moving, fractions, drawn.atlas_fractions)
 
     def _target(self, image: torch.Tensor, label: torch.Tensor | None, fractions: torch.Tensor) -> Target:
-        """Return the registration's target: exact labels where there are any, else predicted fractions, which it does not move (eq. 10)."""
+        """Return the registration's target: exact labels where there are any, else predicted fractions, which it does
+        not move (eq. 10).
+        """
         if label is not None:
             return Target(image, label_fractions(label, self.network.num_classes))
         return Target(image, fractions.detach(), predicted=True)
@@ -277,15 +290,17 @@ class JointTrainer(Trainer):
         drawn: Drawn,
         found: Registration | None,
     ) -> dict[str, Labelled]:
-        """Return what the segmentation loss compares by kind of labels, from the logits of the batch [scans, drawn] and their softmax."""
+        """Return what the segmentation loss compares by kind of labels, from the logits of the batch [scans, drawn] and
+        their softmax.
+        """
         if label is not None:
             return {"exact": Labelled(logits, torch.cat([label, drawn.label]), probability)}
         sizes = [scans, len(logits) - scans]
         (of_scans, of_drawn), (scans_probability, drawn_probability) = logits.split(sizes), probability.split(sizes)
         labelled = {"exact": Labelled(of_drawn, drawn.label, drawn_probability)}
         if found is not None and self.weights["segmentation"]["pseudo"]:
-            # eq. 3, nearest: an argmax over the 14 warped one-hot channels costs as much as the encoder and moves a border by
-            # under half a voxel.
+            # eq. 3, nearest: an argmax over the 14 warped one-hot channels costs as much as the encoder and moves a
+            # border by under half a voxel.
             atlas_label = drawn.atlas_label.expand(scans, -1, -1, -1, -1)
             pseudo = warp(atlas_label, found.full_ddf.detach(), mode="nearest")
             labelled["pseudo"] = Labelled(of_scans, pseudo, scans_probability)

@@ -1,6 +1,8 @@
-"""The loss search of the personalised phase: the lambdas of eq. 11 and 12 as upper-level variables of a bilevel problem.
+"""The loss search of the personalised phase: the lambdas of eq. 11 and 12 as upper-level variables of a bilevel
+problem.
 
-Lower level: each head learns on one half of the site's scans, by the joint trainer's steps, under the current lambdas. Upper level: the
+Lower level: each head learns on one half of the site's scans, by the joint trainer's steps, under the current lambdas.
+    Upper level: the
 lambdas are to lower the loss on the other half after such a step.
 """
 
@@ -53,7 +55,8 @@ def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 class Lambdas(nn.Module):
     """The loss weights of one head, log-parametrised: `total * softmax(logs)`, at first the weights that are given.
 
-    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only ratios
+    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only
+        ratios
     can be searched for. A weight of 0 is left out, and stays 0.
 
     Args:
@@ -81,13 +84,14 @@ class Lambdas(nn.Module):
 
 
 class LossSearch:
-    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. Its state is saved with the heads'.
+    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. Its state is saved with the
+    heads'.
 
     Args:
         registration_weights, segmentation_weights: initial lambdas, merged over the defaults of `objectives`.
         lr: learning rate of the logarithms: about the relative change of a lambda per step.
-        limit: see `Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose weight to those that
-            pay at once, and this bounds how far.
+        limit: see `Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose weight to those
+            that pay at once, and this bounds how far.
     """
 
     def __init__(
@@ -128,10 +132,12 @@ class LossSearch:
 
 
 def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Return how far the lower loss g, descended along `output` s, follows the upper F: <dF/ds, dg/ds> / (<dg/ds, dg/ds> + eps).
+    """Return how far the lower loss g, descended along `output` s, follows the upper F: <dF/ds, dg/ds> / (<dg/ds,
+    dg/ds> + eps).
 
     F - coupling * g is the upper loss with the lower level's response in it (after Bi-JROS, Fan et al., CVPR 2024): the
-    implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has rank one and
+    implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has rank
+    one and
     is not the Hessian: a direction to try, without a promise of convergence.
     """
     (of_upper,) = torch.autograd.grad(upper, output, retain_graph=True)
@@ -142,26 +148,31 @@ def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps
 class LossSearchTrainer(JointTrainer):
     """A `JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
 
-    Every `search_interval` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the lambdas
-    move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes of the head's
-    optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's momenta taken as constants.
+    Every `search_interval` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the
+    lambdas move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes
+    of the head's optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's momenta
+    taken as constants.
 
-    The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. On a held-out scan
-    and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq. 11 of
-    the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of warped
-    and predicted labels moves both heads. Smoothness is part of U because a field that folds raises overlap and similarity on
-    any scan.
+    The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. On a
+    held-out scan
+    and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq.
+        11 of
+    the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of
+    warped and predicted labels moves both heads. Smoothness is part of U because a field that folds raises overlap and
+    similarity on any scan.
 
     `engine.state.output` gains `lambda/<head>/<loss>` and, when U was computed, `held_out`.
 
     Args:
         args, kwargs: of `JointTrainer`; it takes its weights from `search`.
         search: the lambdas.
-        held_out: data set of the held-out scans: items with `image` [1, D, H, W] and, where a person corrected one, `label`.
+        held_out: data set of the held-out scans: items with `image` [1, D, H, W] and, where a person corrected one,
+            `label`.
         search_interval: iterations between two moves of the lambdas.
         search_start: iterations before the first one: until then Adam's step sizes are those of a handful of gradients.
         reference: lambdas of U by head, merged over the defaults of `objectives`.
-        coupled: whether the registration step on predicted labels takes the segmentation's response into account (`coupling`).
+        coupled: whether the registration step on predicted labels takes the segmentation's response into account
+            (`coupling`).
     """
 
     def __init__(
@@ -209,13 +220,15 @@ class LossSearchTrainer(JointTrainer):
             return super()._registration_losses(found, target, drawn)
         target = replace(target, fractions=target.fractions.requires_grad_())
         losses = super()._registration_losses(found, target, drawn)
-        # eq. 12 where registration and segmentation meet: label fractions at half resolution, the warped ones differentiable too.
+        # eq. 12 where registration and segmentation meet: label fractions at half resolution, the warped ones
+        # differentiable too.
         warped = warp(drawn.atlas_fractions.expand_as(target.fractions), found.ddf)
         lower = soft_dice(target.fractions, warped) - (warped * (target.fractions + 1e-6).log()).sum(dim=1).mean()
         response = coupling(weighted(losses, self.weights["registration"]), lower, target.fractions)
         return losses | {"coupling": -response.detach() * lower}
 
-    # -- the upper level ------------------------------------------------------------------------------------------------------
+    # -- the upper level
+    # ------------------------------------------------------------------------------------------------------
 
     def _parameters(self, head: str) -> list[nn.Parameter]:
         return [parameter for parameter in getattr(self.network, head).parameters() if parameter.requires_grad]
@@ -268,7 +281,9 @@ class LossSearchTrainer(JointTrainer):
 
 
 def step_sizes(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], torch.Tensor | float]:
-    """Return a function from a parameter to how far it moves per unit of gradient: Adam's lr / (sqrt(v) + eps), or lr without v."""
+    """Return a function from a parameter to how far it moves per unit of gradient: Adam's lr / (sqrt(v) + eps), or lr
+    without v.
+    """
     rates = {id(p): (group["lr"], group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
 
     def size(parameter: torch.Tensor) -> torch.Tensor | float:

@@ -1,4 +1,6 @@
-"""The two objectives of a joint step, eq. 11 (registration) and eq. 12 (segmentation), as functions of network outputs."""
+"""The two objectives of a joint step, eq. 11 (registration) and eq. 12 (segmentation), as functions of network
+outputs.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.spatial.warping import warp
 
-# The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another scale;
-# these belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field, in its voxels).
+# The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another
+# scale; these belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field,
+# in its voxels).
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
 SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "mutual_information": 0.1}
 
@@ -90,7 +93,8 @@ def segmentation_losses(
     pooled: list[torch.Tensor],
     estimator: nn.Module | None,
 ) -> dict[str, torch.Tensor]:
-    """Return the terms of eq. 12 before weighting: Dice + cross-entropy per kind of labels, and mutual information negated.
+    """Return the terms of eq. 12 before weighting: Dice + cross-entropy per kind of labels, and mutual information
+    negated.
 
     Args:
         network: its SA vectors are compared with.

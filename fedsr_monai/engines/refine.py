@@ -1,4 +1,6 @@
-"""Instance optimisation: a few gradient steps on one scan's deformation at inference, after the network's prediction."""
+"""Instance optimisation: a few gradient steps on one scan's deformation at inference, after the network's
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ def refine_registration(
 ) -> torch.Tensor:
     """Return the displacement [B, 3, D, H, W] in voxels, as `network.register`, improved on each scan by itself.
 
-    A half-resolution velocity field is composed with the network's field and descended by Adam on eq. 11 without its mutual
-    information: similarity, smoothness of the whole field, and overlap of the warped atlas labels with the predicted ones. No
+    A half-resolution velocity field is composed with the network's field and descended by Adam on eq. 11 without its
+    mutual
+    information: similarity, smoothness of the whole field, and overlap of the warped atlas labels with the predicted
+        ones. No
     label of the scan is used. The network's weights do not change.
 
     Args:

@@ -1,4 +1,6 @@
-"""Ignite handlers that MONAI does not have: each does one thing and attaches itself to events. Engines are in `engines`."""
+"""Ignite handlers that MONAI does not have: each does one thing and attaches itself to events. Engines are in
+`engines`.
+"""
 
 from fedsr_monai.handlers.checkpoint import AtomicCheckpoint, save_checkpoint
 from fedsr_monai.handlers.history import HistoryWriter, read_history, write_history

@@ -87,7 +87,8 @@ class HistoryWriter:
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to the file, in one step.
 
-        Rows of this round and site from this epoch on belong to a training that was killed, or is repeated: they are dropped.
+        Rows of this round and site from this epoch on belong to a training that was killed, or is repeated: they are
+            dropped.
         """
         rows = read_history(self.path) if self.path.exists() else []
         same = {key: str(row[key]) for key in ("round", "site")}

@@ -1,7 +1,7 @@
 """Phi(f_d, f) of eq. 6: mutual information of globally pooled features and the site-aggregated (SA) vector.
 
-Two estimators with one call, `estimator(pooled, sa, key) -> scalar` in nats, larger is better. Neither differentiates the SA
-vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
+Two estimators with one call, `estimator(pooled, sa, key) -> scalar` in nats, larger is better. Neither differentiates
+the SA vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 
 def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
-    # MONAI's histogram wants [0, 1]. A z-score and a sigmoid are monotone and smooth: no channel sits at a bound without a gradient.
+    # MONAI's histogram wants [0, 1]. A z-score and a sigmoid are monotone and smooth: no channel sits at a bound
+    # without a gradient.
     centred = vectors - vectors.mean(dim=-1, keepdim=True)
     # Inside the root, so that constant vectors have a gradient.
     return torch.sigmoid(1.5 * centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt())
@@ -22,9 +23,9 @@ def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
 class ParzenMI(nn.Module):
     """Parzen-window mutual information with the channels as samples; our choice for eq. 6, which names no estimator.
 
-    No negatives, no weights of its own, and defined at batch size 1. It is high where one profile over channels predicts the
-    other, which is what SCIE's channel gates read. The histogram is MONAI's `GlobalMutualInformationLoss`. How little this
-    says once pooled features and SA vector have the same profile is in `docs/method.md`.
+    No negatives, no weights of its own, and defined at batch size 1. It is high where one profile over channels
+    predicts the other, which is what SCIE's channel gates read. The histogram is MONAI's `GlobalMutualInformationLoss`.
+    How little this says once pooled features and SA vector have the same profile is in `docs/method.md`.
 
     Args:
         num_bins: of the histogram.
@@ -43,8 +44,9 @@ class ParzenMI(nn.Module):
 class InfoNCE(nn.Module):
     """Normalised InfoNCE: tell the pooled feature from a queue of earlier ones by its similarity to the SA vector.
 
-    A lower bound of mutual information capped at log(queue + 1). The queue of each key (head and scale) is state: it is saved
-    with the site. Without a key, or with an empty queue (the server's ascent), it is the scaled cosine similarity.
+    A lower bound of mutual information capped at log(queue + 1). The queue of each key (head and scale) is state: it is
+    saved with the site. Without a key, or with an empty queue (the server's ascent), it is the scaled cosine
+    similarity.
 
     Args:
         queue: earlier features that are kept per key.

@@ -1,4 +1,6 @@
-"""Registration losses: local cross-correlation (eq. 9) and smoothness (eq. 8). Label overlap (eq. 10) is `monai.losses.DiceLoss`."""
+"""Registration losses: local cross-correlation (eq. 9) and smoothness (eq. 8). Label overlap (eq. 10) is
+`monai.losses.DiceLoss`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch.nn import functional as F
 
 
 def box_mean_plain(volume: torch.Tensor, radius: int) -> torch.Tensor:
-    """Average a volume [B, C, D, H, W] over the part of each voxel's cubic window of 2 radius + 1 voxels that is inside it."""
+    """Average a volume [B, C, D, H, W] over the part of each voxel's cubic window of 2 radius + 1 voxels that is inside
+    it.
+    """
     single = volume.flatten(0, 1)[:, None]
     kernel = single.new_ones(1, 1, *[2 * radius + 1] * 3)
     voxels = F.conv3d(torch.ones_like(single[:1]), kernel, padding=radius)
@@ -21,8 +25,8 @@ def local_cross_correlation_plain(
 ) -> torch.Tensor:
     """Return the negative mean squared local cross-correlation, by the formula: -mean of cov(a, b)^2 / (var(a) var(b)).
 
-    Means, variances and covariance are those of the cubic window around each voxel. Subtracting local means makes it blind
-    to brightness, and keeps it in [-1, 0] (Cauchy-Schwarz) for any input.
+    Means, variances and covariance are those of the cubic window around each voxel. Subtracting local means makes it
+    blind to brightness, and keeps it in [-1, 0] (Cauchy-Schwarz) for any input.
 
     Args:
         moving, fixed: warped atlas and scan, [B, 1, D, H, W].
@@ -42,8 +46,8 @@ def local_cross_correlation(
 ) -> torch.Tensor:
     """Compute `local_cross_correlation_plain` fast and in float32; l_sim of eq. 9.
 
-    `monai.losses.LocalNormalizedCrossCorrelationLoss` takes many times the network's own time on a CPU with its 3-D kernels,
-    and leaves [-1, 0] for z-scored images.
+    `monai.losses.LocalNormalizedCrossCorrelationLoss` takes many times the network's own time on a CPU with its 3-D
+    kernels, and leaves [-1, 0] for z-scored images.
 
     Args:
         moving, fixed: warped atlas and scan, [B, 1, D, H, W].
@@ -57,7 +61,8 @@ def local_cross_correlation(
         raise ValueError(f"local_cross_correlation() 'window' must be odd, got {window}")
     if moving.shape != fixed.shape:
         raise ValueError(
-            f"local_cross_correlation() 'moving' has shape {tuple(moving.shape)}, 'fixed' {tuple(fixed.shape)}; they must match"
+            f"local_cross_correlation() 'moving' has shape {tuple(moving.shape)}, 'fixed' {tuple(fixed.shape)}; "
+            "they must match"
         )
     # The middle of the range is subtracted first: variances are then differences of small numbers.
     a, b = moving.float() - 0.5, fixed.float() - 0.5
@@ -71,7 +76,8 @@ def local_cross_correlation(
 
 
 def smoothness(ddf: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared gradient of a displacement field [B, 3, D, H, W] (eq. 8, with the mean over voxels for the sum).
+    """Return the mean squared gradient of a displacement field [B, 3, D, H, W] (eq. 8, with the mean over voxels for
+    the sum).
 
     Forward differences: `monai.losses.DiffusionLoss` takes central ones, to which a checkerboard costs nothing.
     """

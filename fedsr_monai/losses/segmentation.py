@@ -33,7 +33,8 @@ def dice_cross_entropy(
 ) -> torch.Tensor:
     """Compute `dice_cross_entropy_plain` in a third of the time, in float32.
 
-    One softmax serves both parts, overlaps are gathered at the true label without a one-hot map, and the gradient is written out.
+    One softmax serves both parts, overlaps are gathered at the true label without a one-hot map, and the gradient is
+    written out.
 
     Args:
         logits: [B, C, D, H, W].
@@ -68,8 +69,8 @@ class _DiceCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         probability, target, true, dice, union = ctx.saved_tensors
-        # With p the probabilities and t the true class, d loss / d p_c = by_class_c + [c = t] (by_true_t - 1 / (voxels p_t)),
-        # and through the softmax d loss / d logit_c = p_c (d loss / d p_c - sum_k p_k d loss / d p_k).
+        # With p the probabilities and t the true class, d loss / d p_c = by_class_c + [c = t] (by_true_t - 1 / (voxels
+        # p_t)), and through the softmax d loss / d logit_c = p_c (d loss / d p_c - sum_k p_k d loss / d p_k).
         of_class = gradient / (len(dice) - 1)
         by_class, by_true = of_class * dice / union, -2 * of_class / union
         by_class[0] = by_true[0] = 0

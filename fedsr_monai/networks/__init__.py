@@ -1,4 +1,6 @@
-"""The network: encoder, SCIE decoders, site-aggregated features, their assembly, and loading weights into it. No losses, no training."""
+"""The network: encoder, SCIE decoders, site-aggregated features, their assembly, and loading weights into it. No
+losses, no training.
+"""
 
 from fedsr_monai.networks.fedsr_net import PRESETS, FedSRNet, Prediction, Registration
 

@@ -1,7 +1,8 @@
-"""The two SCIE decoders (heads). Both climb the scales f3, f2, f1 by the same block; they differ in what they read and what they emit.
+"""The two SCIE decoders (heads). Both climb the scales f3, f2, f1 by the same block; they differ in what they read and
+what they emit.
 
-Each head has a plain forward pass, and a fast one with the same result that reads the weights of convolutions instead of
-calling them. The fast one is taken where nobody looks on: see `may_bypass`.
+Each head has a plain forward pass, and a fast one with the same result that reads the weights of convolutions instead
+of calling them. The fast one is taken where nobody looks on: see `may_bypass`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def may_bypass(*blocks: nn.Module) -> bool:
     """Return whether the convolutions of these blocks may be bypassed: their weights used, and they not called.
 
-    Not while the network is traced, compiled or exported, nor where a block or its convolution has hooks, or the convolution
-    is not a plain one (quantised or parametrised, for example): the plain pass then calls every module.
+    Not while the network is traced, compiled or exported, nor where a block or its convolution has hooks, or the
+    convolution is not a plain one (quantised or parametrised, for example): the plain pass then calls every module.
 
     Args:
         blocks: convolutions, or blocks with one as `conv`.
@@ -37,7 +38,9 @@ def may_bypass(*blocks: nn.Module) -> bool:
 
 
 def double(features: torch.Tensor) -> torch.Tensor:
-    """Return features on the grid of twice the size (nearest: the convolution that follows smooths, and trilinear costs twice as much)."""
+    """Return features on the grid of twice the size (nearest: the convolution that follows smooths, and trilinear costs
+    twice as much).
+    """
     return F.interpolate(features, scale_factor=2.0, mode="nearest")
 
 
@@ -50,7 +53,9 @@ class SCIELevel(nn.Module):
         self.scie = SCIE(channels) if scie else None
 
     def forward(self, inputs: list[torch.Tensor], sa: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return enhanced features [B, C, ...] and the globally pooled f_d [B, C] that mutual information is measured on."""
+        """Return enhanced features [B, C, ...] and the globally pooled f_d [B, C] that mutual information is measured
+        on.
+        """
         features = self.conv(torch.cat(inputs, dim=1))
         pooled = features.mean(dim=(2, 3, 4))
         if self.scie is not None:
@@ -61,10 +66,10 @@ class SCIELevel(nn.Module):
 class SegmentationHead(nn.Module):
     """Decoder D_s of eq. 2: features of the scan -> logits at full resolution.
 
-    Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution features
-    over their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in one
-    convolution, and a residual to them through a convolution block for borders that are not a linear matter. The residual is
-    zero at initialisation.
+    Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution
+    features over their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in
+    one convolution, and a residual to them through a convolution block for borders that are not a linear matter. The
+    residual is zero at initialisation.
 
     Args:
         widths: channels of the five encoder stages.
@@ -107,12 +112,16 @@ class SegmentationHead(nn.Module):
             return (self.full_resolution_fast(x) if fast else self.full_resolution(x)), pooled
 
     def full_resolution(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, classes, D, H, W] of full-resolution features: one convolution, and the residual through the detail block."""
+        """Return logits [B, classes, D, H, W] of full-resolution features: one convolution, and the residual through
+        the detail block.
+        """
         return self.logits(x) + self.detail_logits(self.detail(x))
 
     @torch.jit.unused
     def full_resolution_fast(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute `full_resolution` with one convolution for the two that read x: a third less time on a CPU, forward and backward."""
+        """Compute `full_resolution` with one convolution for the two that read x: a third less time on a CPU, forward
+        and backward.
+        """
         weight = torch.cat([self.logits.weight, self.detail.conv.weight])
         bias = F.pad(self.logits.bias, (0, self.detail.conv.out_channels))
         both = F.conv3d(x, weight, bias, padding=1)
@@ -123,11 +132,13 @@ class SegmentationHead(nn.Module):
 class RegistrationHead(nn.Module):
     """Decoder D_r of eq. 2: features of scan and atlas -> displacement field at half resolution, coarse to fine.
 
-    One half-resolution field from one look at unaligned features stalls well below classical registration, so the field is a
-    pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*, adds a residual
-    velocity field, integrates it and composes. The half-resolution level is applied `passes` times with the same weights, and
-    it also sees the scan's predicted labels beside the warped atlas labels (`label_guidance`): each head uses what the other
-    knows.
+    One half-resolution field from one look at unaligned features stalls well below classical registration, so the field
+    is a
+    pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*, adds a
+        residual
+    velocity field, integrates it and composes. The half-resolution level is applied `passes` times with the same
+    weights, and it also sees the scan's predicted labels beside the warped atlas labels (`label_guidance`): each head
+    uses what the other knows.
 
     Args:
         widths, channels, scie: as for `SegmentationHead`.
@@ -200,8 +211,8 @@ class RegistrationHead(nn.Module):
         for _ in range(self.passes):
             aligned = [warp(moving[1], ddf)]
             if self.label_guidance:
-                # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field learns
-                # by what it aligns.
+                # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field
+                # learns by what it aligns.
                 aligned.append(warp(moving_fractions, ddf.detach()))
             ddf = self._step(ddf, fine(aligned), self.velocities[0])
         return ddf, pooled
@@ -215,7 +226,8 @@ class RegistrationHead(nn.Module):
     def fine_features(
         self, of_scan: list[torch.Tensor], guides: list[torch.Tensor]
     ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
-        """Return a function from what is aligned (atlas features, warped label fractions) to the half-resolution level's features.
+        """Return a function from what is aligned (atlas features, warped label fractions) to the half-resolution
+        level's features.
 
         Args:
             of_scan: features from below and of the scan.
@@ -233,7 +245,8 @@ class RegistrationHead(nn.Module):
     ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
         """Compute `fine_features` with what is the scan's, and the same in every pass, convolved once.
 
-        A convolution is linear: its output is the sum of those of two parts of its input channels, by these parts of its weights.
+        A convolution is linear: its output is the sum of those of two parts of its input channels, by these parts of
+            its weights.
         """
         below, width = (part.shape[1] for part in of_scan)
         weight = self.fine.conv.weight

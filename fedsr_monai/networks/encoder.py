@@ -12,7 +12,8 @@ from torch import nn
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolution:
     """Return a block of 3x3x3 convolution, instance normalisation and leaky ReLU.
 
-    Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average wrongly.
+    Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average
+    wrongly.
     """
     return Convolution(
         spatial_dims=3,
@@ -32,8 +33,8 @@ class Encoder(nn.Module):
     """Siamese 3-D encoder (E of eq. 1): the same weights see the atlas and the scan, as one batch.
 
     Args:
-        widths: channels of the five stages at strides 1, 2, 4, 8 and 16. The paper's multi-scale features f1, f2, f3 are
-            those of the last three stages (1/4, 1/8 and 1/16 of the grid).
+        widths: channels of the five stages at strides 1, 2, 4, 8 and 16. The paper's multi-scale features f1, f2, f3
+            are those of the last three stages (1/4, 1/8 and 1/16 of the grid).
 
     Raises:
         ValueError: another number of stages.
@@ -50,7 +51,9 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W], sides multiples of 16."""
+        """Return the features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W], sides multiples of
+        16.
+        """
         features: list[torch.Tensor] = []
         for stage in self.stages:
             image = stage(image)

@@ -58,18 +58,19 @@ class Prediction:
 class FedSRNet(nn.Module):
     """Joint registration and segmentation network of FedSR.
 
-    `forward(image) -> logits` is what bundles, TorchScript and MONAI Label call; `register(image)` aligns the site's atlas to a
-    scan, and `predict(image)` does both from one pass. TorchScript holds the segmentation alone.
+    `forward(image) -> logits` is what bundles, TorchScript and MONAI Label call; `register(image)` aligns the site's
+    atlas to a scan, and `predict(image)` does both from one pass. TorchScript holds the segmentation alone.
 
-    State-dict keys: `encoder.*` and `sa.<head>.<scale>` may leave a site; `registration.*`, `segmentation.*` (the heads) and
-    `atlas_image`, `atlas_label` stay there.
+    State-dict keys: `encoder.*` and `sa.<head>.<scale>` may leave a site; `registration.*`, `segmentation.*` (the
+    heads) and `atlas_image`, `atlas_label` stay there.
 
     Args:
         preset: "small" (two CPU cores) or "full" (128^3 on a GPU).
         num_classes: labels with background.
         scie: False leaves the SCIE blocks out (ablation).
         label_guidance, passes: see `RegistrationHead`.
-        integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity fields.
+        integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity
+            fields.
         spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
 
     Raises:
@@ -108,7 +109,8 @@ class FedSRNet(nn.Module):
         self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
-        # Weights that are passed on carry an empty atlas (every key, but no voxel of a site's): it does not replace one.
+        # Weights that are passed on carry an empty atlas (every key, but no voxel of a site's): it does not replace
+        # one.
         if prefix + "atlas_label" in state_dict and not state_dict[prefix + "atlas_label"].any():
             state_dict |= {prefix + name: getattr(self, name) for name in ("atlas_image", "atlas_label")}
         # An atlas comes in the shape of its site's grid: make room for it, so that loading needs no shape in advance.
@@ -152,7 +154,9 @@ class FedSRNet(nn.Module):
         return F.one_hot(label[:, 0].long(), self.num_classes).movedim(-1, 1).float()
 
     def segment(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return logits [B, classes, D, H, W] (float32) and the pooled f_d of f1, f2, f3, from encoder features of scans."""
+        """Return logits [B, classes, D, H, W] (float32) and the pooled f_d of f1, f2, f3, from encoder features of
+        scans.
+        """
         logits, pooled = self.segmentation(features, self.sa.segmentation.vectors())
         return logits.float(), pooled
 
@@ -168,8 +172,8 @@ class FedSRNet(nn.Module):
         Args:
             fixed: encoder features of the scans.
             moving: encoder features of the atlas; one atlas is expanded to the batch of scans.
-            fixed_fractions: predicted label fractions of the scans, [B, classes, D/2, H/2, W/2]. They take no gradient: the
-                registration does not move the segmentation.
+            fixed_fractions: predicted label fractions of the scans, [B, classes, D/2, H/2, W/2]. They take no gradient:
+                the registration does not move the segmentation.
             moving_fractions: those of the atlas; computed from its label map if None.
         """
         batch = fixed[0].shape[0]
@@ -181,7 +185,9 @@ class FedSRNet(nn.Module):
         return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and cropped back)."""
+        """Return logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and
+        cropped back).
+        """
         logits, _ = self.segment(self.encoder(pad_to_stride(image)))
         return crop_to(logits, image.shape[2:])
 
@@ -242,7 +248,9 @@ class FedSRNet(nn.Module):
 
     @torch.no_grad()
     def initialise_sa(self) -> None:
-        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas in the role of its own scan."""
+        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas in the
+        role of its own scan.
+        """
         features = self.encoder(pad_to_stride(self.atlas_image))
         logits, pooled = self.segment(features)
         self.sa.update("segmentation", pooled, alpha=1.0)

@@ -1,4 +1,6 @@
-"""Label fractions: how much of each block of 2x2x2 voxels a label takes. Registration compares labels in this form, at half resolution."""
+"""Label fractions: how much of each block of 2x2x2 voxels a label takes. Registration compares labels in this form, at
+half resolution.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from torch.nn import functional as F
 def label_fractions(label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return the fractions of a label map, float32 [B, num_classes, D/2, H/2, W/2].
 
-    Plain definition: the one-hot map, averaged over blocks of 2x2x2 voxels (`average_fractions`). Here each voxel adds an
+    Plain definition: the one-hot map, averaged over blocks of 2x2x2 voxels (`average_fractions`). Here each voxel adds
+        an
     eighth to its label, which gives the same numbers in a fiftieth of the time.
 
     Args:
@@ -32,7 +35,8 @@ def predicted_fractions(logits: torch.Tensor) -> torch.Tensor:
 def average_fractions(probability: torch.Tensor) -> torch.Tensor:
     """Average probabilities [B, classes, D, H, W] with even sides over blocks of 2x2x2 voxels.
 
-    Plain definition: `avg_pool3d(probability, 2)`. Trilinear resampling to half the size is the same mean, and takes a tenth
+    Plain definition: `avg_pool3d(probability, 2)`. Trilinear resampling to half the size is the same mean, and takes a
+        tenth
     of the time on a CPU.
     """
     half = [n // 2 for n in probability.shape[2:]]

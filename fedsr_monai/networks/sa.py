@@ -28,7 +28,8 @@ class SAVectors(nn.Module):
 
 
 class SARepresentation(nn.Module):
-    """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32 [C] each.
+    """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32 [C]
+    each.
 
     They are buffers: no optimiser touches them. They move by `update` (eq. 7) during local training and by the server's
     ascent.
@@ -41,7 +42,8 @@ class SARepresentation(nn.Module):
 
     @torch.no_grad()
     def update(self, head: str, pooled: Sequence[torch.Tensor], alpha: float) -> None:
-        """Move the vectors of a head towards pooled features, outside autograd: eq. 7, f <- (1 - alpha) f + alpha * pooled.
+        """Move the vectors of a head towards pooled features, outside autograd: eq. 7, f <- (1 - alpha) f + alpha *
+        pooled.
 
         Args:
             head: "registration" or "segmentation".

@@ -1,4 +1,6 @@
-"""Site-common information enhancer (Section II-C): a site-aggregated vector guides a feature map by channel and by position."""
+"""Site-common information enhancer (Section II-C): a site-aggregated vector guides a feature map by channel and by
+position.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ class SCIE(nn.Module):
     """Guide decoder features f_d with the site-aggregated (SA) vector of the same scale.
 
     By channel: a gate and a shift from an MLP on [globally pooled f_d, SA vector]. By position: an attention map, the
-    similarity of each voxel's projected feature to the projected SA vector, that weighs a learned part of every channel. The
-    block is residual and its last layers are zero at initialisation, when it is exactly the identity: learning decides how
+    similarity of each voxel's projected feature to the projected SA vector, that weighs a learned part of every
+    channel. The
+    block is residual and its last layers are zero at initialisation, when it is exactly the identity: learning decides
+        how
     much guidance to take.
 
     The paper names the block and its inputs but not its inside; this is our choice, see `docs/method.md`.

@@ -1,4 +1,4 @@
-"""Smooth random fields in millimetres: the same field whatever the grid it is looked at on."""
+"""Smooth random fields in millimetres: the same field on every grid that it is sampled on."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ def smooth_field(
     symmetric: float = 0.0,
     mirror: Sequence[float] = (1,),
 ) -> np.ndarray:
-    """White noise smoothed by a Gaussian of `sigma` mm, unit variance, on the grid of `axes`: float32 [C, X, Y, Z].
+    """Return white noise smoothed by a Gaussian of `sigma` mm, unit variance, on the grid of `axes`: float32 [C, X, Y,
+    Z].
 
-    The noise lives on a lattice of its own, fixed in space, so seed and position alone decide the value.
+    The noise is drawn on a lattice of its own, fixed in space, so seed and position alone decide the value.
 
     Args:
         rng: source of the noise; C x lattice numbers are taken from it.
         axes: positions in mm along x, y, z (RAS+).
         sigma: standard deviation of the Gaussian.
-        symmetric: share of the variance that is the same left and right (midline at x = 0).
-        mirror: one entry a channel, -1 for a component that changes its sign with the side (the x component of a
+        symmetric: fraction of the variance that is the same left and right (midline at x = 0).
+        mirror: one entry per channel, -1 for a component that changes its sign with the side (the x component of a
             vector).
     """
     step = sigma / 1.5  # finer lattices change the field by less than 1 %
@@ -56,5 +57,5 @@ def _smooth_axis(noise: np.ndarray, source: np.ndarray, target: np.ndarray, sigm
 
 
 def grid_axes(affine: np.ndarray, shape: Sequence[int]) -> list[np.ndarray]:
-    """Positions in mm along each axis of a grid without rotation."""
+    """Return the positions in mm along each axis of a grid without rotation."""
     return [affine[i, 3] + affine[i, i] * np.arange(shape[i]) for i in range(3)]

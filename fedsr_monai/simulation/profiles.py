@@ -1,4 +1,4 @@
-"""The simulated hospitals: whom they scan, and how their scanner sees."""
+"""The simulated hospitals: their populations and their scanners."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedsr_monai.errors import UserError
+from fedsr_monai.checks import check_choice
 from fedsr_monai.simulation.shape import Population
 
 # Signal of each label in a T1-weighted gradient echo, cerebral white matter = 1; 0 is the CSF around the brain.
@@ -136,8 +136,7 @@ def profile(name: str) -> Profile:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in PROFILES:
-        raise UserError(f"profile {name!r} is unknown, expected one of {', '.join(PROFILES)}: correct the name")
+    check_choice("profiles", name, PROFILES)
     return PROFILES[name]
 
 

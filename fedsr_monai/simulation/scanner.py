@@ -1,4 +1,4 @@
-"""How a scanner sees a brain: from tissue shares in space to an image."""
+"""The image that a scanner takes of a brain, from tissue fractions in space."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.simulation.fields import smooth_field
 from fedsr_monai.simulation.profiles import TISSUE, Scanner
 
-SLOW_VARIATION = ((12.0, 0.03), (3.0, 0.02))  # smoothness in mm, share of the signal
+SLOW_VARIATION = ((12.0, 0.03), (3.0, 0.02))  # smoothness in mm, fraction of the signal
 LEVELS = 4096  # stored intensities are multiples of 1 / LEVELS: 12 bits, as scanners give, and files compress well
 
 
 def acquire(
     rng: np.random.Generator,
     scanner: Scanner,
-    share: np.ndarray,
+    fractions: np.ndarray,
     inside: np.ndarray,
     voxels: np.ndarray,
     templates: Templates,
@@ -31,26 +31,27 @@ def acquire(
     Args:
         rng: source of everything random in this scan.
         scanner: the protocol.
-        share: tissue shares [14, N] of the voxels `inside`; they sum to the share of brain (channel 0 is CSF).
+        fractions: tissue fractions [14, N] of the voxels `inside`; they sum to the fraction of brain (channel 0 is
+            CSF).
         inside: bool [D, H, W], the voxels that hold some brain.
-        voxels: where these N voxels lie in the templates, in their voxels [3, N].
+        voxels: positions of these N voxels in the templates, in their voxels [3, N].
         templates: for texture and distance to the ventricles.
         axes: positions of the grid along x, y, z in mm.
     """
     spacing = np.array([axis[1] - axis[0] for axis in axes])
     means = tissue_means(rng, scanner)
-    brain = share.sum(0)
-    signal = _weighted_sum(means, share)
-    cortex = _weighted_sum(means[[3, 13]], share[[3, 13]])
+    brain = fractions.sum(0)
+    signal = _weighted_sum(means, fractions)
+    cortex = _weighted_sum(means[[3, 13]], fractions[[3, 13]])
     fluid = np.minimum(np.float32(scanner.sulci) * sample(templates.csf, voxels), 1)
-    signal -= fluid * (cortex - means[0] * (share[3] + share[13]))
+    signal -= fluid * (cortex - means[0] * (fractions[3] + fractions[13]))
     texture = _texture(rng, scanner, voxels, templates)
-    signal += scanner.texture_strength * texture * (1 - share[0])
+    signal += scanner.texture_strength * texture * (1 - fractions[0])
     for sigma, size in SLOW_VARIATION:
         signal *= 1 + np.float32(size) * smooth_field(rng, axes, sigma)[0][inside]
     if scanner.periventricular:
-        signal -= _leukoaraiosis(rng, scanner, voxels, templates, axes, inside) * share[2]
-    # what lies around the brain (dura, vessels) is seen where the mask is too wide
+        signal -= _leukoaraiosis(rng, scanner, voxels, templates, axes, inside) * fractions[2]
+    # the surroundings of the brain (dura, vessels) are seen where the mask is too wide
     around = np.float32(means[0]) * (1.2 + 0.35 * smooth_field(rng, axes, 4.0)[0])
     image = np.clip(around, 0.05, 0.7)
     image[inside] = signal + (1 - brain) * image[inside]
@@ -70,7 +71,7 @@ def acquire(
 
 
 def tissue_means(rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
-    """Mean signal of the 14 labels in this scan."""
+    """Return the mean signal of the 14 labels in this scan."""
     base = np.array([TISSUE[k] + scanner.shift.get(k, 0.0) for k in range(NUM_CLASSES)])
     base = 1 + scanner.contrast * (base - 1)
     jitter = scanner.jitter * np.clip(rng.standard_normal(NUM_CLASSES), -2.5, 2.5)
@@ -96,7 +97,7 @@ def thick_slices(image: np.ndarray, spacing: np.ndarray, axis: int, thickness: f
 
 
 def rician(rng: np.random.Generator, image: np.ndarray, sd: float) -> np.ndarray:
-    """Magnitude of the signal plus complex Gaussian noise."""
+    """Return the magnitude of the signal plus complex Gaussian noise."""
     real = image + np.float32(sd) * rng.standard_normal(image.shape, dtype=np.float32)
     imaginary = np.float32(sd) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.sqrt(real**2 + imaginary**2)
@@ -105,7 +106,9 @@ def rician(rng: np.random.Generator, image: np.ndarray, sd: float) -> np.ndarray
 def strip_mask(
     rng: np.random.Generator, coverage: np.ndarray, spacing: np.ndarray, axes: Sequence[np.ndarray], error: float
 ) -> np.ndarray:
-    """Brain mask whose border wanders by about `error` mm (standard deviation) and lies a little outside on average."""
+    """Return a brain mask whose border wanders by about `error` mm (standard deviation), a little outside on
+    average.
+    """
     sigma = 2.0
     smooth = ndimage.gaussian_filter(coverage, sigma / spacing)
     slope = 1 / (np.sqrt(2 * np.pi) * sigma)  # of a blurred edge, per mm
@@ -130,9 +133,9 @@ def _leukoaraiosis(rng, scanner, voxels, templates, axes, inside) -> np.ndarray:
     return np.float32(strength) * patches * np.exp(-distance / np.float32(4))
 
 
-def _weighted_sum(means: np.ndarray, share: np.ndarray) -> np.ndarray:
-    result = np.zeros(share.shape[1], np.float32)
-    for mean, part in zip(means, share):
+def _weighted_sum(means: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    result = np.zeros(fractions.shape[1], np.float32)
+    for mean, part in zip(means, fractions):
         result += mean * part
     return result
 

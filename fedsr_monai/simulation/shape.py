@@ -1,4 +1,4 @@
-"""How one subject's brain differs from the template: an affine and a diffeomorphism drawn from a population."""
+"""The shape of one subject's brain: an affine and a diffeomorphism from the template, drawn from a population."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsr_monai.atlas.build import BRAIN_CENTRE, grid_affine, transform
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.simulation.fields import grid_axes, smooth_field
 
-# Of the velocity field: smoothness (mm), RMS of each component (mm), share of the variance that is left-right
+# Of the velocity field: smoothness (mm), RMS of each component (mm), fraction of the variance that is left-right
 # symmetric.
 SCALES = ((30.0, 1.6, 0.8), (14.0, 2.0, 0.5), (7.0, 1.5, 0.3), (4.5, 0.7, 0.3))
 SQUARINGS = 7
@@ -38,7 +38,7 @@ class Population:
 def subject_points(
     rng: np.random.Generator, population: Population, affine: np.ndarray, shape: Sequence[int]
 ) -> np.ndarray:
-    """Where each voxel of the subject's grid lies in the template: float32 [3, D, H, W], mm.
+    """Return the position of each voxel of the subject's grid in the template: float32 [3, D, H, W], mm.
 
     x -> A x + u(A x) with the affine A and u = exp(v), the flow of a stationary velocity field after unit time.
     """
@@ -53,7 +53,9 @@ def subject_points(
 
 
 def random_affine(rng: np.random.Generator, population: Population) -> np.ndarray:
-    """Subject to template, mm [4, 4]: rotation about the brain's centre, shift, scale along each axis."""
+    """Return the affine from subject to template, mm [4, 4]: rotation about the brain's centre, shift, scale along each
+    axis.
+    """
     angles = np.deg2rad(ROTATION_SD * _bounded(rng, 3))
     shift = TRANSLATION_SD * _bounded(rng, 3)
     # half of the variance of the scale is common to the three axes
@@ -71,7 +73,9 @@ def random_affine(rng: np.random.Generator, population: Population) -> np.ndarra
 
 
 def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -> np.ndarray:
-    """Velocity in mm on the velocity grid [3, X, Y, Z]: four scales of noise, `growth` mm of the ventricles' walls."""
+    """Return a velocity in mm on the velocity grid [3, X, Y, Z]: four scales of noise, `growth` mm of the ventricles'
+    walls.
+    """
     axes = grid_axes(velocity_affine(), _SHAPE)
     velocity = sum(
         amplitude * rms * smooth_field(rng, axes, sigma, symmetric, mirror=(-1, 1, 1))
@@ -82,7 +86,7 @@ def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -
 
 
 def integrate(velocity: np.ndarray) -> np.ndarray:
-    """Displacement exp(v) - id, in mm, by scaling and squaring on the velocity grid.
+    """Return the displacement exp(v) - id, in mm, by scaling and squaring on the velocity grid.
 
     scipy rather than MONAI's `DVF2DDF`: workers fork, and torch's thread pool does not survive that.
     """

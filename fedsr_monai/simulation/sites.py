@@ -23,7 +23,7 @@ from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 
-RECORD = "simulation.json"  # in each site folder: what its scans were made from
+RECORD = "simulation.json"  # in each site folder: the arguments that its scans were made from
 
 
 def simulate_sites(
@@ -42,10 +42,10 @@ def simulate_sites(
     """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
 
     Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that
-    both have unchanged. A run that was interrupted goes on where it was; a finished subject is not made again.
+    both have unchanged. An interrupted run is resumed; a finished subject is not simulated again.
 
     Args:
-        out: folder for the site folders, one a profile.
+        out: folder for the site folders, one per profile.
         sites: number of hospitals; beyond the built-in profiles they are drawn at random.
         training, validation, test: scans per site; training scans get no labels.
         spacing: voxel size in mm.
@@ -146,7 +146,7 @@ def simulate_labelled(
 
 
 def _make(jobs: Sequence[tuple], processes: int) -> None:
-    """Simulate the subjects whose files are not there yet."""
+    """Simulate the subjects whose files do not exist yet."""
     missing = [job for job in jobs if not all((job[0] / file).is_file() for file in job[2].values())]
     with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="simulate", unit="subject") as bar:
         for _ in _run(missing, processes):
@@ -159,7 +159,7 @@ def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool)
             names = [name.strip() for name in names.split(",")]
         doubled = sorted({name for name in names if list(names).count(name) > 1})
         if doubled or not names or (unseen and UNSEEN in names):
-            raise UserError(f"profiles is {','.join(names)!r}, expected each name once: correct the list")
+            raise UserError("profiles", found=repr(",".join(names)), expected="each name once")
         return [profile(name) for name in names]
     seen = [member for name, member in PROFILES.items() if name != UNSEEN]
     drawn = [
@@ -184,8 +184,10 @@ def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
             yield from (future.result() for future in as_completed(futures))
         except BrokenProcessPool:
             raise UserError(
-                f"{jobs[0][0].parent}: a worker process was killed, expected it to finish (about 1 GB of memory each): "
-                "run the command again with processes=1, finished subjects are kept"
+                jobs[0][0].parent,
+                found="that a worker process was killed",
+                expected="about 1 GB of memory for each",
+                fix="run the command again with processes=1 (finished subjects are kept)",
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""One simulated subject: an anatomy of its own shape, seen by a scanner of its own look, with exact labels."""
+"""One simulated subject: an anatomy with a shape of its own, imaged by a scanner, with exact labels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from fedsr_monai.simulation.shape import subject_points
 def simulate_subject(
     profile: Profile, seed: int | Sequence[int], spacing: float | Sequence[float], shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of `grid_affine`.
+    """Simulate one subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of
+    `grid_affine`.
 
     The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template
-    but tissue means, another template's texture and the scanner's faults on those maps. `seed` is whatever
+    but tissue means, another template's texture and the scanner's faults on those maps. `seed` is anything that
     `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on
     the grid: a subject stays itself under another scanner or resolution.
 
@@ -37,8 +38,8 @@ def simulate_subject(
     soft, near = soft_labels(tuple(LOW_PASS * np.diag(affine)[:3]))
     inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
     voxels = voxels[:, inside]
-    share = np.stack([sample(channel, voxels) for channel in soft])
+    fractions = np.stack([sample(channel, voxels) for channel in soft])
     label = np.zeros(inside.shape, np.uint8)
-    label[inside] = label_of(share)
-    image = acquire(look, profile.scanner, share / 255, inside, voxels, templates, grid_axes(affine, shape))
+    label[inside] = label_of(fractions)
+    image = acquire(look, profile.scanner, fractions / 255, inside, voxels, templates, grid_axes(affine, shape))
     return image, label

@@ -1,4 +1,4 @@
-"""What draws training images from the labelled atlas: random anatomy, random appearance."""
+"""Training images drawn from the labelled atlas, with random anatomy and appearance. They are not MONAI transforms."""
 
 from fedsr_monai.synthesis.labelled_scans import LabelledScans
 from fedsr_monai.synthesis.random_appearance import RandomAppearance

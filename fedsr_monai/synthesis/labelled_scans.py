@@ -1,4 +1,4 @@
-"""Labelled scans in the place of the random atlas: what there is plenty of where anatomy is simulated."""
+"""Labelled scans instead of random atlases, where labels are plentiful because anatomy is simulated."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from fedsr_monai.spatial.reader import VolumeReader
 
 
 class LabelledScans:
-    """Draws from labelled scans, a share of the time, and else from another source; stands where :class:`RandomAtlas` does.
+    """Draw a labelled scan with a given probability, and otherwise from another source; a replacement of `RandomAtlas`.
 
-    The labels of the random atlas are those of an atlas on the coarse grid, deformed: thin structures lose a few percent of their Dice by
-    that. Labels of simulated subjects come from the 1 mm anatomy. Weights that are to ship see both.
+    The labels of the random atlas are those of an atlas on the coarse grid, deformed: thin structures lose a few
+        percent of
+    their Dice by that. Labels of simulated subjects come from the 1 mm anatomy. Weights that are to ship see both.
 
-    Half of the scans are mirrored left to right (the labels merge both sides), and their contrast and noise vary a little, so that a
-    scan is not seen twice. All draws come from torch's global generator.
+    Half of the scans are mirrored left to right (the labels merge both sides), and their contrast and noise vary a
+    little, so that no scan is seen twice. All draws come from torch's global generator.
 
     Args:
         items: scans with `image` and `label`, as of `site_datalist`, on the atlas' grid.
         otherwise: what draws the rest, called with the same arguments.
-        share: how often a labelled scan is drawn.
+        probability: of drawing a labelled scan.
         gamma: range of the exponent.
         noise: largest standard deviation of the added noise.
     """
@@ -31,19 +32,22 @@ class LabelledScans:
         self,
         items: Sequence[Mapping[str, str]],
         otherwise: Callable,
-        share: float = 0.85,
+        probability: float = 0.85,
         gamma: tuple[float, float] = (0.85, 1.15),
         noise: float = 0.02,
     ) -> None:
-        self.items, self.otherwise, self.share, self.gamma, self.noise = list(items), otherwise, share, gamma, noise
+        self.items, self.otherwise, self.probability = list(items), otherwise, probability
+        self.gamma, self.noise = gamma, noise
         self._load = LoadImage(VolumeReader(), ensure_channel_first=True)
 
     @torch.no_grad()
     def __call__(
         self, image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of :class:`RandomAtlas`."""
-        if torch.rand(()) >= self.share:
+        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of
+        :class:`RandomAtlas`.
+        """
+        if torch.rand(()) >= self.probability:
             return self.otherwise(image, label, ddf)
         item = self.items[int(torch.randint(0, len(self.items), ()))]
         scan, ids = (self._load(item[key]).as_tensor()[None].to(image.device) for key in ("image", "label"))

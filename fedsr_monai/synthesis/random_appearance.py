@@ -11,7 +11,9 @@ from fedsr_monai.synthesis.random_deformation import smooth_noise
 
 
 def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Mean intensity of each label [num_classes]; label 0 counts inside the brain only (image > 0: cerebrospinal fluid)."""
+    """Return the mean intensity of each label [num_classes]; label 0 counts inside the brain only (image > 0:
+    cerebrospinal fluid).
+    """
     inside = (image > 0).flatten()
     ids = label.flatten().long()[inside]
     values = image.flatten()[inside]
@@ -20,7 +22,8 @@ def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> 
 
 
 class RandomAppearance:
-    """Draws T1-like images of a labelled atlas. Contrast is drawn before the warp (:meth:`contrast`), the scanner after it (:meth:`scan`).
+    """Draw T1-like images of a labelled atlas: the contrast before the warp (`contrast`), the scanner after it
+    (`scan`).
 
     All draws come from torch's global generator.
 
@@ -28,8 +31,8 @@ class RandomAppearance:
         num_classes: labels with background.
         spacing: voxel size in millimetres.
         mean_sd: spread of each label's mean around the atlas' (the whole range is 1).
-        noise, bias, gamma, blur: ranges of the noise's standard deviation, of the log bias field's, of the exponent and of the
-            Gaussian blur's sigma in voxels.
+        noise, bias, gamma, blur: ranges of the noise's standard deviation, of the log bias field's, of the exponent and
+            of the Gaussian blur's sigma in voxels.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class RandomAppearance:
         self.noise, self.bias, self.gamma, self.blur = noise, bias, gamma, blur
 
     def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays 0."""
+        """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays
+        0.
+        """
         means = tissue_means(image, label, self.num_classes)
         grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
         drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
@@ -73,8 +78,8 @@ class RandomAppearance:
         level = float(torch.empty(()).uniform_(*self.noise))
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
         if torch.rand(()) < 0.5:  # an imperfect skull strip: the mask is moved in or out in patches
-            share = _filter(brain.float(), 3 * [torch.ones(3)])
-            brain = share > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
+            coverage = _filter(brain.float(), 3 * [torch.ones(3)])
+            brain = coverage > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
         image = image * brain
         top = torch.quantile(image[brain][:: max(1, int(brain.sum()) // 20000)], 0.995) if brain.any() else image.max()
         return (image / (top + 1e-6)).clamp(0, 1)
@@ -86,7 +91,8 @@ def _blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
 
 
 def _filter(image: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
-    # One odd set of weights an axis, normalised; zeros outside the volume. As matrices with the taps beside their diagonals.
+    # One odd set of weights per axis, normalised; zeros outside the volume. As matrices with the taps beside their
+    # diagonals.
     matrices = []
     for n, weights in zip(image.shape[2:], taps):
         middle = len(weights) // 2

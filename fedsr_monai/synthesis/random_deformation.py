@@ -13,23 +13,25 @@ from fedsr_monai.spatial.warping import compose, integrate, resample, resize_ddf
 
 
 def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch.device) -> torch.Tensor:
-    """Unit-variance noise [1, channels, *shape] that varies over about ``step`` voxels: a coarse random grid, resampled trilinearly.
+    """Draw unit-variance noise [1, channels, *shape] that varies over about `step` voxels: a coarse random grid,
+    resampled trilinearly.
 
-    The coarse grid lies at a random offset, so that its nodes leave no pattern over many draws.
+    The coarse grid has a random offset, so that its nodes leave no pattern over many draws.
     """
     coarse = [max(2, math.ceil(n / step) + 2) for n in shape]
     noise = torch.randn(channels, *coarse, device=device)
-    places = []
+    positions = []
     for n, nodes in zip(shape, coarse):
         size = max(n, round(nodes * step))  # voxels over the whole coarse grid, of which n are kept
         start = int(torch.randint(0, size - n + 1, ()))
-        places.append((start + torch.arange(n, device=device)) * ((nodes - 1) / (size - 1)))
-    noise = resample(noise, places)
+        positions.append((start + torch.arange(n, device=device)) * ((nodes - 1) / (size - 1)))
+    noise = resample(noise, positions)
     return noise[None] / (noise.std() + 1e-6)
 
 
 class RandomDeformation:
-    """Draws diffeomorphic displacement fields: an affine part, velocity fields at several scales, and growth of one structure.
+    """Draw diffeomorphic displacement fields: an affine part, velocity fields at several scales, and growth of one
+    structure.
 
     Draws come from torch's global generator: seed that and the same fields follow.
 
@@ -40,8 +42,8 @@ class RandomDeformation:
         rotation: largest rotation about each axis in degrees.
         zoom: range of the isotropic scale (each axis varies by a further 4 %).
         shift: largest translation in millimetres.
-        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink every other time; else
-            some other structure does, by up to 40 % of that.
+        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink every other
+            time; otherwise some other structure does, by up to 40 % of that.
         growing: label ids of the ventricles.
     """
 
@@ -61,10 +63,12 @@ class RandomDeformation:
         self.growth, self.growing = growth, growing
 
     def __call__(self, label: torch.Tensor, ddf: torch.Tensor | None = None) -> torch.Tensor:
-        """Displacement [1, 3, D, H, W] in voxels for a label map [1, 1, D, H, W].
+        """Return a displacement [1, 3, D, H, W] in voxels.
 
-        ``ddf`` [1, 3, D/2, H/2, W/2], in half-resolution voxels, is applied first where given: a share of the current registration, so that
-        random anatomy stays near real anatomy.
+        Args:
+            label: label map [1, 1, D, H, W].
+            ddf: applied first where given, [1, 3, D/2, H/2, W/2] in half-resolution voxels: a part of the current
+                registration, so that random anatomy stays near real anatomy.
         """
         shape = tuple(n // 2 for n in label.shape[2:])
         device, millimetre = label.device, 1 / (2 * self.spacing)  # half-resolution voxels per millimetre

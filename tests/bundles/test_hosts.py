@@ -1,4 +1,6 @@
-"""The bundles in programs that know nothing of this package: MONAI's own loaders, the model zoo's check, MONAI Deploy."""
+"""The bundles in programs that know nothing of this package: MONAI's own loaders, the model zoo's check, MONAI
+Deploy.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def logits(network: torch.nn.Module, phantom) -> torch.Tensor:
         return network.eval()(phantom[0][None])
 
 
-# -- MONAI ----------------------------------------------------------------------------------------------------------------
+# -- MONAI
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_monai_bundle_load_gives_the_weights_of_the_bundle(bundle, phantom, expected):
@@ -74,7 +77,8 @@ def test_inference_in_another_folder_says_what_to_add(bundle, tmp_path):
     assert done.returncode == 1 and last.startswith("fedsr: models/model.pt: ") and "add --bundle_root" in last
 
 
-# -- the model zoo: the steps of its ci/verify_bundle.py that need no network, by its own rules --------------------------------
+# -- the model zoo: the steps of its ci/verify_bundle.py that need no network, by its own rules
+# --------------------------------
 
 
 def test_zoo_directory_version_and_changelog(bundle):
@@ -123,13 +127,15 @@ def test_zoo_torchscript(bundle, phantom, expected, tmp_path):
     assert network(torch.rand(2, 1, 40, 33, 17)).shape == (2, 14, 40, 33, 17)  # not bound to one shape, as a trace is
 
 
-# -- MONAI Deploy --------------------------------------------------------------------------------------------------------
+# -- MONAI Deploy
+# --------------------------------------------------------------------------------------------------------
 
 
 class BundleOperator:
     """What MonaiBundleInferenceOperator of monai-deploy-app-sdk 3.5 does with a TorchScript bundle, in its own order.
 
-    The SDK itself needs Holoscan, which is not installed here: this is its logic (the configuration files from the archive,
+    The SDK itself needs Holoscan, which is not installed here: this is its logic (the configuration files from the
+        archive,
     loaders and writers dropped by the names of their classes, the image from memory with its affine), not its code.
     """
 
@@ -154,7 +160,9 @@ class BundleOperator:
 
     @torch.no_grad()
     def compute(self, voxels: np.ndarray, affine: np.ndarray) -> MetaTensor:
-        """Return the label map of an image [X, Y, Z], as DICOMSeriesToVolumeOperator hands it over, without a channel."""
+        """Return the label map of an image [X, Y, Z], as DICOMSeriesToVolumeOperator hands it over, without a
+        channel.
+        """
         meta = {"original_channel_dim": "no_channel", "affine": affine, "original_affine": affine, "space": "RAS"}
         inputs = {"image": MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(voxels), meta)}
         inputs = self.preprocessing(inputs)

@@ -194,7 +194,8 @@ def test_integrated_fields_do_not_fold_where_plain_ones_do(phantom, seed):
         network.set_atlas(*phantom)
         with torch.no_grad():
             for velocity in network.registration.velocities:
-                # Displacements of a quarter of the grid. (At a third, some seeds fold a few voxels after any number of squarings.)
+                # Displacements of a quarter of the grid. (At a third, some seeds fold a few voxels after any number of
+                # squarings.)
                 velocity.weight.normal_(std=0.025)
             ddf, _ = network.register(phantom[0][None])
         jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(

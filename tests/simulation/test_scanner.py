@@ -80,7 +80,5 @@ def test_random_hospitals_give_images_too(seed):
 
 
 def test_an_unknown_profile_is_named():
-    with pytest.raises(
-        UserError, match="^profile 'mars' is unknown, expected one of adult-3t, elderly-3t, thick-slice, "
-    ):
+    with pytest.raises(UserError, match="profiles: found 'mars', expected one of adult-3t, "):
         profile("mars")

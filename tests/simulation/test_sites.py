@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from fedsr_monai import files
 from fedsr_monai.errors import UserError
 from fedsr_monai.simulation import sites as module
 from fedsr_monai.simulation.sites import simulate_sites
@@ -88,18 +89,14 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_other_arguments_do_not_mix_into_a_folder(folder):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="adult-3t: found a simulation of other settings .*simulation.json.*; choose"):
         simulate_sites(folder, seed=5, **TINY)
-    assert str(error.value) == (
-        f"{folder}/adult-3t: holds a simulation with other arguments (simulation.json), expected none or the same seed, "
-        "spacing and shape: choose another folder or remove this one"
-    )
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "adult-3t").mkdir()
     (tmp_path / "adult-3t/thesis.tex").write_text("")
-    with pytest.raises(UserError, match="adult-3t: holds files of something else, expected a new or empty folder: "):
+    with pytest.raises(UserError, match="adult-3t: found files of something else"):
         simulate_sites(tmp_path, **TINY)
     assert [path.name for path in (tmp_path / "adult-3t").iterdir()] == ["thesis.tex"]
 
@@ -107,34 +104,33 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only a forked worker inherits the patch")
 def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "simulate_subject", lambda *arguments: os._exit(9))
-    with pytest.raises(
-        UserError, match="^/.*: a worker process was killed, .* processes=1, finished subjects are kept$"
-    ):
+    with pytest.raises(UserError, match="worker process was killed, .*processes=1"):
         simulate_sites(tmp_path, **{**TINY, "processes": 2})
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, processes):
-    def full(path, volume, affine):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_volume", full)
-    with pytest.raises(
-        UserError, match="training-001.nii.gz: cannot be written .No space left on device., expected free"
-    ):
-        simulate_sites(tmp_path, **TINY)
+    simulate_sites(tmp_path, **{**TINY, "test": 0})
+    for file in (tmp_path / "adult-3t/images").iterdir():
+        file.unlink()
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="(training|validation)-001.nii.gz: .*No space left on device"):
+        simulate_sites(tmp_path, **{**TINY, "test": 0, "processes": processes})
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"sites": 0}, "sites is 0, expected a whole number of at least 1: correct the argument"),
-        ({"training": 0}, "training is 0, expected a whole number of at least 1: correct the argument"),
-        ({"test": -1}, "test is -1, expected a whole number of at least 0: correct the argument"),
-        ({"seed": 1.5}, "seed is 1.5, expected a whole number of at least 0: correct the argument"),
-        ({"processes": True}, "processes is True, expected a whole number of at least 1: correct the argument"),
-        ({"profiles": ["adult-3t"] * 2}, "profiles is 'adult-3t,adult-3t', expected each name once: correct the list"),
-        ({"profiles": "mars"}, "profile 'mars' is unknown, expected one of "),
+        ({"sites": 0}, "sites: found 0, expected a whole number of at least 1"),
+        ({"training": 0}, "training: found 0, expected a whole number of at least 1"),
+        ({"test": -1}, "test: found -1, expected a whole number of at least 0"),
+        ({"seed": 1.5}, "seed: found 1.5, expected a whole number of at least 0"),
+        ({"processes": True}, "processes: found True, expected a whole number of at least 1"),
+        ({"profiles": ["adult-3t"] * 2}, "profiles: found 'adult-3t,adult-3t', expected each name once"),
+        ({"profiles": "mars"}, "profiles: found 'mars', expected one of "),
         (
             {"shape": (20, 20, 20)},
             "grid: found (20, 20, 20) at 6 x 6 x 6 mm, which cuts the brain, expected at least (24, 30, 26) voxels",

@@ -29,7 +29,7 @@ def never(*arguments):
 
 
 def test_draws_are_images_and_labels_of_the_contract(items, phantom):
-    scans = LabelledScans(items, never, share=1.0)
+    scans = LabelledScans(items, never, probability=1.0)
     mirrored = set()
     for seed in range(8):
         torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def test_draws_are_images_and_labels_of_the_contract(items, phantom):
 
 
 def test_same_torch_seed_same_draw(items, phantom):
-    scans = LabelledScans(items, never, share=1.0)
+    scans = LabelledScans(items, never, probability=1.0)
     torch.manual_seed(3)
     one = scans(phantom[0][None], phantom[1][None])[0]
     torch.manual_seed(3)
@@ -55,7 +55,7 @@ def test_same_torch_seed_same_draw(items, phantom):
 
 def test_the_rest_comes_from_the_other_source(items, phantom):
     asked = []
-    scans = LabelledScans(items, lambda *arguments: asked.append(arguments) or arguments[:2], share=0.5)
+    scans = LabelledScans(items, lambda *arguments: asked.append(arguments) or arguments[:2], probability=0.5)
     torch.manual_seed(0)
     for _ in range(40):
         scans(phantom[0][None], phantom[1][None], None)

@@ -59,13 +59,13 @@ def test_a_share_of_the_registration_is_composed_in(phantom):
     ddf = torch.zeros(1, 3, 32, 32, 32)
     ddf[:, 2] = 4.0
     torch.manual_seed(0)
-    share = float(torch.empty(()).uniform_(0, 1.0))
+    fraction = float(torch.empty(()).uniform_(0, 1.0))
     torch.manual_seed(0)
     image, label = RandomAtlas(Still(), Plain())(phantom[0][None], phantom[1][None], ddf)
-    assert 0 < share < 1
-    assert torch.equal(image, warp(phantom[0][None], share * ddf))
+    assert 0 < fraction < 1
+    assert torch.equal(image, warp(phantom[0][None], fraction * ddf))
     torch.manual_seed(0)
-    image, _ = RandomAtlas(Still(), Plain(), registration_share=0.0)(phantom[0][None], phantom[1][None], ddf)
+    image, _ = RandomAtlas(Still(), Plain(), registration_fraction=0.0)(phantom[0][None], phantom[1][None], ddf)
     torch.testing.assert_close(image[0], phantom[0])
 
 

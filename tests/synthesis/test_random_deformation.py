@@ -47,7 +47,9 @@ def test_fields_deform_without_folding(phantom):
     for seed in range(4):
         ddf = field_of(phantom[1], seed)
         assert 0.1 < ddf.square().sum(1).sqrt().mean() < 5  # voxels of 6 mm
-        jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(3, 3, 1, 1, 1)
+        jacobian = torch.stack([torch.stack(torch.gradient(ddf[0, i])) for i in range(3)]) + torch.eye(3).view(
+            3, 3, 1, 1, 1
+        )
         assert (torch.linalg.det(jacobian.permute(2, 3, 4, 0, 1)) <= 0).float().mean() < 1e-3
 
 
