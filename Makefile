@@ -12,7 +12,7 @@ LABEL_PIP := $(LABEL_VENV)/bin/pip --disable-pip-version-check
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format docs wheel clean label-env label test-label
+.PHONY: help install demo test test-fast lint format docs wheel clean label-env label test-label test-flare
 
 help:
 	@echo "make demo     install into $(VENV), then simulate, federate, personalise, evaluate: ./demo/report.html"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-fast  the same without the slow tests: under two minutes on two cores"
 	@echo "make label STUDIES=DIR  serve the scans of a folder with MONAI Label, from an environment of its own, $(LABEL_VENV)"
 	@echo "make label-env, make test-label  only install that environment, or test in it with a real server"
+	@echo "make test-flare  test over real processes with mutual TLS, killed and aborted, on this machine alone (Linux)"
 	@echo "make lint     check format, rules, docstrings (ruff) and types (mypy); make format: let ruff format the code"
 	@echo "make docs     build the documentation site in build/docs; a warning is an error"
 	@echo "make wheel    build dist/*.whl, bundles included"
@@ -64,6 +65,10 @@ label: $(LABEL_VENV)/.installed
 
 test-label: $(LABEL_VENV)/.installed
 	OMP_NUM_THREADS=1 $(LABEL_VENV)/bin/python -m pytest tests/monai_label $(PYTEST_ARGS)
+
+# Server and hospitals as processes of their own, in a network namespace of their own; job processes are killed. Five to eight minutes.
+test-flare: $(VENV)/.installed-test
+	FEDSR_POC=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flare/test_poc.py $(PYTEST_ARGS)
 
 $(LABEL_VENV)/.installed: setup.cfg pyproject.toml constraints-label.txt
 	@echo "Installing MONAI Label and fedsr-monai with the versions of constraints-label.txt into $(LABEL_VENV)"

@@ -10,7 +10,6 @@ imports of `hello+monai` alone, and those with our executor's after them.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import os
@@ -142,6 +141,8 @@ def main(repeats: int) -> None:
     sys.path.insert(0, str(ROOT))
     import nvflare
 
+    from fedsr_monai.files import write_csv
+
     alone = ["nvflare.apis.executor", *MONAI]
     imports = {"imports": alone, "imports+fedsr": [*alone, "fedsr_monai.flare.executor"]}
     seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*IMPORTS, "fedsr", *imports)}
@@ -149,22 +150,16 @@ def main(repeats: int) -> None:
         for kind, found in seconds.items():  # one after the other, so that a busy minute affects all of them
             found.append(measure_imports(imports[kind]) if kind in imports else measure(kind))
             print(kind, *(f"{value:.1f}" for value in found[-1]), flush=True)
-    with open(ROOT / "benchmarks" / "flare.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "job",
-                "nvflare",
-                "repeats",
-                "cpu_seconds_min",
-                "cpu_seconds_median",
-                "wall_seconds_min",
-                "wall_seconds_median",
-            ]
-        )
-        for kind, found in seconds.items():
-            numbers = [f"{pick(values):.1f}" for values in zip(*found) for pick in (min, statistics.median)]
-            writer.writerow([kind, nvflare.__version__, repeats, *numbers])
+    rows = []
+    for kind, found in seconds.items():
+        row = {"job": kind, "nvflare": nvflare.__version__, "repeats": repeats}
+        for name, values in zip(("cpu", "wall"), zip(*found)):
+            row |= {
+                f"{name}_seconds_min": f"{min(values):.1f}",
+                f"{name}_seconds_median": f"{statistics.median(values):.1f}",
+            }
+        rows.append(row)
+    write_csv(ROOT / "benchmarks" / "flare.csv", list(rows[0]), rows)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def with_own_ids(path: Path, label_info: Sequence[Mapping[str, Any]], out: Path)
         UserError: the file cannot be read or holds other than whole numbers, or see `label_ids`.
     """
     try:
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
         volume = np.asarray(image.dataobj)
     except Exception as error:  # nibabel raises half a dozen types for a file that is not whole
         found = f"a file that cannot be read ({type(error).__name__})"

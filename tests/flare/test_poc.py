@@ -11,10 +11,12 @@ import pytest
 @pytest.mark.skipif("FEDSR_POC" not in os.environ, reason="takes minutes and needs Linux namespaces: set FEDSR_POC=1")
 def test_real_processes_over_mutual_tls(tmp_path):
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "poc.py"), "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        "0 differ from fedsr federate" in done.stdout
-        and "9 of 9 results ok" in done.stdout
-        and "7 of 9 results ok" in done.stdout
-    )
+    for line in (
+        "0 differ from fedsr federate",
+        "9 of 9 results ok",  # a job process was killed, and restarted
+        "7 of 9 results ok",  # one was killed that may not be restarted
+        "submitted again: FINISHED:COMPLETED, 0 tensors differ",  # after an abort
+    ):
+        assert line in done.stdout, done.stdout

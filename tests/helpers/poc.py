@@ -2,12 +2,13 @@
 
     python tests/helpers/poc.py [--folder KEEP]
 
-It provisions certificates with FLARE, starts a server and three sites as a hospital would, and submits two jobs of `fedsr export-job`.
+It provisions certificates with FLARE, starts a server and three sites as a hospital would, and submits jobs of `fedsr export-job`.
 In the first, hospital-b's job process is killed in the second round: it is restarted, and the downloaded model and all sites' networks are
 those of `fedsr federate` to the last bit. In the second, hospital-c's process is killed and may not be restarted: the job completes with
-the other two, and the table says who was missing. Everything runs in a network
+the other two, and the table says who was missing. A third job is aborted in the second round, whose rows are in the table all the same,
+and submitted again: it resumes, and ends in the same bits as the first. Everything runs in a network
 namespace of its own (FLARE listens on all interfaces) and a process namespace of its own, whose end is the end of every process in
-it, whatever happened. Linux with unprivileged user namespaces; takes three to four minutes.
+it, whatever happened. Linux with unprivileged user namespaces; takes five to eight minutes.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def run(folder: Path) -> int:
     common = ["--rounds", str(ROUNDS), "--override", *OVERRIDES, "--sites", *sites]
     fedsr("export-job", "restarted", "--min_sites", "3", *common)
     fedsr("export-job", "lost", "--min_sites", "2", "--wait", "5", *common)
+    fedsr("export-job", "aborted", "--min_sites", "3", *common)
     forbid_restarts(kits / "hospital-c" / "local" / "resources.json")
     say(f"provisioned: {', '.join(certificates)} at every site; jobs exported")
 
@@ -147,8 +149,32 @@ def run(folder: Path) -> int:
     if good is not None:
         good = compare(folder, kits, good)
     lost = run_job(session, folder / "lost", states, "hospital-c")
+    resumed = abort_and_resubmit(session, folder, states)
     session.close()
-    return 0 if good and lost is not None and check_lost(lost) else 1
+    return 0 if good and resumed and lost is not None and check_lost(lost) else 1
+
+
+def abort_and_resubmit(session, folder: Path, states: Path) -> bool:
+    """Whether a job that is aborted in the second round leaves its rows, and ends in the reference's bits when submitted again."""
+    import torch
+
+    from fedsr_monai.federation.storage import read_tensors
+
+    run_folder = states / "aborted"
+    number = session.submit_job(str(folder / "aborted"))
+    wait_for_round(run_folder / "server" / "state.json")
+    session.abort_job(number)
+    status = wait(session, number)
+    rows = [row.split(",")[:4] for row in (run_folder / "participation.csv").read_text().splitlines()[1:]]
+    opened = [row for row in rows if row[0] == "2"]
+    say(f"aborted: {status}; rows of the open round: {opened}")
+    again = wait(session, session.submit_job(str(folder / "aborted")))
+    name = f"server/round_{ROUNDS:04d}.safetensors"
+    expected, found = read_tensors(folder / "reference" / name), read_tensors(run_folder / name)
+    differing = [key for key in expected if not torch.equal(expected[key], found[key])]
+    say(f"submitted again: {again}, {len(differing)} tensors differ from fedsr federate")
+    named = [row[1] for row in opened] == list(SITES) and any(row[2] == "timeout" for row in opened)
+    return status == "FINISHED:ABORTED" and named and again == "FINISHED:COMPLETED" and not differing
 
 
 def forbid_restarts(file: Path) -> None:
@@ -177,11 +203,7 @@ def run_job(session, job: Path, states: Path, victim: str) -> Path | None:
 
 def kill(site: str, state: Path, seconds: float = 200) -> None:
     """Kill the job process of a site as soon as one round is complete."""
-    deadline = time.time() + seconds
-    while not (state.exists() and json.loads(state.read_text())["round"] >= 1):
-        if time.time() > deadline:
-            raise TimeoutError(f"{state}: no complete round")
-        time.sleep(0.2)
+    wait_for_round(state, seconds)
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
@@ -218,6 +240,15 @@ def wait(session, job: str, seconds: float = 300) -> str:
             return status
         time.sleep(1)
     return "not finished in time"
+
+
+def wait_for_round(state: Path, seconds: float = 200) -> None:
+    """Wait until the first round is complete."""
+    deadline = time.time() + seconds
+    while not (state.exists() and json.loads(state.read_text())["round"] >= 1):
+        if time.time() > deadline:
+            raise TimeoutError(f"{state}: no complete round")
+        time.sleep(0.2)
 
 
 def check_lost(run_folder: Path) -> bool:

@@ -19,10 +19,8 @@ from monai.bundle import run
 from scipy.spatial.transform import Rotation
 
 from fedsr_monai.atlas.standard import standard_grid
-from fedsr_monai.inference.segment import segment
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
-from tests.helpers.raw_scans import raw_scan, save
 
 pytest.importorskip("monailabel", reason="needs the environment of `make label-env`")
 requests = pytest.importorskip("requests")
@@ -51,14 +49,6 @@ def studies(tmp_path, phantom) -> Path:
         image = nib.Nifti1Image((volume * (1000 - 200 * number)).astype(np.int16), own.affine)
         nib.save(image, tmp_path / "scans" / f"scan{number}.nii.gz")
     return tmp_path / "scans"
-
-
-@pytest.fixture
-def raw_head(studies, phantom) -> Path:
-    """The phantom in a whole head, anywhere in space, among the scans."""
-    image, label = (volume[0].numpy() for volume in phantom)
-    volume, _, grid, _ = raw_scan(1, skull=True, source=(image, label, GRID))
-    return save(studies / "head.nii.gz", volume, grid.affine)
 
 
 @contextlib.contextmanager
@@ -96,8 +86,8 @@ def server(studies: Path, *options: str):
         process.wait(30)
 
 
-def infer(address: str, name: str, folder: Path, model: str = "fedsr_site") -> nib.Nifti1Image:
-    answer = requests.post(f"{address}/infer/{model}", params={"image": name, "output": "image"}, timeout=120)
+def infer(address: str, name: str, folder: Path) -> nib.Nifti1Image:
+    answer = requests.post(f"{address}/infer/fedsr_site", params={"image": name, "output": "image"}, timeout=120)
     assert answer.status_code == 200, answer.text
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.nii.gz").write_bytes(answer.content)
@@ -134,7 +124,7 @@ def bundle_inference(bundle: Path, scan: Path, out: Path) -> nib.Nifti1Image:
     return nib.load(out / f"{scan.name.removesuffix('.nii.gz')}_dseg.nii.gz")
 
 
-def test_segment_correct_train_and_segment_again(studies, raw_head, site_folder, phantom, tmp_path):
+def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, tmp_path):
     model = tmp_path / "app" / "model" / "fedsr_site" / "models" / "model.pt"
     with server(studies, "--out", str(tmp_path / "app"), "--site", str(site_folder())) as address:
         info = requests.get(f"{address}/info/", timeout=60).json()
@@ -149,13 +139,6 @@ def test_segment_correct_train_and_segment_again(studies, raw_head, site_folder,
         assert np.allclose(served.affine, direct.affine, atol=1e-5)
         labels = np.asarray(served.dataobj).astype(int)
         assert (labels == np.asarray(direct.dataobj)).mean() > 0.999 and len(np.unique(labels)) > 3
-
-        head = infer(address, "head", tmp_path / "served", "fedsr_site_raw")
-        site = str(site_folder())
-        (direct,) = segment([raw_head], tmp_path / "raw", model.parents[1], site=site, raw=True, progress=False)
-        direct = nib.load(direct)
-        assert head.shape == direct.shape and np.allclose(head.affine, direct.affine, atol=1e-5)
-        assert np.array_equal(np.asarray(head.dataobj), np.asarray(direct.dataobj))
 
         # A scan that cannot be labelled: the client sees the line that says what to do.
         nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), studies / "empty.nii.gz")
