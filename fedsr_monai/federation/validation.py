@@ -22,7 +22,7 @@ MAX_IMAGES = 100_000
 LONGEST_REASON = 200
 MOST_FOREIGN = 3  # foreign keys named one by one
 NORM_FACTOR = 10.0
-NORM_FLOOR = 0.01
+NORM_FLOOR = 0.002
 
 
 def plain_tensor(value: Any) -> torch.Tensor | None:

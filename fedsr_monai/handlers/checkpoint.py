@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import atomic_path
+from fedsr_monai.files import write_bytes
 
 
 def state_of(item: Any) -> Any:
@@ -46,11 +47,13 @@ def save_checkpoint(content: nn.Module | Mapping[str, Any], path: str | os.PathL
         if isinstance(content, nn.Module)
         else {name: state_of(item) for name, item in content.items()}
     )
-    with atomic_path(path) as temporary:
-        if Path(path).suffix == ".safetensors":
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
-        else:
-            torch.save(state, temporary)
+    if Path(path).suffix == ".safetensors":
+        content_bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    else:
+        buffer = io.BytesIO()  # torch's own writer turns a full disk into an error that does not say so
+        torch.save(state, buffer)
+        content_bytes = buffer.getvalue()
+    write_bytes(path, content_bytes)
 
 
 class AtomicCheckpoint:

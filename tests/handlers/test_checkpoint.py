@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +108,17 @@ def test_an_unknown_key_metric_is_named(tmp_path):
     AtomicCheckpoint(tmp_path / "best.pt", {"round": 1}, key_metric="val_dice").attach(engine)
     with pytest.raises(UserError, match="key_metric: found 'val_dice', expected .*dice"):
         engine.run([0])
+
+
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_checkpoint({"model": {"w": torch.zeros(3)}}, path)
+    before = path.read_bytes()
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="model.pt.*cannot be written.*free some space"):
+        save_checkpoint({"model": {"w": torch.ones(3)}}, path)
+    assert path.read_bytes() == before
