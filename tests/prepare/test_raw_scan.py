@@ -58,7 +58,7 @@ def test_a_raw_scan_is_labelled_in_its_own_space_and_the_field_maps_the_atlas_to
 
     def predict(self, scan):
         seen["scan"] = scan
-        return Prediction(logits, ddf)
+        return Prediction(logits, 0.3 * ddf)  # small, so that both heads agree as those of a good result do
 
     monkeypatch.setattr(FedSRNet, "predict", predict)
     (written,) = segment([path], tmp_path / "out", weights=weights, site=site, register=True, raw=True)
