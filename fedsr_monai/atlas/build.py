@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from fedsr_monai.atlas.templates import Templates, high_resolution_templates
+from fedsr_monai.atlas.templates import NUM_REGIONS, Templates, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
 
@@ -92,23 +92,27 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
 
 @lru_cache(maxsize=2)
 def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 1 mm one-hot maps after a Gaussian of `sigma` mm: uint8 [14, D, H, W], 255 is certainty.
+    """Return the 1 mm one-hot maps of the regions after a Gaussian of `sigma` mm: uint8 [NUM_REGIONS, D, H, W], 255 is certainty.
 
     Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second
     result, bool [D, H, W], tells where any of them is above 0.
     """
     templates = high_resolution_templates()
-    result = np.empty((NUM_CLASSES, *templates.label.shape), np.uint8)
-    for k in range(NUM_CLASSES):
+    result = np.empty((NUM_REGIONS, *templates.label.shape), np.uint8)
+    for k in range(NUM_REGIONS):
         one_hot = ((templates.label == k) & templates.mask).astype(np.float32)
         result[k] = np.rint(255 * ndimage.gaussian_filter(one_hot, sigma, truncate=3))
     return result, np.any(result, axis=0)
 
 
 def label_of(probability: np.ndarray) -> np.ndarray:
-    """Return the argmax of [14, ...] (sum at most 255) where everything outside the mask counts as background; uint8."""
-    with_outside = probability.copy()
-    with_outside[0] = 255 - probability[1:].sum(0)
+    """Return the label with the largest fraction in [NUM_REGIONS, ...] (sum at most 255); uint8.
+
+    What belongs to no structure counts as background, all of it together: fluid, what is outside the mask, and the tissue that the
+    structures leave out.
+    """
+    with_outside = probability[:NUM_CLASSES].copy()
+    with_outside[0] = 255 - with_outside[1:].sum(0)
     return with_outside.argmax(0).astype(np.uint8)
 
 

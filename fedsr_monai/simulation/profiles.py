@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedsr_monai.atlas.templates import ACCUMBENS, BASAL_FOREBRAIN, NUM_REGIONS, VENTRAL_DIENCEPHALON, VESSEL
 from fedsr_monai.checks import check_choice
 from fedsr_monai.simulation.shape import Population
 
-# Signal of each label in a T1-weighted gradient echo, cerebral white matter = 1; 0 is the CSF around the brain.
+# Signal of each region in a T1-weighted gradient echo, cerebral white matter = 1; 0 is the CSF around the brain.
 TISSUE = {
     0: 0.24, 1: 0.24, 2: 1.00, 3: 0.66, 4: 0.19, 5: 0.96, 6: 0.84, 7: 0.70, 8: 0.74, 9: 0.88, 10: 0.88,
-    11: 0.65, 12: 0.63, 13: 0.66,
+    11: 0.65, 12: 0.63, 13: 0.66, ACCUMBENS: 0.68, VENTRAL_DIENCEPHALON: 0.88, VESSEL: 0.60, BASAL_FOREBRAIN: 0.68,
 }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def profile(name: str) -> Profile:
 def random_profile(rng: np.random.Generator, name: str = "random") -> Profile:
     """Draw a hospital from ranges wider than the built-in ones': for training that is to meet unseen scanners."""
     uniform = rng.uniform
-    shift = {label: float(rng.normal(0, 0.05)) for label in range(14)}
+    shift = {label: float(rng.normal(0, 0.05)) for label in range(NUM_REGIONS)}
     ventricular = float(rng.normal(0, 0.06))
     for label in (0, 1, 4):
         shift[label] = ventricular + 0.3 * shift[label]

@@ -8,8 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from fedsr_monai.atlas.build import sample
-from fedsr_monai.atlas.templates import Templates
-from fedsr_monai.labels import NUM_CLASSES
+from fedsr_monai.atlas.templates import NUM_REGIONS, Templates
 from fedsr_monai.simulation.fields import smooth_field
 from fedsr_monai.simulation.profiles import TISSUE, Scanner
 
@@ -31,8 +30,8 @@ def acquire(
     Args:
         rng: source of everything random in this scan.
         scanner: the protocol.
-        fractions: tissue fractions [14, N] of the voxels `inside`; they sum to the fraction of brain (channel 0 is
-            CSF).
+        fractions: fractions [NUM_REGIONS, N] of the regions in the voxels `inside`; they sum to the fraction of brain (channel
+            0 is CSF).
         inside: bool [D, H, W], the voxels that hold some brain.
         voxels: positions of these N voxels in the templates, in their voxels [3, N].
         templates: for texture and distance to the ventricles.
@@ -71,10 +70,10 @@ def acquire(
 
 
 def tissue_means(rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
-    """Return the mean signal of the 14 labels in this scan."""
-    base = np.array([TISSUE[k] + scanner.shift.get(k, 0.0) for k in range(NUM_CLASSES)])
+    """Return the mean signal of each region in this scan."""
+    base = np.array([TISSUE[k] + scanner.shift.get(k, 0.0) for k in range(NUM_REGIONS)])
     base = 1 + scanner.contrast * (base - 1)
-    jitter = scanner.jitter * np.clip(rng.standard_normal(NUM_CLASSES), -2.5, 2.5)
+    jitter = scanner.jitter * np.clip(rng.standard_normal(NUM_REGIONS), -2.5, 2.5)
     jitter[[1, 4]] = jitter[0] + 0.3 * jitter[[1, 4]]  # one fluid
     return np.clip(base + jitter, 0.03, 1.3).astype(np.float32)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsr_monai.atlas.build import build_atlas, default_shape
+from fedsr_monai.atlas.templates import VERSION
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import claim_folder
@@ -80,7 +81,7 @@ def simulate_sites(
     image, label, affine = build_atlas(spacing, shape)
     out = Path(out).absolute()
     for member, _ in hospitals:
-        _claim(out / member.name, {"profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
+        _claim(out / member.name, {"anatomy": VERSION, "profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
     jobs = [
         (
             out / member.name,
@@ -126,7 +127,7 @@ def simulate_labelled(
     shape = default_shape(spacing) if shape is None else tuple(shape)
     image, label, affine = build_atlas(spacing, shape)
     out = Path(out).absolute()
-    _claim(out, {"labelled": True, "spacing": spacing, "shape": list(shape), "seed": seed})
+    _claim(out, {"anatomy": VERSION, "labelled": True, "spacing": spacing, "shape": list(shape), "seed": seed})
     entries = [_entry("training", index, labelled=True) for index in range(subjects)]
     jobs = [
         (

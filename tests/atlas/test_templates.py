@@ -4,10 +4,13 @@ import importlib.metadata
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fedsr_monai.atlas import templates as module
-from fedsr_monai.atlas.templates import NEUROMORPHOMETRICS, high_resolution_templates
+from fedsr_monai.atlas.build import build_atlas, grid_affine, voxel_points
+from fedsr_monai.atlas.templates import NEUROMORPHOMETRICS, NUM_REGIONS, high_resolution_templates
 from fedsr_monai.errors import UserError
+from fedsr_monai.simulation.profiles import TISSUE
 
 
 @pytest.fixture
@@ -71,7 +74,24 @@ def test_a_missing_package_names_the_extra(fresh, monkeypatch, name):
 
 def test_no_parcel_has_two_labels():
     ids = [i for group in NEUROMORPHOMETRICS.values() for i in group]
-    assert len(ids) == len(set(ids)) and sorted(NEUROMORPHOMETRICS) == list(range(14))
+    assert len(ids) == len(set(ids)) and sorted(NEUROMORPHOMETRICS) == list(range(NUM_REGIONS))
+
+
+def test_the_structures_are_the_papers():
+    """Accumbens, ventral diencephalon, vessels and basal forebrain belong to none of the 13 structures."""
+    structures = {i for label in range(1, 14) for i in NEUROMORPHOMETRICS[label]}
+    assert not structures & {23, 30, 61, 62, 63, 64, 75, 76}
+
+
+def test_tissue_without_a_structure_is_background_and_no_fluid():
+    templates = high_resolution_templates()
+    tissue = templates.label >= 14
+    assert sorted(TISSUE) == list(range(NUM_REGIONS)) and min(TISSUE[k] for k in range(14, NUM_REGIONS)) > 2 * TISSUE[0]
+    assert 13 < tissue.sum() / 1000 < 18 and templates.mask[tissue].all()  # ml; 15.1 measured
+    label = build_atlas(2.0, (80, 96, 80))[1]
+    points = np.rint(voxel_points(grid_affine(2.0, (80, 96, 80)), (80, 96, 80), templates)).astype(int)
+    inside = ndimage.binary_erosion(tissue)[tuple(np.clip(p, 0, n - 1) for p, n in zip(points, tissue.shape))]
+    assert inside.sum() > 500 and (label[inside] == 0).mean() > 0.97
 
 
 def test_the_labels_explain_the_template():
