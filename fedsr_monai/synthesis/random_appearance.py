@@ -21,6 +21,20 @@ def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> 
     return total / torch.bincount(ids, minlength=num_classes).clamp_min(1)
 
 
+def imaged_regions(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return label ids, with `num_classes` for background that is not fluid: tissue of the brain that has no label of its own.
+
+    In a T1-weighted image fluid is about as dark as the darkest structure, the ventricles. Background brighter than half way from there to
+    the median structure is tissue.
+    """
+    means = tissue_means(image, label, num_classes)[1:]
+    means = means[means > 0]
+    ids = label.long()
+    if not len(means):
+        return ids
+    return torch.where((ids == 0) & (image > (means.min() + means.median()) / 2), num_classes, ids)
+
+
 class RandomAppearance:
     """Draw T1-like images of a labelled atlas: the contrast before the warp (`contrast`), the scanner after it
     (`scan`).
@@ -52,11 +66,11 @@ class RandomAppearance:
         """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays
         0.
         """
-        means = tissue_means(image, label, self.num_classes)
+        ids = imaged_regions(image, label, self.num_classes)
+        means = tissue_means(image, ids, self.num_classes + 1)
         grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
         drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
         drawn[0] = means[0] * torch.empty((), device=image.device).uniform_(0.4, 1.1)
-        ids = label.long()
         texture = (image - means[ids]) * float(torch.empty(()).uniform_(0.2, 1.1))
         shape = image.shape[2:]
         slow = 0.03 * smooth_noise(shape, 12 / self.spacing, 1, image.device) + 0.02 * torch.randn_like(image)

@@ -28,6 +28,18 @@ def test_contrast_changes_means_and_keeps_background_and_texture(phantom):
     assert torch.corrcoef(torch.stack([image[inside], drawn[inside]]))[0, 1] > 0.1
 
 
+def test_tissue_without_a_label_is_not_imaged_as_fluid(phantom):
+    """Bright background beside dark background: the first keeps its own signal, the second that of fluid."""
+    image, label = (x[None].clone() for x in phantom)
+    tissue, fluid = label == 10, label == 12
+    image[fluid] = 0.14
+    label[tissue | fluid] = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        drawn = RandomAppearance(14, 6.0).contrast(image, label)
+        assert drawn[tissue].mean() > 0.4 and drawn[fluid].mean() < 0.3
+
+
 def test_scan_is_in_range_with_empty_background(phantom):
     appearance = RandomAppearance(14, 6.0)
     far = F.max_pool3d((phantom[0][None] > 0).float(), 7, 1, 3) == 0
