@@ -27,7 +27,7 @@ BESIDE = {
     ("pretraining", "federation"),
     ("personalisation", "federation"),
     ("engines", "handlers"),
-    ("simulation", "synthesis"),
+    ("synthesis", "simulation"),
     ("demo", "report"),
     ("study", "report"),
     ("cli", "commands"),
