@@ -22,6 +22,7 @@ from fedsr_monai.engines.objectives import (
     segmentation_losses,
     weighted,
 )
+from fedsr_monai.losses import ParzenMI
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import STRIDE, pad_to_stride
 from fedsr_monai.networks.label_fractions import average_fractions, label_fractions, predicted_fractions
@@ -87,6 +88,14 @@ def head_optimizers(
     return {head: torch.optim.Adam(parameters, fused=True) for head, parameters in groups.items()}
 
 
+@torch.no_grad()
+def sa_entropy(network: FedSRNet) -> float:
+    """Return the mean entropy of the SA vectors in nats: `ParzenMI` of each and itself, the most that Phi can be."""
+    estimator = ParzenMI()
+    vectors = list(network.sa.buffers())
+    return sum(float(estimator(vector[None], vector)) for vector in vectors) / len(vectors)
+
+
 class JointTrainer(Trainer):
     """Train both heads on a site's unlabelled scans and its one labelled atlas.
 
@@ -94,6 +103,9 @@ class JointTrainer(Trainer):
     used as an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12);
     `fused` takes both from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict
     of floats, one per loss.
+
+    In the first step of an epoch the output also has `phi_gradient` and `sa_entropy`, which say whether the mutual
+    information still acts.
 
     Args:
         device, max_epochs, train_data_loader, train_handlers, key_train_metric: as in
@@ -112,6 +124,7 @@ class JointTrainer(Trainer):
         exact_registration: fraction of iterations whose registration target is the random atlas with its exact labels,
             not the scan.
         sa_alpha: alpha of eq. 7; 0 leaves SA features alone (the personalised phase).
+        sa_scans_only: move the SA features by the site's scans alone, not by the drawn images.
         amp: run convolutions in bfloat16 (autocast on the network's device).
         clip: largest norm of each optimiser's gradient.
         kwargs: as in `monai.engines.Trainer`.
@@ -132,6 +145,7 @@ class JointTrainer(Trainer):
         fused: bool = True,
         exact_registration: float = 0.5,
         sa_alpha: float = 0.1,
+        sa_scans_only: bool = False,
         amp: bool = True,
         clip: float = 5.0,
         train_handlers: Iterable | None = None,
@@ -158,6 +172,8 @@ class JointTrainer(Trainer):
         }
         self.heads = tuple(head for head in HEADS if head in heads)
         self.fused, self.exact_registration, self.sa_alpha, self.clip = fused, exact_registration, sa_alpha, clip
+        self.sa_scans_only = sa_scans_only
+        self._measuring, self._measured = False, dict[str, float]()  # in the first step of an epoch, see _descend
         # Not the base class' `amp`: that makes a gradient scaler for CUDA, which bfloat16 does not need.
         self.bfloat16 = amp
         # The registration of the latest scan, on which the next random atlas may build; half-resolution voxels.
@@ -170,6 +186,7 @@ class JointTrainer(Trainer):
         # An epoch begins the same whether it follows another one or a restart of the process: with a new pass over the
         # data.
         self._last_ddf = None
+        self._measuring = True
         self.set_data(self.state.dataloader)
 
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -177,7 +194,12 @@ class JointTrainer(Trainer):
         scan = pad_to_stride(batchdata["image"].to(self.state.device).as_subclass(torch.Tensor))
         label = batchdata["label"].to(scan.device).as_subclass(torch.Tensor) if "label" in batchdata else None
         step = self._fused_step if self.fused and len(self.heads) == 2 else self._alternating_step
-        return step(scan, None if label is None else pad_to_stride(label))
+        self._measured = {}
+        report = step(scan, None if label is None else pad_to_stride(label))
+        if self._measuring and self.mutual_information is not None:
+            report |= self._measured | {"sa_entropy": sa_entropy(self.network)}
+        self._measuring = False
+        return report
 
     # -- the two ways to take a step
     # ------------------------------------------------------------------------------------------
@@ -202,7 +224,7 @@ class JointTrainer(Trainer):
             "segmentation": segmentation_losses(self.network, labelled, pooled, self.mutual_information),
         }
         self._descend(report)
-        self._update_sa(found, pooled)
+        self._update_sa(found, pooled, len(scan), on_drawn)
         self._last_ddf = None if on_drawn or found is None else found.ddf.detach()[:1]
         return self._report(report)
 
@@ -222,7 +244,7 @@ class JointTrainer(Trainer):
             target = self._target(fixed, fixed_label, fractions)
             report["registration"] = self._registration_losses(found, target, drawn)
             self._descend({"registration": report["registration"]})
-            self._update_sa(found, None)
+            self._update_sa(found, None, len(scan), on_drawn)
         if "segmentation" in self.heads:
             if label is None and (found is None or on_drawn):
                 scan = scan[:0]  # there are no labels for it
@@ -232,7 +254,7 @@ class JointTrainer(Trainer):
             labelled = self._labelled(logits, probability, len(scan), label, drawn, None if on_drawn else found)
             report["segmentation"] = segmentation_losses(self.network, labelled, pooled, self.mutual_information)
             self._descend({"segmentation": report["segmentation"]})
-            self._update_sa(None, pooled)
+            self._update_sa(None, pooled, len(scan), on_drawn)
         self._last_ddf = None if on_drawn or found is None else found.ddf.detach()[:1]
         return self._report(report)
 
@@ -310,14 +332,35 @@ class JointTrainer(Trainer):
         return registration_losses(self.network, found, target, drawn.atlas_fractions, self.mutual_information)
 
     def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take one step of each head in `report` down the weighted sum of its losses."""
+        """Take one step of each head in `report` down the weighted sum of its losses.
+
+        In the first step of an epoch it measures `phi_gradient`: the norm of the gradient of the mutual information, as
+        a fraction of the norm of all other terms' gradient. That costs one more backward pass and changes no step.
+        """
         self.network.zero_grad(set_to_none=True)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        name = "mutual_information"
+        terms = [self.weights[head][name] * losses[name] for head, losses in report.items() if name in losses]
+        phi = sum(terms) if self._measuring and terms else None
+        of_phi = None
+        if phi is not None and phi.requires_grad:
+            of_phi = torch.autograd.grad(phi, parameters, retain_graph=True, materialize_grads=True)
         sum(weighted(losses, self.weights[head]) for head, losses in report.items()).backward()
+        if of_phi is not None:
+            others = [(0 if p.grad is None else p.grad) - gradient for p, gradient in zip(parameters, of_phi)]
+            norms = [float(torch.stack([g.square().sum() for g in part]).sum().sqrt()) for part in (of_phi, others)]
+            self._measured["phi_gradient"] = norms[0] / norms[1] if norms[1] else 0.0
         for optimizer in (self.optimizers[head] for head in report):
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
             optimizer.step()
 
-    def _update_sa(self, found: Registration | None, pooled: list[torch.Tensor] | None) -> None:
+    def _update_sa(
+        self, found: Registration | None, pooled: list[torch.Tensor] | None, scans: int, on_drawn: bool
+    ) -> None:
+        """Move the SA features (eq. 7) by what the heads pooled; the segmentation's batch is [scans, drawn image]."""
+        if self.sa_scans_only:
+            found = None if on_drawn else found
+            pooled = [feature[:scans] for feature in pooled] if pooled and scans else None
         for head, vectors in (("registration", found and found.pooled), ("segmentation", pooled)):
             if vectors and self.sa_alpha:
                 self.network.sa.update(head, vectors, self.sa_alpha)

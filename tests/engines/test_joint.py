@@ -77,6 +77,7 @@ def test_output_is_named_numbers_that_add_up(phantom, scan):
     output = trainer.state.output
     assert set(output) == {
         "loss", "registration", "segmentation", "similarity", "smoothness", "dice", "exact", "pseudo", "mutual_information",
+        "phi_gradient", "sa_entropy",
     }  # fmt: skip
     assert all(isinstance(value, float) for value in output.values())
     assert output["loss"] == pytest.approx(output["registration"] + output["segmentation"])
@@ -111,7 +112,8 @@ def test_segmentation_alone(phantom, scan, labelled):
     trainer.run()
     assert moved(trainer, "registration.", before) == [] and moved(trainer, "sa.registration", before) == []
     assert moved(trainer, "segmentation.", before) and moved(trainer, "encoder.", before)
-    assert set(trainer.state.output) == {"loss", "segmentation", "exact", "mutual_information"}
+    losses = {"loss", "segmentation", "exact", "mutual_information"}
+    assert set(trainer.state.output) == losses | {"phi_gradient", "sa_entropy"}
 
 
 def test_registration_alone(phantom, scan):
@@ -166,6 +168,48 @@ def test_sa_features_start_from_the_atlas_and_move_by_alpha(phantom, scan):
         distance[alpha] = torch.cat([after[key] - start[key] for key in start])
     assert not distance[0.0].any() and distance[0.1].any()
     torch.testing.assert_close(distance[0.2], 2 * distance[0.1], atol=1e-6, rtol=1e-4)  # eq. 7 is linear in alpha
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("exact_registration", [0.0, 1.0])
+def test_sa_features_by_scans_alone(phantom, scan, fused, exact_registration):
+    after = {}
+    for image in (1.0, 0.5):  # another drawn image, the same scan
+
+        def draw(atlas, label, ddf, image=image):
+            return image * atlas, label
+
+        options = {"exact_registration": exact_registration, "fused": fused, "sa_scans_only": True}
+        trainer = make_trainer(phantom, unlabelled(scan), random_atlas=draw, lr=0.0, **options)
+        before = state_of(trainer, "sa.")
+        trainer.run()
+        after[image] = state_of(trainer, "sa.")
+        assert bool(moved(trainer, "sa.", before)) == (exact_registration == 0)  # no scan is seen where all are drawn
+    for key, value in after[1.0].items():
+        torch.testing.assert_close(value, after[0.5][key], atol=1e-6, rtol=1e-4)
+
+
+def test_the_part_of_phi_is_measured_once_per_epoch_and_changes_no_step(phantom, scan):
+    outputs, states = {}, []
+    for measuring in (True, False):
+        trainer = make_trainer(phantom, unlabelled(scan, 2), epochs=2)
+        rows = outputs.setdefault(measuring, [])
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine, rows=rows: rows.append(engine.state.output)
+        )
+        if not measuring:
+            trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: setattr(engine, "_measuring", False))
+        trainer.run()
+        states.append(state_of(trainer, ""))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert ["phi_gradient" in row for row in outputs[True]] == [True, False, True, False]
+    assert not any("phi_gradient" in row or "sa_entropy" in row for row in outputs[False])
+    first = outputs[True][0]
+    assert first["phi_gradient"] > 0 and first["sa_entropy"] > 0
+    weak = make_trainer(phantom, unlabelled(scan), registration_weights={"mutual_information": 1e-3},
+                        segmentation_weights={"mutual_information": 1e-3})  # fmt: skip
+    weak.run()
+    assert weak.state.output["phi_gradient"] == pytest.approx(first["phi_gradient"] / 100, rel=1e-2)
 
 
 def test_sa_features_that_arrived_are_kept(phantom, scan):
