@@ -168,7 +168,7 @@ def test_weights_that_are_missing_or_of_another_network_are_never_random(workflo
         (tmp_path / "none.pt", r"none.pt: .*expected the weights of a network"),
         (
             tmp_path / "bad.pt",
-            r"bad.pt: encoder.stages.0.conv.weight: found nothing, expected float32 \[8, 1, 3, 3, 3\] \(1 in all\)",
+            r"bad.pt: encoder.stages.0.conv.weight: found nothing .*1 keys.*, expected float32 \[8, 1, 3, 3, 3\]",
         ),
     ]
     for path, message in cases:

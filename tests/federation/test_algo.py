@@ -261,10 +261,10 @@ def test_starting_weights(make, tmp_path):
     state["encoder.0.bias"] = torch.ones(9)
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(
-        UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\], expected float32 \[4\] \(1 in all\)"
+        UserError, match=r"model.pt: encoder.0.bias: found float32 \[9\] .*1 keys.*, expected float32 \[4\]"
     ):
         make(folder="wrong", weights=tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"none.pt: not found, expected the weights of a network"):
+    with pytest.raises(UserError, match=r"none.pt: found no such file, expected the weights of a network"):
         make(folder="none", weights=tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(UserError, match=r"text.pt: found no checkpoint"):
