@@ -34,6 +34,17 @@ SERVER = "server"
 BUILDER = "fedsr_monai.flare.provision.FedSRBuilder"
 
 
+class CodelessJob(FedJob):
+    """A job without code, which FLARE takes it for only if there is no folder for code either."""
+
+    def export_job(self, job_root: str) -> None:
+        """Write the job below a folder, without the empty folder for code that FLARE 2.7 leaves in it."""
+        super().export_job(job_root)
+        custom = Path(job_root) / self.name / APP / "custom"
+        if custom.is_dir():
+            custom.rmdir()
+
+
 class FedSRRecipe(Recipe):
     """A run of FedSR across sites, in FLARE's current convention.
 
@@ -116,7 +127,7 @@ class FedSRRecipe(Recipe):
         self.job_name = name
         # One app for all sites, named or not; FLARE's own way to name sites makes a copy of it for each.
         deploy_map = {APP: [SERVER, *self.sites]} if self.sites else {APP: ["@ALL"]}
-        job = FedJob(name, min_clients=min_sites, meta_props={"deploy_map": deploy_map})
+        job = CodelessJob(name, min_clients=min_sites, meta_props={"deploy_map": deploy_map})
         settings = asdict(self.settings)
         declared = {site: count for site, count in images.items() if count is not None}
         job.to_server(FedSRPersistor(settings, declared), id="persistor")

@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.skipif("FEDSR_POC" not in os.environ, reason="takes minutes and needs Linux namespaces: set FEDSR_POC=1")
 def test_real_processes_over_mutual_tls(tmp_path):
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "poc.py"), "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
         "0 differ from fedsr federate",

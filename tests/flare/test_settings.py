@@ -88,11 +88,11 @@ def test_another_package_or_bundle_is_refused(change, message):
         ({"learning_rate": {"_target_": "os.system"}}, "expected a number"),
         ({"learning_rate": "%/etc/passwd"}, "expected a number"),
         ({"learning_rate": "@seed"}, "expected a number"),
-        ({"preset": "../x"}, "expected a number"),
+        ({"preset": "../x"}, "expected one of small, full"),
         ({"heads": ["a", "$b"]}, "expected a number"),
         ({"heads": [[[[["a"]]]]]}, "expected a number"),
         ({"imports": ["os"]}, "an id that no other party may set"),
-        ({"network_def": "small"}, "expected one that replaces a number"),
+        ({"network_def": "small"}, "network_def: found .small., expected an object"),
         (
             {"network_def#_target_": "evil"},
             "found an id that no other party may set",
@@ -100,7 +100,7 @@ def test_another_package_or_bundle_is_refused(change, message):
         ({"network_def::_target_": "evil"}, "found an id that no other party may set"),
         ({"dataset_dir": "x"}, "^overrides: dataset_dir: found an id that a job must not set"),
         ({"initial_weights": "x"}, "^overrides: initial_weights: found an id that a job must not set"),
-        ({"train#handlers#0": 1}, "expected one that replaces a number"),
+        ({"train#handlers#0": 1}, "found 1, expected an object"),
         ({"no_such_id": 1}, "^overrides: no_such_id: found no such id"),
     ],
 )

@@ -201,7 +201,7 @@ def run_job(session, job: Path, states: Path, victim: str) -> Path | None:
     return next(result.rglob("workspace/fedsr"))
 
 
-def kill(site: str, state: Path, seconds: float = 200) -> None:
+def kill(site: str, state: Path, seconds: float = 400) -> None:
     """Kill the job process of a site as soon as one round is complete."""
     wait_for_round(state, seconds)
     for process in Path("/proc").glob("[0-9]*"):
@@ -232,7 +232,7 @@ def connect(kit: Path, seconds: float = 120):
             time.sleep(1)
 
 
-def wait(session, job: str, seconds: float = 300) -> str:
+def wait(session, job: str, seconds: float = 600) -> str:
     deadline = time.time() + seconds
     while time.time() < deadline:
         status = session.get_job_meta(job)["status"]
@@ -242,7 +242,7 @@ def wait(session, job: str, seconds: float = 300) -> str:
     return "not finished in time"
 
 
-def wait_for_round(state: Path, seconds: float = 200) -> None:
+def wait_for_round(state: Path, seconds: float = 400) -> None:
     """Wait until the first round is complete."""
     deadline = time.time() + seconds
     while not (state.exists() and json.loads(state.read_text())["round"] >= 1):
