@@ -271,7 +271,8 @@ def main() -> None:
             for site in sites:
                 site.forget(all_rejected=of_row["passed"] == 0)
     clean = found["mean/none"]["dice"]
-    write_csv(options.out, COLUMNS, [row_of(of_row, clean) for of_row in found.values()])
+    order = [f"{rule}/{attack}" for attack in ATTACKS for rule in [*RULES, UNSCREENED]]
+    write_csv(options.out, COLUMNS, [row_of(found[name], clean) for name in order if name in found])
     if options.work is None:
         shutil.rmtree(work)
 

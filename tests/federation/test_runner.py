@@ -13,7 +13,7 @@ import torch
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.algo import FedSRAlgo
-from fedsr_monai.federation.executors import SiteJob
+from fedsr_monai.federation.executors import SequentialExecutor, SiteJob
 from fedsr_monai.federation.process_executor import ProcessExecutor
 from fedsr_monai.federation.records import sites_left_out
 from fedsr_monai.federation.round import draw_sites
@@ -385,3 +385,20 @@ def test_starting_weights_reach_every_site(whole, arguments, tmp_path):
     assert all(torch.equal(first[key], start[key]) for key in first)
     sent = read_tensors(run / "server" / "round_0000.safetensors")
     assert all(torch.equal(sent[key], start[key]) for key in sent)
+
+
+def test_a_run_that_fails_at_its_start_does_not_keep_its_folder(whole, arguments, tmp_path):
+    """The settings of a run count from its server's first checkpoint on, and a site's first state goes with them."""
+    other = torch.load(whole / "sites" / "a" / "model.pt", weights_only=True)
+    torch.save({**other, "encoder.0.bias": torch.ones(9)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="encoder.0.bias"):
+        federate(out=tmp_path / "run", from_weights=tmp_path / "other.pt", **arguments)
+    SequentialExecutor(
+        [
+            SiteJob(
+                "a", arguments["sites"][0], str(tmp_path / "run/sites/a"), arguments["bundle"], RunSettings(3, seed=9)
+            )
+        ]
+    ).initial()
+    assert (tmp_path / "run/sites/a/state_0000.pt").exists()  # of another seed
+    assert_same(federate(out=tmp_path / "run", **arguments), whole)
