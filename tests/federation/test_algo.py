@@ -267,7 +267,7 @@ def test_starting_weights(make, tmp_path):
     with pytest.raises(UserError, match=r"none.pt: found no such file, expected the weights of a network"):
         make(folder="none", weights=tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(UserError, match=r"text.pt: found no checkpoint"):
+    with pytest.raises(UserError, match=r"text.pt: found something else, or a damaged file"):
         make(folder="text", weights=tmp_path / "text.pt")
 
 
