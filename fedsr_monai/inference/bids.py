@@ -1,8 +1,8 @@
 """BIDS in and out: every T1w image of a dataset becomes a label map of a derivatives dataset.
 
 A T1w image is a raw scan: it is masked (with the mask of `derivatives/` where there is one) and aligned before it is labelled.
-Beside the files of each scan the dataset has `volumes.tsv`, one row per label map in millilitres, and `quality.tsv`'s
-counterpart `quality.csv`; `.bidsignore` lists what the standard has no name for.
+Beside the files of each scan the dataset has `volumes.tsv`, one row per label map in millilitres, and
+`quality.csv`; `.bidsignore` lists what the standard has no name for.
 """
 
 from __future__ import annotations
@@ -23,16 +23,8 @@ DATASET_FILES = ("dataset_description.json", ".bidsignore", "README")
 VOLUMES = "volumes.tsv"
 STRUCTURES = {label: re.sub(r"\W+", "_", name) + "_ml" for label, name in LABELS.items() if label}
 COLUMNS = ("participant_id", "session_id", "source", *STRUCTURES.values())
-IGNORED = (
-    "volumes.tsv",
-    "quality.csv",
-    "fedsr-segment.json",
-    "atlas/",
-    "*_xfm.*",
-    "*.rejected",
-    "figures/",
-    "**/figures/",
-)
+# Folders without a slash at the end: the validator of the standard does not accept them with one.
+IGNORED = ("volumes.tsv", "quality.csv", "fedsr-segment.json", "atlas", "*_xfm.*", "*.rejected", "**/figures")
 README = """Labels of 13 brain structures in the T1w images of a BIDS dataset, made with `fedsr segment`.
 
 sub-*/[ses-*/]anat/*_desc-fedsr_dseg.nii.gz   labels on the voxels of the T1w image; names in the .tsv of the same name
@@ -140,12 +132,12 @@ def write_scan_files(out: Path, root: Path, scan: Scan, volumes: Mapping[int, fl
     """
     source = f"bids:raw:{scan.path.relative_to(root).as_posix()}"
     texts = [
-        {"Description": "13 structures, segmentation head", "Manual": False, "Sources": [source]},
-        {"Description": "atlas labels, carried over by the registration", "Manual": False, "Sources": [source]},
-        {"Description": "ITK displacement field from the atlas to the T1w image", "Sources": [source]},
+        {"Description": "13 structures, segmentation head", "Manual": False},
+        {"Description": "atlas labels, carried over by the registration", "Manual": False},
+        {"Description": "ITK displacement field from the atlas to the T1w image"},
     ]
     for file, text in zip(sidecars(scan, register), texts):
-        write_json(out / file, text)
+        write_json(out / file, text | {"Sources": [source], "SpatialReference": source})
     session = entity(scan.path, "ses")
     row = {
         "participant_id": f"sub-{entity(scan.path, 'sub')}",

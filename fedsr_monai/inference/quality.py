@@ -40,7 +40,7 @@ class Limit:
 
 # Chosen between what good and what broken scans give; both are in benchmarks/quality.csv, with the rates of wrong verdicts.
 LIMITS: dict[str, Limit] = {
-    "agreement": Limit(0.70, 0.55),
+    "agreement": Limit(0.78, 0.65),
     "correlation": Limit(0.60, 0.30),
     "outside_percent": Limit(5.0, 20.0),
     "folded_percent": Limit(0.5, 5.0),
