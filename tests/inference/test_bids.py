@@ -113,10 +113,7 @@ def test_names_follow_the_schema_of_bids(run, tmp_path):
     for file in out.rglob("*"):
         path = file.relative_to(out)
         known = any(re.fullmatch(expression, path.as_posix()) for expression in expressions)
-        listed = any(
-            path.match(line.rstrip("/")) or line.rstrip("/") in map(str, [*path.parts])
-            for line in ignored + [".bidsignore"]
-        )
+        listed = any(part.match(line) for part in (path, *path.parents) for line in [*ignored, ".bidsignore"])
         assert file.is_dir() or known or listed, path
         assert not (known and listed and path.suffix == ".gz"), path
 
