@@ -20,6 +20,7 @@ def site(tmp_path_factory):
     )[0]
 
 
+@pytest.mark.slow
 def test_one_row_per_structure_case_and_method_and_nothing_is_measured_twice(site, tmp_path, monkeypatch):
     network = FedSRNet("small")
     result = run_accuracy([site], tmp_path / "accuracy", network, methods=(), cases=1)
@@ -44,7 +45,7 @@ def test_missed_structures_count_in_the_mean():
     assert found["dice"]["mean"] == 0.4 and found["missed"] == 1
 
 
-def test_an_unknown_method_is_refused(site, tmp_path):
+def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"methods: found 'syn', expected one of affine, n4_syn"):
-        run_accuracy([site], tmp_path / "accuracy", None, methods=("syn",))
+        run_accuracy(["nowhere"], tmp_path / "accuracy", None, methods=("syn",))
     assert not list(tmp_path.iterdir())

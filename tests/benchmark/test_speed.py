@@ -11,6 +11,7 @@ from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.site import load_site
 
 
+@pytest.mark.slow
 def test_every_part_is_timed_and_the_network_stays_as_it_is(tmp_path, phantom):
     network = FedSRNet("small").set_atlas(*phantom)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -30,6 +31,7 @@ def test_warm_up_runs_are_not_counted():
     assert len(calls) == 5
 
 
+@pytest.mark.slow
 def test_whole_inference_runs_the_bundle_and_fails_aloud(tmp_path):
     (site,) = simulate_sites(
         tmp_path, sites=1, training=1, validation=0, test=1, spacing=6.0, shape=(32, 32, 32), processes=1

@@ -29,6 +29,7 @@ def fedsr(place: Path, line: str) -> int:
     return main([word.replace("@", f"{place}/") for word in line.split()])
 
 
+@pytest.mark.slow
 def test_the_tour(place, capsys):
     assert fedsr(place, SIMULATE) == 0
     assert capsys.readouterr().out.split() == [f"{place}/sites/adult-3t", f"{place}/sites/paediatric"]
@@ -78,6 +79,7 @@ def test_the_tour(place, capsys):
     assert "adult-3t" in page and "paediatric" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow  # the run that they need is the tour's, or made for them
 @pytest.mark.parametrize(
     ("line", "pattern"),
     [

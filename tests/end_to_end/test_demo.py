@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "fedsr_monai", "demo", "--quick", "--from_scratch", "--sites", "2", "--out"]
 STAGES = ["simulate", "check", "federate", "personalise", "evaluate", "report"]

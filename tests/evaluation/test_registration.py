@@ -43,6 +43,7 @@ def test_jacobian_of_known_maps():
     torch.testing.assert_close(jacobian_determinant(rotated), torch.ones(8, 8, 8))
 
 
+@pytest.mark.slow
 def test_jacobian_agrees_with_itk():
     ddf = smooth_ddf(1.5)
     # ITK: axes in reverse order, components in the order of its own axes (x is the last axis of the array)
