@@ -19,7 +19,10 @@ PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads no
 RIM = 10.0  # mm around the atlas' brain that the metric includes
 TURN_ITERATIONS = 20  # enough to see whether a quarter turn fits
 HEAD_SIZE = 0.92  # a usual brain relative to MNI's, which has 1.88 litres with its fluid
-LEVELS = ((8.0, 60), (4.0, 100), (2.0, 60))  # spacing in mm and iterations
+LEVELS = ((8.0, 60, 8.0), (4.0, 100, 1.0), (2.0, 60, 0.5))  # spacing in mm, iterations, first step in mm
+COARSE = slice(0, 2)  # of the levels: enough for a whole head, whose brain is not known yet
+MIDDLE = slice(1, 2)
+FINE = slice(1, 3)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
     """
     size = np.diag([*np.full(3, HEAD_SIZE if whole_head else 1.0), 1.0])
     sized = Grid(size @ grid.affine, grid.shape)
-    levels = _levels(brain, affine, atlas, sized)
+    levels = _levels(brain, affine, atlas, sized, COARSE if whole_head else slice(None))
     initial = _InitialMaps(brain, affine, atlas, sized, whole_head)
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
     best, information = max(
@@ -78,27 +81,29 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
     others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn), whole_head)[1] for turn in turns]
     gain, turn = max(others) - information, turns[int(np.argmax(others))]
-    for level in levels[1:2] if whole_head else levels[1:]:
+    for level in levels[1:]:
         best, information = register(*level, best, whole_head)
     return Alignment(np.linalg.inv(best @ size), information, turn, gain)
 
 
-def realign(first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> Alignment:
-    """Refine an alignment of the whole head with the brain alone; arguments as of `align`."""
+def realign(
+    first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, levels: slice = FINE
+) -> Alignment:
+    """Refine an alignment of the whole head with the brain alone, at some of `LEVELS`; other arguments as of `align`."""
     best = np.linalg.inv(first.matrix)
-    for level in _levels(brain, affine, atlas, grid)[1:]:
+    for level in _levels(brain, affine, atlas, grid, levels):
         best, information = register(*level, best)
     return replace(first, matrix=np.linalg.inv(best), information=information)
 
 
-def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> list[tuple]:
-    """Return atlas, the region that counts in it, scan, iterations and first step at each resolution."""
+def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, which: slice) -> list[tuple]:
+    """Return atlas, the region that counts in it, scan, iterations and first step at some of `LEVELS`."""
     levels = []
-    for spacing, iterations in LEVELS:
+    for spacing, iterations, step in LEVELS[which]:
         fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
         moving, moving_affine = coarsen(brain, affine, max(spacing, grid.spacing))
         images = to_itk(fixed, fixed_affine), _region(fixed, fixed_affine), to_itk(moving, moving_affine)
-        levels.append((*images, iterations, spacing if not levels else spacing / 4))
+        levels.append((*images, iterations, step))
     return levels
 
 

@@ -66,7 +66,11 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
         The brain, bool [D, H, W].
     """
     small, small_affine = coarsen(volume, affine, WORK)
-    guess = coarsen(prior.astype(np.float32), affine, WORK)[0] > 0.5
+    prior = coarsen(prior.astype(np.float32), affine, WORK)[0] > 0.5
+    if not prior.any():
+        return np.zeros(volume.shape, bool)
+    box = _box(prior, np.linalg.norm(small_affine[:3, :3], axis=0))
+    whole, guess, small = np.zeros(small.shape, np.float32), prior[box], small[box]
     sampling = np.linalg.norm(small_affine[:3, :3], axis=0)
     outside = ndimage.distance_transform_edt(~guess, sampling=sampling)
     core = ndimage.distance_transform_edt(guess, sampling=sampling) > 15
@@ -81,14 +85,20 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
     brain = filled(opened)
     closed = ~_within(~_within(brain, SULCUS, sampling), SULCUS, sampling)
     closed = filled(closed & (outside < MARGIN))
-    matrix = voxel_map(small_affine, affine)
-    return resample_image(torch.from_numpy(closed.astype(np.float32))[None], matrix, volume.shape)[0].numpy() > 0.5
+    whole[box] = closed
+    return resample_image(torch.from_numpy(whole)[None], voxel_map(small_affine, affine), volume.shape)[0].numpy() > 0.5
 
 
 def atlas_brain_on(scan: Grid, atlas: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
     """Return the brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to points of the atlas."""
     brain = torch.from_numpy((atlas > 0).astype(np.float32))[None]
     return resample_image(brain, voxel_map(grid.affine, matrix @ scan.affine), scan.shape)[0].numpy() > 0.5
+
+
+def _box(mask: np.ndarray, sampling: np.ndarray) -> tuple[slice, ...]:
+    """Return the box around a mask with room for what is done beside it: nothing there depends on voxels farther away."""
+    voxels, room = np.argwhere(mask), np.ceil((MARGIN + SULCUS + THROAT) / sampling).astype(int) + 1
+    return tuple(slice(max(0, low), high + 1) for low, high in zip(voxels.min(0) - room, voxels.max(0) + room))
 
 
 def _within(mask: np.ndarray, distance: float, sampling: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.prepare.alignment import Alignment, align, realign
+from fedsr_monai.prepare.alignment import FINE, MIDDLE, Alignment, align, realign
 from fedsr_monai.prepare.bias import correct_bias
 from fedsr_monai.prepare.brain_mask import atlas_brain_on, filled, head_without_neck, is_stripped, mask_near
 from fedsr_monai.prepare.itk_image import one_thread
@@ -63,11 +63,11 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
     if mask_from == "computed":
         alignment = align(head_without_neck(scan.voxels, scan.affine), scan.affine, atlas, grid, whole_head=True)
         corrected = correct_bias(scan.voxels, atlas_brain_on(own, atlas, grid, alignment.matrix), scan.affine)
-        for _ in range(2):  # the brain is registered better than the head was, and is then found better
+        for levels in (MIDDLE, FINE):  # the brain is registered better than the head was, and is then found better
             mask = mask_near(atlas_brain_on(own, atlas, grid, alignment.matrix), corrected, scan.affine)
             check_mask(mask, scan, name, mask_from)
             brain = np.where(mask, corrected, 0)
-            alignment = realign(alignment, brain, scan.affine, atlas, grid)
+            alignment = realign(alignment, brain, scan.affine, atlas, grid, levels)
     else:
         mask = filled(scan.voxels > 0 if mask is None else mask)
         check_mask(mask, scan, name, mask_from)
@@ -85,7 +85,7 @@ def judge(alignment: Alignment, brain: np.ndarray, scan: Grid, atlas: np.ndarray
     """
     moved = alignment.matrix @ scan.affine
     on_grid = resample_image(torch.from_numpy(brain)[None], voxel_map(moved, grid.affine), grid.shape)[0].numpy()
-    found = quality(alignment, on_grid, atlas)
+    found = quality(alignment, on_grid, atlas, grid.spacing)
     check_alignment(alignment, found, name)
     check_scan(torch.from_numpy(brain)[None], moved, grid, name)
     return found

@@ -12,7 +12,10 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment
 
 OVERLAP = 0.80  # least Dice of the brain with the atlas' brain
-CORRELATION = 0.20  # least correlation ratio
+# Least correlation ratio. Measured: whole heads 0.30 to 0.51, stripped brains 0.55 to 0.59; the same turned by 30 or 180 degrees,
+# shifted by 20 mm, or replaced by noise or by the depth below the surface 0.16 at most; the atlas itself replaced so 0.21.
+CORRELATION = 0.24
+SMOOTHING = 2.0  # mm, standard deviation: noise and small misfits hide the likeness of two brains, voxel by voxel
 SCALE = (0.65, 1.55)  # growth along each principal axis, with room for infants' and large heads
 ANISOTROPY = 1.5  # largest over smallest of them
 TURN = 60.0  # degrees
@@ -25,8 +28,8 @@ class Quality:
     """Hold how well a scan is registered to the atlas.
 
     `overlap`: Dice of the two brains. `correlation`: fraction of the variance of the atlas' intensities, one voxel inside both
-    brains, that the scan's intensities explain (correlation ratio: 0 none, 1 all; the contrasts may differ). `scales`: growth
-    from scan to atlas along the principal axes. `turn`: rotation in degrees.
+    brains, that the scan's intensities explain, both smoothed (correlation ratio: 0 none, 1 all; the contrasts may differ).
+    `scales`: growth from scan to atlas along the principal axes. `turn`: rotation in degrees.
     """
 
     overlap: float
@@ -35,8 +38,8 @@ class Quality:
     turn: float
 
 
-def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Quality:
-    """Measure an alignment by the scan's brain and the atlas, both [D, H, W] on the atlas' grid, 0 outside the brain."""
+def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray, spacing: float) -> Quality:
+    """Measure an alignment by the scan's brain and the atlas, both [D, H, W] on the atlas' grid of `spacing` mm, 0 outside the brain."""
     top = np.percentile(on_grid[on_grid > 0], 50) if (on_grid > 0).any() else 1.0
     own, other = on_grid > 0.1 * top, atlas > 0
     own = ndimage.binary_fill_holes(own)
@@ -46,8 +49,15 @@ def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray) -> Qua
     rotation = left @ right
     turn = float(np.degrees(Rotation.from_matrix(rotation).magnitude())) if np.linalg.det(rotation) > 0 else 180.0
     deep = ndimage.binary_erosion(both)  # at the border both are dim, whatever they show
-    correlation = correlation_ratio(on_grid[deep], atlas[deep]) if deep.sum() > 10 * BINS else 0.0
+    given, explained = (_smoothed(volume, both, SMOOTHING / spacing)[deep] for volume in (on_grid, atlas))
+    correlation = correlation_ratio(given, explained) if deep.sum() > 10 * BINS else 0.0
     return Quality(float(overlap), correlation, tuple(float(s) for s in scales), turn)
+
+
+def _smoothed(volume: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
+    """Smooth a volume within a mask: what is outside has no weight."""
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    return ndimage.gaussian_filter(np.where(inside, volume, 0), sigma) / np.maximum(weight, 1e-6)
 
 
 def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:

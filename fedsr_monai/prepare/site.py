@@ -37,7 +37,7 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
-VERSION = 1  # raise it when a scan is prepared differently: finished scans of another version are made again
+VERSION = 2  # raise it when a scan is prepared differently: finished scans of another version are made again
 UNLABELLED = "no labels, and another scan of this person is in test or validation"
 RECORDS = "prepare"  # in the site folder: settings, one record and picture per scan, the table
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import itk
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.prepare.alignment import Alignment
 from fedsr_monai.prepare.pipeline import prepare_scan
-from fedsr_monai.prepare.quality import correlation_ratio
+from fedsr_monai.prepare.quality import CORRELATION, correlation_ratio, quality
+from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import Volume
 from tests.helpers.raw_scans import atlas, raw_scan
 
@@ -82,3 +85,48 @@ def test_the_correlation_ratio():
     assert correlation_ratio(x, (x - 0.5) ** 2) > 0.99  # any function, not only a rising one
     assert correlation_ratio(x, rng.random(20000)) < 0.01
     assert correlation_ratio(x, np.ones(20000)) == 0
+
+
+@pytest.fixture(scope="module")
+def fine() -> tuple[np.ndarray, Grid]:
+    image, _, grid = atlas(2.0, (80, 96, 80))
+    return image, grid
+
+
+def ratio(on_grid: np.ndarray, image: np.ndarray, grid: Grid) -> float:
+    alignment = Alignment(np.eye(4), 0.0, np.eye(3), 0.0)
+    return quality(alignment, on_grid.astype(np.float32), image, grid.spacing).correlation
+
+
+def test_a_noisy_brain_of_any_contrast_looks_like_the_atlas(fine):
+    image, grid = fine
+    rng = np.random.default_rng(0)
+    for contrast in (image, 1.1 - image):
+        noisy = np.where(image > 0, np.clip(contrast + 0.25 * rng.standard_normal(image.shape), 0.01, None), 0)
+        assert correlation_ratio(noisy[image > 0], image[image > 0]) < 0.45  # voxel by voxel
+        assert ratio(noisy, image, grid) > 0.6
+
+
+@pytest.mark.parametrize(
+    "case", ["white noise", "smooth noise", "depth", "upside down", "back to front", "30 degrees", "20 mm"]
+)
+def test_what_has_a_brain_s_shape_but_not_its_contents_does_not_look_like_the_atlas(fine, case):
+    image, grid = fine
+    inside = image > 0
+    rng = np.random.default_rng(0)
+    if case == "white noise":
+        content = rng.random(image.shape)
+    elif case == "smooth noise":
+        content = ndimage.gaussian_filter(rng.standard_normal(image.shape), 4)
+        content -= content.min()
+    elif case == "depth":
+        content = ndimage.distance_transform_edt(inside)
+    elif case == "30 degrees":
+        content = ndimage.rotate(image, 30, axes=(0, 1), reshape=False, order=1)
+    elif case == "20 mm":
+        content = ndimage.shift(image, (0, 10, 0), order=1)
+    else:
+        content = np.flip(image, 2 if case == "upside down" else 1)
+    if case.endswith("noise") or case == "depth":
+        content = np.where(inside, content / content.max() + 0.1, 0)
+    assert ratio(content, image, grid) < 0.9 * CORRELATION
