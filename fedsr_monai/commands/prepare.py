@@ -25,19 +25,20 @@ def prepare(
 
     Takes a BIDS tree (sub-*/anat/*_T1w.nii.gz, masks and labels in derivatives), FreeSurfer subjects (orig, brainmask,
     aparc+aseg), or a folder of NIfTI files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz). Labels are 0 to 13 or
-    FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay together.
-    OUT/prepare receives one picture per scan, to be looked at, and scans.csv with what was done. A scan that cannot be registered
-    to the atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all sites are registered to.
+    FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay
+    together. OUT/prepare receives one picture per scan, to be looked at, and scans.csv with what was done. A scan that
+    cannot be registered to the atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all
+    sites are registered to.
 
     Args:
         source: folder of the scans
         out: site folder to make
-        atlas_image: the site's own labelled scan; without it the atlas is the one that the program builds, whose labels are
-            CC BY-NC
+        atlas_image: the site's own labelled scan; without it the atlas is the one that the program builds, whose labels
+            are CC BY-NC
         atlas_label: its labels
         atlas_mask: its brain mask; by default the union of its labels
         name: of the site; by default the name of the folder
-        spacing: size of a voxel in mm; 1.5, 2 (that of the weights that come with the bundles) and 2.5 have a default grid
+        spacing: size of a voxel in mm; 1.5, 2 (as the weights that come with the bundles) and 2.5 have a default grid
         shape: voxels of the grid, three numbers, for another spacing
         layout: bids, freesurfer or flat; by default detected
         person_pattern: regular expression that finds the person in the name of a scan: its first group, or all of it

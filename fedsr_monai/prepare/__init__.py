@@ -1,4 +1,4 @@
-"""What makes raw scans ready, for site folders and for inference: brain mask, bias field, affine map to the atlas; needs ITK."""
+"""What makes raw scans ready: brain mask, bias field, affine map to the atlas; needs ITK. No training, no labelling."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ FINE = slice(1, 3)
 class Alignment:
     """Hold the affine map of a scan to an atlas.
 
-    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres; `information` is their mutual information
-    in nats. `turned` is the rotation matrix of the best initial map that does not follow the scan's header, `gain` how many nats
-    better than the header's it is.
+    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres; `information` is their mutual
+    information in nats. `turned` is the rotation matrix of the best initial map that does not follow the scan's
+    header, `gain` how many nats better than the header's it is.
     """
 
     matrix: np.ndarray
@@ -58,17 +58,17 @@ def brain_frame(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float
 def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool = False) -> Alignment:
     """Register a scan to the atlas image.
 
-    Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it is maximised by gradient
-    descent at three resolutions. The initial maps match the centres of mass; three follow the header, with the head nodding,
-    and 23 turn it by quarter turns, which only serve to find wrong headers.
+    Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it is maximised by
+    gradient descent at three resolutions. The initial maps match the centres of mass; three follow the header, with
+    the head nodding, and 23 turn it by quarter turns, which only serve to find wrong headers.
 
     Args:
         brain: the scan [D, H, W], 0 outside the brain.
         affine: of the scan.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
-        whole_head: the scan has not been stripped: it is only turned and shifted, at coarse resolutions, and assumed to have a
-            brain of usual size. A map that may scale would scale towards the scalp.
+        whole_head: the scan has not been stripped: it is only turned and shifted, at coarse resolutions, and assumed
+            to have a brain of usual size. A map that may scale would scale towards the scalp.
     """
     size = np.diag([*np.full(3, HEAD_SIZE if whole_head else 1.0), 1.0])
     sized = Grid(size @ grid.affine, grid.shape)
@@ -89,7 +89,7 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
 def realign(
     first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, levels: slice = FINE
 ) -> Alignment:
-    """Refine an alignment of the whole head with the brain alone, at some of `LEVELS`; other arguments as of `align`."""
+    """Refine an alignment of the whole head with the brain alone, at some of `LEVELS`; for the rest see `align`."""
     best = np.linalg.inv(first.matrix)
     for level in _levels(brain, affine, atlas, grid, levels):
         best, information = register(*level, best)
@@ -142,8 +142,8 @@ def register(
 ) -> tuple[np.ndarray, float]:
     """Find the map of largest mutual information near an initial one.
 
-    The result is never worse than `initial`: the descent may end elsewhere than at the best map that it has seen, and ITK's
-    switch for that does not restore the parameters of this optimizer.
+    The result is never worse than `initial`: the descent may end elsewhere than at the best map that it has seen, and
+    ITK's switch for that does not restore the parameters of this optimizer.
 
     Args:
         fixed: ITK image of the atlas.

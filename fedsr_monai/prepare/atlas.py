@@ -27,7 +27,7 @@ CLOSING = 6.0  # mm, from labels to a brain mask that includes the fluid between
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """Name the files of a site's one labelled scan: image, labels (0 to 13 or FreeSurfer's) and, where one exists, brain mask."""
+    """Name the files of a site's labelled scan: image, labels (0 to 13 or FreeSurfer's) and brain mask, if any."""
 
     image: str | os.PathLike
     label: str | os.PathLike
@@ -39,8 +39,9 @@ def make_atlas(
 ) -> tuple[np.ndarray, np.ndarray, Grid]:
     """Make the site's atlas and write it to `root/atlas`.
 
-    The site's own scan is registered to the project's atlas like every scan, so that the brains of all sites of a federation, and
-    of the weights that come with the bundles, share one space. Its mask, where none is given, is the union of its labels.
+    The site's own scan is registered to the project's atlas like every scan, so that the brains of all sites of a
+    federation, and of the weights that come with the bundles, share one space. Its mask, where none is given, is the
+    union of its labels.
 
     Args:
         files: the site's own labelled scan; None for the project's atlas.
@@ -53,7 +54,8 @@ def make_atlas(
         Image float32 [D, H, W] in [0, 1], labels uint8 [D, H, W] and grid.
 
     Raises:
-        UserError: a file is wrong, the scan cannot be registered to the project's atlas, or it lacks a structure on the grid.
+        UserError: a file is wrong, the scan cannot be registered to the project's atlas, or it lacks a structure on
+            the grid.
     """
     image, label, affine = build_atlas(spacing, shape)
     grid = Grid(affine, tuple(shape))

@@ -56,7 +56,7 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
 
 
 def coarsen(volume: np.ndarray, affine: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resample a volume to voxels of about `spacing` mm along its own axes, low-passed; axes that are coarser stay as they are.
+    """Resample a volume to voxels of about `spacing` mm along its own axes, low-passed; coarser axes are kept.
 
     Returns:
         The volume, float32 [d, h, w], and the affine [4, 4] of its voxels.

@@ -54,8 +54,8 @@ def head_without_neck(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Find the brain in a whole head, from a first guess of where it is.
 
-    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what is connected to the
-    brain by threads, the largest piece is the brain, and a closing includes the fluid of the sulci.
+    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what is connected
+    to the brain by threads, the largest piece is the brain, and a closing includes the fluid of the sulci.
 
     Args:
         prior: bool [D, H, W], the atlas' brain on the scan's voxels.
@@ -90,13 +90,13 @@ def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.n
 
 
 def atlas_brain_on(scan: Grid, atlas: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
-    """Return the brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to points of the atlas."""
+    """Return the brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to the atlas."""
     brain = torch.from_numpy((atlas > 0).astype(np.float32))[None]
     return resample_image(brain, voxel_map(grid.affine, matrix @ scan.affine), scan.shape)[0].numpy() > 0.5
 
 
 def _box(mask: np.ndarray, sampling: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around a mask with room for what is done beside it: nothing there depends on voxels farther away."""
+    """Return the box around a mask that holds every voxel on which a result of `mask_near` depends."""
     voxels, room = np.argwhere(mask), np.ceil((MARGIN + SULCUS + THROAT) / sampling).astype(int) + 1
     return tuple(slice(max(0, low), high + 1) for low, high in zip(voxels.min(0) - room, voxels.max(0) + room))
 

@@ -62,7 +62,7 @@ def from_itk_affine(transform: itk.AffineTransform) -> np.ndarray:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let ITK's filters and metrics run on one thread: with more, sums are added up in the order in which threads finish."""
+    """Let ITK run on one thread: with more, sums are added up in the order in which threads finish."""
     before = itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
     try:

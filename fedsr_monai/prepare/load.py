@@ -13,7 +13,8 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.spatial.nifti import Volume, read_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
-FLAT = 0.6  # least fraction of equal neighbours in a label map: 0.74 and more in those of heads, at most 0.15 in scans of whole numbers
+# Least fraction of equal neighbours in a label map: 0.74 and more in those of heads, at most 0.15 in scans.
+FLAT = 0.6
 
 
 def read_scan(path: str | os.PathLike) -> Volume:
@@ -52,7 +53,8 @@ def is_label_map(voxels: np.ndarray) -> bool:
 def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:
     """Read a brain mask, bool, on the voxels of a scan; the file may have other voxels in the same space.
 
-    Fractions up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody erased.
+    Fractions up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody
+    erased.
 
     Raises:
         UserError: as `read_volume`, or the mask has no voxel inside the scan.

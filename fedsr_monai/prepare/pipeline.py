@@ -24,8 +24,8 @@ from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity
 class Prepared:
     """Hold a raw scan that was made ready.
 
-    `brain` is float32 [D, H, W] on the voxels of the scan, bias field corrected, 0 outside `mask`; `matrix` [4, 4] takes points of
-    the scan to points of the atlas, RAS+ millimetres.
+    `brain` is float32 [D, H, W] on the voxels of the scan, bias field corrected, 0 outside `mask`; `matrix` [4, 4]
+    takes points of the scan to points of the atlas, RAS+ millimetres.
     """
 
     brain: np.ndarray
@@ -49,8 +49,8 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
 
     Args:
         scan: from `read_scan`.
-        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its zeros, and
-            in a whole head the brain is searched for.
+        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its
+            zeros, and in a whole head the brain is searched for.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
         name: of the scan, for messages.

@@ -26,8 +26,8 @@ def write_qc(
 ) -> None:
     """Draw three planes to a PNG.
 
-    Above, the scan registered to the atlas with the contours of the atlas' labels; below, the raw scan along its own axes with
-    the outline of the brain mask.
+    Above, the scan registered to the atlas with the contours of the atlas' labels; below, the raw scan along its own
+    axes with the outline of the brain mask.
 
     Args:
         path: of the PNG.

@@ -12,8 +12,9 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment
 
 OVERLAP = 0.80  # least Dice of the brain with the atlas' brain
-# Least correlation ratio. Measured: whole heads 0.30 to 0.51, stripped brains 0.55 to 0.59; the same turned by 30 or 180 degrees,
-# shifted by 20 mm, or replaced by noise or by the depth below the surface 0.16 at most; the atlas itself replaced so 0.21.
+# Least correlation ratio. Measured: whole heads 0.30 to 0.51, stripped brains 0.55 to 0.59; the same turned by 30 or
+# 180 degrees, shifted by 20 mm, or replaced by noise or by the depth below the surface 0.16 at most; the atlas itself
+# replaced so 0.21.
 CORRELATION = 0.24
 SMOOTHING = 2.0  # mm, standard deviation: noise and small misfits hide the likeness of two brains, voxel by voxel
 SCALE = (0.65, 1.55)  # growth along each principal axis, with room for infants' and large heads
@@ -27,9 +28,9 @@ BINS = 32
 class Quality:
     """Hold how well a scan is registered to the atlas.
 
-    `overlap`: Dice of the two brains. `correlation`: fraction of the variance of the atlas' intensities, one voxel inside both
-    brains, that the scan's intensities explain, both smoothed (correlation ratio: 0 none, 1 all; the contrasts may differ).
-    `scales`: growth from scan to atlas along the principal axes. `turn`: rotation in degrees.
+    `overlap`: Dice of the two brains. `correlation`: fraction of the variance of the atlas' intensities, one voxel
+    inside both brains, that the scan's intensities explain, both smoothed (correlation ratio: 0 none, 1 all; the
+    contrasts may differ). `scales`: growth from scan to atlas along the principal axes. `turn`: rotation in degrees.
     """
 
     overlap: float
@@ -39,7 +40,14 @@ class Quality:
 
 
 def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray, spacing: float) -> Quality:
-    """Measure an alignment by the scan's brain and the atlas, both [D, H, W] on the atlas' grid of `spacing` mm, 0 outside the brain."""
+    """Measure an alignment.
+
+    Args:
+        alignment: of the scan.
+        on_grid: the scan's brain [D, H, W] on the grid of the atlas, 0 outside the brain.
+        atlas: image [D, H, W] of the atlas, 0 outside the brain.
+        spacing: of the grid in mm.
+    """
     top = np.percentile(on_grid[on_grid > 0], 50) if (on_grid > 0).any() else 1.0
     own, other = on_grid > 0.1 * top, atlas > 0
     own = ndimage.binary_fill_holes(own)
@@ -61,7 +69,7 @@ def _smoothed(volume: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarra
 
 
 def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:
-    """Return the fraction of the variance of `explained` that its mean in each of 32 equally full bins of `given` accounts for.
+    """Return the fraction of the variance of `explained` that its mean in each of 32 equal bins of `given` explains.
 
     Roche et al., MICCAI 1998.
     """

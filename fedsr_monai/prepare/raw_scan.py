@@ -1,4 +1,4 @@
-"""Raw scans in a bundle's inference: prepared in memory on the way in, labels in the scan's own space on the way out."""
+"""Raw scans in a bundle's inference: prepared in memory first, and labelled in their own space."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class ToRawSpaced(MapTransform):
 def for_raw_scans(preprocessing: Compose, postprocessing: Compose, load: LoadRawScand) -> tuple[Compose, Compose]:
     """Adapt a bundle's preprocessing and postprocessing to raw scans.
 
-    `load` takes the position of `LoadImaged`; the affine is set back (`ToRawSpaced`) before the last step, which writes.
+    `load` takes the position of `LoadImaged`; the affine is set back (`ToRawSpaced`) before the last step, which
+    writes.
 
     Raises:
         UserError: the preprocessing does not begin with `LoadImaged`.

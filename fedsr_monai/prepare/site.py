@@ -78,9 +78,10 @@ def prepare_site(
 ) -> Path:
     """Make a site folder of the raw scans below `source`. The same input gives the same bytes.
 
-    Each scan is masked, corrected for its bias field, registered to the atlas by an affine map, resampled to the grid, and scaled
-    to [0, 1]; `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG) of each, and the table
-    `scans.csv`. A run that was interrupted resumes; a finished scan is made again only if its files have changed.
+    Each scan is masked, corrected for its bias field, registered to the atlas by an affine map, resampled to the grid,
+    and scaled to [0, 1]; `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG)
+    of each, and the table `scans.csv`. A run that was interrupted resumes; a finished scan is made again only if its
+    files have changed.
 
     Args:
         source: BIDS tree, FreeSurfer subjects, or NIfTI files (see `find_sources`).
@@ -196,8 +197,8 @@ def is_done(job: Job) -> bool:
 def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError | None]]:
     """Prepare scans and yield each, as it is finished, with what is wrong with it or None.
 
-    A worker process that dies takes the others with it: what they had begun is then done again, each scan in a process of its
-    own, so that the scan that a worker dies of is the only one that is lost.
+    A worker process that dies takes the others with it: what they had begun is then done again, each scan in a process
+    of its own, so that the scan that a worker dies of is the only one that is lost.
     """
     if processes == 1 or len(jobs) < 2:
         yield from ((job, prepare_job(job)) for job in jobs)
@@ -277,7 +278,7 @@ def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:
-    """Return path, size and time of change of each file that a prepared scan is made from; of a missing file the path."""
+    """Return path, size and time of change of each file that a scan is made from; of a missing file the path."""
     files = {"image": source.image, "mask": source.mask, "label": source.label if section != "training" else None}
     return {kind: [str(file), *_state(file)] for kind, file in files.items() if file}
 

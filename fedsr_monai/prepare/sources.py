@@ -111,7 +111,7 @@ def _sort_in(source: Source, found: Found, first: Source) -> None:
 
 
 def _holds_tissues(label: Path) -> bool:
-    """Return whether a label map is one of tissues, as fMRIPrep and FSL make them, by its name and then by what is in it."""
+    """Return whether a label map is one of tissues, as of fMRIPrep and FSL, by its name and then by its labels."""
     if _ANATOMICAL.search(label.name):
         return False
     try:
@@ -121,7 +121,10 @@ def _holds_tissues(label: Path) -> bool:
 
 
 def _bids(root: Path) -> list[Source]:
-    """Find sub-*/[ses-*/]anat/*_T1w.nii[.gz], with masks and labels of the same entities in derivatives/, in the scan's own space."""
+    """Find sub-*/[ses-*/]anat/*_T1w.nii[.gz].
+
+    Masks and labels are in derivatives/: of the same entities, in the scan's own space.
+    """
     patterns = ("sub-*/anat/*_T1w.nii*", "sub-*/ses-*/anat/*_T1w.nii*")
     images = sorted(file for pattern in patterns for file in root.glob(pattern) if _is_nifti(file))
     beside: dict[str, dict[str, Path]] = {}
@@ -142,7 +145,7 @@ def _bids(root: Path) -> list[Source]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder; links to folders are followed, but no folder is entered twice: links may form loops."""
+    """Yield all files below a folder, also behind links; no folder is entered twice, as links may form loops."""
     entered = set()
     for path, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(path)) in entered:
@@ -154,7 +157,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _rank(file: Path) -> tuple[bool, str]:
-    """Sort segmentations into structures (desc-aparcaseg, desc-aseg) before others of the same scan, which may be of tissues."""
+    """Sort segmentations into structures (desc-aparcaseg, desc-aseg) before others, which may be of tissues."""
     return "aseg" not in _entities(file).get("desc", ""), str(file)
 
 
@@ -167,7 +170,7 @@ def _key(entities: dict[str, str]) -> str:
 
 
 def _freesurfer(root: Path) -> list[Source]:
-    """Find */mri/orig.mgz with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs, not their base and parts."""
+    """Find */mri/orig.mgz with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs alone."""
     folders = {path.name: path for path in sorted(root.iterdir()) if (path / "mri").is_dir()}
     series = {name.split(".long.")[0]: name for name in folders if ".long." in name}
     found = []
@@ -182,7 +185,7 @@ def _freesurfer(root: Path) -> list[Source]:
 
 
 def _flat(root: Path) -> list[Source]:
-    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME itself in masks/ and labels/."""
+    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/."""
     scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
     stems = {volume_stem(file) for file in scans}
     masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
@@ -206,7 +209,7 @@ def _flat(root: Path) -> list[Source]:
 
 
 def _person(name: str) -> str:
-    """Return `sub-X` of a BIDS-like name; else the name without what counts visits (ses-2, _v2, _visit2, _tp2, _run-1, _MR1 of OASIS)."""
+    """Return `sub-X` of a BIDS-like name, else the name without what counts visits (_ses-2, _v2, _MR1 of OASIS)."""
     match = re.match(r"sub-[A-Za-z0-9]+", name)
     return match[0] if match else _VISIT.sub("", name)
 

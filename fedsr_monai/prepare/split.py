@@ -20,9 +20,10 @@ def split(
 ) -> dict[str, str]:
     """Return the section of each scan by its name: training, validation, test, or "left out".
 
-    People are put in an order drawn from `seed` and their name alone, so that adding a person moves nobody else. People with
-    labelled scans fill test and validation, by default up to half of all people, two in the test for each in the validation;
-    everybody else trains, without labels. An unlabelled scan of a person in test or validation is left out.
+    People are put in an order drawn from `seed` and their name alone, so that adding a person moves nobody else.
+    People with labelled scans fill test and validation, by default up to half of all people, two in the test for each
+    in the validation; everybody else trains, without labels. An unlabelled scan of a person in test or validation is
+    left out.
 
     Args:
         sources: the scans.

@@ -17,13 +17,13 @@ COLUMNS = (
 def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one line per scan, sorted by name.
 
-    `m00` to `m23` are the rows of the affine map from points of the scan to points of the atlas, RAS+ millimetres; its inverse
-    brings volumes on the site's grid back to the scan.
+    `m00` to `m23` are the rows of the affine map from points of the scan to points of the atlas, RAS+ millimetres; its
+    inverse brings volumes on the site's grid back to the scan.
 
     Args:
         path: of the CSV.
-        rows: `name`, `person`, `image`, `status` (prepared, refused, left out); of a prepared scan also `section`, `mask_from`,
-            `seconds`, `quality`, `matrix`, of another `reason`.
+        rows: `name`, `person`, `image`, `status` (prepared, refused, left out); of a prepared scan also `section`,
+            `mask_from`, `seconds`, `quality`, `matrix`, of another `reason`.
     """
     lines = []
     for row in sorted(rows, key=lambda row: row["name"]):

@@ -23,7 +23,7 @@ RANGE_TOLERANCE = 1e-4
 
 
 def check_site(path: str | os.PathLike) -> list[UserError]:
-    """Return all violations of the contract below `path`, each naming file, what was found, what was expected, and the fix.
+    """Return all violations of the contract below `path`: where, what was found, what was expected, and the fix.
 
     `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing
     is raised for a broken site, however broken.

@@ -81,7 +81,7 @@ def section_entries(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _path_fault(root: Path, value: object) -> tuple[str, str, str] | None:
-    """Return found, expected and fix; None for a good path. Links are followed: a site may link to an archive outside."""
+    """Return found, expected and fix; None for a good path. Links are followed: a site may link to an archive."""
     if not isinstance(value, str) or not value:
         return _short(value), "a path below the site folder", "write it as text"
     if os.path.isabs(value):

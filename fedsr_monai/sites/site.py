@@ -63,7 +63,7 @@ Sites = str | os.PathLike | Site | Sequence[str | os.PathLike | Site]
 
 
 def load_sites(sites: Sites) -> list[Site]:
-    """Return the sites that `sites` names: a folder, several separated by commas, or a sequence of folders and loaded sites.
+    """Return the sites that `sites` names: a folder, several with commas between, or a sequence of folders and sites.
 
     Raises:
         UserError: none is named, or a folder violates the contract.
@@ -78,9 +78,10 @@ def load_sites(sites: Sites) -> list[Site]:
 
 
 def site_datalist(sites: Sites, section: str) -> list[dict[str, str]]:
-    """Return the scans of one section as MONAI dictionaries: `image`, `name` ("<site>/<file stem>"), and `label` where one exists.
+    """Return the scans of one section as MONAI dictionaries.
 
-    The lists of several sites are joined (the pooled baseline).
+    Their keys are `image`, `name` ("<site>/<file stem>") and, where one exists, `label`. The lists of several sites
+    are joined (the pooled baseline).
 
     Args:
         sites: as of `load_sites`.
