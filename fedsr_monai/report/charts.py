@@ -111,7 +111,7 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
         rows: the `spread` of each task's Dice, by name of the row and task.
         label: what the chart shows, for screen readers.
     """
-    width, left, right, top, step = 460, 154, 14, 6, 24
+    width, left, right, top, step = 480, 184, 14, 6, 24
     height = top + step * len(rows) + 26
 
     def x(dice: float) -> float:
@@ -124,7 +124,7 @@ def dice_chart(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str) 
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:g}</text>')
     for number, (name, tasks) in enumerate(rows.items()):
         y = top + step * (number + 0.5)
-        parts.append(f'<text class="name" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{short(name)}</text>')
+        parts.append(f'<text class="name" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{short(name, 25)}</text>')
         found = {task: spread for task, spread in tasks.items() if math.isfinite(spread["mean"])}
         if found:
             means = [x(spread["mean"]) for spread in found.values()]

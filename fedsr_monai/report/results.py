@@ -74,17 +74,19 @@ def headline(sources: Sources) -> str:
         if task in dice:
             mean, sd = dice[task]["mean"], dice[task]["sd"]
             beside = [f"± {sd:.3f}"] if math.isfinite(sd) else []
-            beside += [f"from {number(dice['unregistered']['mean'], 3)}"] if "unregistered" in dice else []
+            beside += [f"unregistered {number(dice['unregistered']['mean'], 3)}"] if "unregistered" in dice else []
             tiles.append(tile(name, number(mean, 3), ", ".join(beside), task))
     if "segmentation" in tasks:
         distance = tasks["segmentation"]["mean"]["hd95_mm"]
         more = (
-            f"from {number(tasks['unregistered']['mean']['hd95_mm']['mean'], 2)} mm" if "unregistered" in tasks else ""
+            f"unregistered {number(tasks['unregistered']['mean']['hd95_mm']['mean'], 2)} mm"
+            if "unregistered" in tasks
+            else ""
         )
         tiles.append(tile("Segmentation HD95", f"{number(distance['mean'], 2)} <small>mm</small>", more))
     if whole["cases"]:
         ncc = whole["cases"]
-        more = f"from {number(ncc['ncc_unregistered']['mean'], 3)}"
+        more = f"unregistered {number(ncc['ncc_unregistered']['mean'], 3)}"
         tiles.append(tile("Registration NCC", number(ncc["ncc_registration"]["mean"], 3), more))
         tiles.append(
             tile("Folded voxels", f"{number(ncc['folded_percent']['mean'], 3)} <small>%</small>", "of the brain")

@@ -49,6 +49,7 @@ section {
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 16px; }
 .tile .what { color: var(--soft); font-size: 0.85rem; }
 .tile .value {
+  white-space: nowrap;
   font-size: 1.85rem; font-weight: 650; line-height: 1.25; letter-spacing: -0.02em; font-variant-numeric: tabular-nums;
 }
 .tile .value small { font-size: 0.95rem; font-weight: 400; letter-spacing: 0; }
