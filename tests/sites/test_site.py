@@ -123,6 +123,15 @@ def test_unreadable_json_is_named(site, content):
         load_site(site)
 
 
+def test_a_byte_order_mark_is_fine_and_a_key_that_is_given_twice_is_not(site):
+    text = (site / "site.json").read_text()
+    (site / "site.json").write_text(text, encoding="utf-8-sig")
+    assert load_site(site).name == "ward"
+    (site / "site.json").write_text(text.replace("{", '{"name": "other",', 1))
+    with pytest.raises(UserError, match="site.json: found damaged JSON .*'name'"):
+        load_site(site)
+
+
 def test_a_missing_folder_or_description_is_named(tmp_path):
     with pytest.raises(UserError, match="/nothing: found no such folder, expected a site folder with site.json"):
         load_site(tmp_path / "nothing")
