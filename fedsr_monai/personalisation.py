@@ -215,7 +215,7 @@ def inherited_overrides(record: RunRecord, config: Mapping[str, Any]) -> dict[st
 def run_workflow(files: list[str], **ids: Any) -> None:
     """Run the training workflow of a bundle with values for its ids."""
     for name in ("monai.bundle.workflows", "ignite.engine.engine"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # lines that say nothing to a user
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # lines that say nothing to a user
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*bundle.*", category=UserWarning)  # it comes from this machine
         workflow = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **ids)
