@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+
+from fedsr_monai.inference.prediction import ask, flip_average
+from fedsr_monai.inference.workflow import Workflow
+from fedsr_monai.networks import FedSRNet
+from fedsr_monai.spatial.grid import Grid
+
+
+@pytest.fixture
+def workflow(phantom) -> Workflow:
+    torch.manual_seed(0)
+    network = FedSRNet().set_atlas(*phantom).eval()
+    grid = Grid(np.diag([-6.0, 6.0, 6.0, 1.0]), (32, 32, 32))
+    return Workflow(network, grid, torch.device("cpu"), Path("model.pt"), Compose([]), SimpleInferer(), Compose([]))
+
+
+@pytest.fixture
+def scan(phantom) -> torch.Tensor:
+    return phantom[0].roll(3, dims=1)[None]
+
+
+@torch.no_grad()
+def test_the_average_does_not_change_with_the_side(workflow, scan):
+    averaged = ask(workflow, scan, register=False, accurate=True).logits
+    mirrored = ask(workflow, scan.flip(2), register=False, accurate=True).logits
+    torch.testing.assert_close(averaged, mirrored.flip(1), rtol=0, atol=1e-4)
+    plain = ask(workflow, scan, register=False).logits
+    assert not torch.allclose(plain, averaged, atol=1e-3)
+    torch.testing.assert_close(averaged, flip_average(workflow, scan, plain[None])[0])
+
+
+@torch.no_grad()
+def test_the_mirror_stands_across_left_and_right(workflow, scan):
+    turned = Grid(workflow.grid.affine[:, [1, 0, 2, 3]], workflow.grid.shape)  # here left and right are the second axis
+    turned_workflow = Workflow(**{**workflow.__dict__, "grid": turned})
+    logits = workflow.network(scan)
+    expected = (logits + workflow.network(scan.flip(3)).flip(3)) / 2
+    torch.testing.assert_close(flip_average(turned_workflow, scan, logits), expected)
+
+
+@torch.no_grad()
+def test_both_heads_in_one_pass(workflow, scan, monkeypatch):
+    logits, ddf = workflow.network(scan)[0], workflow.network.register(scan)[0][0]
+    passes = []
+    original = workflow.network.encoder.forward
+    monkeypatch.setattr(
+        workflow.network.encoder, "forward", lambda image: passes.append(image.shape) or original(image)
+    )
+    answer = ask(workflow, scan, register=True)
+    assert torch.equal(answer.logits, logits) and torch.equal(answer.ddf, ddf)
+    assert len(passes) == 2  # the scan and the atlas
