@@ -205,7 +205,10 @@ def test_monai_deploy_gives_the_labels_of_the_bundle(bundle, tmp_path):
     )
     operator = BundleOperator(tmp_path / "model.ts", tmp_path / "app")
     names = [type(t).__name__ for c in (operator.preprocessing, operator.postprocessing) for t in c.transforms]
-    assert names == ["EnsureChannelFirstd", "CheckScand", "ResampleToGridd", "ScaleBrainIntensityd", "LabelsOnScand"]
+    transforms = [t for part in ("preprocessing", "postprocessing") for t in config[part]["transforms"]]
+    declared = [t["_target_"].rpartition(".")[2] for t in transforms]
+    assert names == declared[1:-1] and (declared[0], declared[-1]) == ("LoadImaged", "SaveImageLabelMapd")
+    assert names[0] == "EnsureChannelFirstd"
     labels = operator.compute(scan, turned)
     assert len(np.unique(labels)) > 3
     assert np.array_equal(labels[0].numpy(), np.asarray(reference.dataobj))
