@@ -210,7 +210,7 @@ def test_sites_that_were_not_asked_leave_no_trace(tmp_path):
             {"epochs": [{"epoch": 1, "iteration": 3, "loss": 1.5}]},
         ),
         ({"epochs": [{"epoch": 1}, {"epoch": -1, "iteration": 1}, {"epoch": 1.5, "iteration": 1}, 3]}, {"epochs": []}),
-        ({"iterations": 10**5000, "seconds": -5}, {"iterations": 0, "seconds": 0.0}),
+        ({"iterations": 10**4000, "seconds": -5}, {"iterations": 0, "seconds": 0.0}),
         ({"iterations": True, "seconds": math.inf}, {"iterations": 0, "seconds": 0.0}),
         ({"anything": "else"}, {}),
     ],
@@ -256,8 +256,9 @@ def test_a_server_state_of_another_form_is_refused_in_one_line(tmp_path, change)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("number", [10**5000, -(10**5000)])  # its text would be too long for Python itself
-def test_a_number_too_long_to_be_printed_is_refused(tmp_path, number):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_too_long_to_be_printed_is_refused(tmp_path, sign):
+    number = sign * 10**5000  # its text would be too long for Python itself
     server = Server(tmp_path, INITIAL)
-    assert "a value of type int" in server.receive("evil", number, good(), {"images": 4})[0]
-    assert "a value of type int" in server.receive("evil", 0, good(), {"images": number})[0]
+    assert server.receive("evil", number, good(), {"images": 4})[0].startswith("site 'evil': round: found ")
+    assert server.receive("evil", 0, good(), {"images": number})[0].startswith("site 'evil': images: found ")
