@@ -93,6 +93,7 @@ def pretrain(
             sites, out / stage, epochs[stage], policy="pooled", seed=seed, overrides=overrides, from_weights=weights
         )
         (weights,) = (run / "sites").glob("*/model.pt")
+    assert weights is not None  # of the last stage
     shipped = export_weights(weights, out / "model.pt")
     print("\n".join(summary_lines(evaluate_models(models_of_sites(sites, shipped), out / "evaluation"))))
     return shipped

@@ -28,6 +28,8 @@ class Progress(tqdm):
             ...
     """
 
+    total: float | None
+
     def __init__(self, *args: Any, quiet: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, disable=True if quiet else None, **kwargs)
         self.logs = self.disable and not quiet

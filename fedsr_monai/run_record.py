@@ -97,7 +97,7 @@ def read_personalised(path: Path, named: str | os.PathLike | None = None) -> tup
     """
     content = read_json(path, "the settings of a personalised training", "personalise the site again")
     site, bundle = content.get("site"), content.get("bundle")
-    if not _is_path(site):
+    if not (isinstance(site, str) and _is_path(site)):
         raise UserError(f"{path}: site", found=type(site).__name__, expected="the path of a site folder", fix=FIX)
     bundle = {"path": bundle} if isinstance(bundle, str) else _mapping(path, "bundle", bundle)
     root = trusted_bundle(bundle, str(path), named)
@@ -116,13 +116,14 @@ def trusted_bundle(content: Mapping[str, Any], where: str, named: str | os.PathL
         UserError: the bundle is neither installed nor named.
     """
     path, name = content.get("path"), content.get("name")
-    last = Path(path).name if _is_path(path) else name
+    path = path if isinstance(path, str) and _is_path(path) else None
+    last = name if path is None else Path(path).name
     if named is not None and (name or last) == bundle_path(named).name:
         return bundle_path(named)
     for known in INSTALLED:
         root = installed_bundle(known)
         same = name == known and content.get("train.json") == sha256(root / "configs" / "train.json")
-        if same or (_is_path(path) and os.path.realpath(path) == os.path.realpath(root)):
+        if same or (path is not None and os.path.realpath(path) == os.path.realpath(root)):
             return root
     raise UserError(
         f"{where}: bundle",

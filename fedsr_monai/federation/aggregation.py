@@ -58,7 +58,11 @@ def weighted_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str
         weights: by site, sum 1.
         sent: the tensors that the sites started from.
     """
-    return {key: sum(weights[site] * updates[site][key].double() for site in sorted(updates)) for key in sorted(sent)}
+    nothing = torch.zeros((), dtype=torch.double)
+    return {
+        key: sum((weights[site] * updates[site][key].double() for site in sorted(updates)), nothing)
+        for key in sorted(sent)
+    }
 
 
 def coordinate_median(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
@@ -176,10 +180,12 @@ def aggregate_sa(
     """
     sites = sorted(site_vectors)
     vectors = {site: site_vectors[site].double() for site in sites}
-    best = sum(weights[site] * vectors[site] for site in sites) if start is None else start.double()
+    nothing = torch.zeros((), dtype=torch.double)
+    best = sum((weights[site] * vectors[site] for site in sites), nothing) if start is None else start.double()
 
     def objective(vector: torch.Tensor) -> torch.Tensor:
-        return sum(weights[site] * mutual_information(vectors[site][None], vector) for site in sites)
+        terms = (weights[site] * mutual_information(vectors[site][None], vector) for site in sites)
+        return sum(terms, nothing)
 
     step = lr * float(best.norm())
     for _ in range(steps):

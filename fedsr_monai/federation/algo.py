@@ -172,7 +172,9 @@ class FedSRAlgo(MonaiAlgo):
         """
         if self.stale:
             self.build()
-        file, state = load_state(self.folder, round, self.trainer.state.device)
+        found = load_state(self.folder, round, self.trainer.state.device)
+        assert found is not None  # `initialize` has written one
+        file, state = found
         restore_state(self.trainer, self.handlers, state, file)
         self.round = state["round"] if round is None else round
 
@@ -210,7 +212,8 @@ class FedSRAlgo(MonaiAlgo):
         extra = extra or {}
         started = time.perf_counter()
         self._set_cuda_device()
-        for filter_ in self.pre_filters or ():
+        filters: list[Any] = list(self.pre_filters or [])
+        for filter_ in filters:
             data = filter_(data, extra)
         self.phase = FlPhase.TRAIN
         self.restore(extra.get(ROUND, self.round))
@@ -259,7 +262,8 @@ class FedSRAlgo(MonaiAlgo):
             weight_type=WeightType.WEIGHTS,
             statistics=dict(self.statistics),
         )
-        for filter_ in self.post_weight_filters or ():
+        filters: list[Any] = list(self.post_weight_filters or [])
+        for filter_ in filters:
             result = filter_(result, extra or {})
         return result
 
@@ -271,7 +275,8 @@ class FedSRAlgo(MonaiAlgo):
         """
         extra = extra or {}
         self._set_cuda_device()
-        for filter_ in self.pre_filters or ():
+        filters: list[Any] = list(self.pre_filters or [])
+        for filter_ in filters:
             data = filter_(data, extra)
         self.phase = FlPhase.EVALUATE
         self.restore()  # may build the workflow anew
@@ -289,7 +294,8 @@ class FedSRAlgo(MonaiAlgo):
         metrics = self.evaluator.state.metrics
         scalars = {key: float(value) for key, value in metrics.items() if torch.as_tensor(value).numel() == 1}
         result = ExchangeObject(metrics=scalars)
-        for filter_ in self.post_evaluate_filters or ():
+        filters: list[Any] = list(self.post_evaluate_filters or [])
+        for filter_ in filters:
             result = filter_(result, extra)
         return result
 

@@ -122,7 +122,7 @@ class SequentialExecutor:
 
     def initial(self) -> Tensors:
         """Return the tensors to begin with; see `Executor`."""
-        return self.algo(min(self.jobs)).get_weights().weights
+        return dict(self.algo(min(self.jobs)).get_weights().weights or {})
 
     def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
         """Yield the result of one round at each of `sites`; see `Executor`."""
@@ -132,7 +132,7 @@ class SequentialExecutor:
                 algo = self.algo(site)
                 algo.train(ExchangeObject(weights=dict(tensors)), {ROUND: round})
                 exchanged = algo.get_weights()
-                result = ClientResult(site, "ok", tensors=exchanged.weights, statistics=exchanged.statistics)
+                result = ClientResult(site, "ok", tensors=dict(exchanged.weights or {}), statistics=exchanged.statistics)
             except Exception as error:
                 logging.getLogger(__name__).debug("site %s", site, exc_info=True)
                 result = ClientResult(site, "failed", one_line(error))

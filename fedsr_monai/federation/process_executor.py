@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import threading
@@ -39,7 +40,7 @@ class ProcessExecutor:
     def __init__(self, jobs: Sequence[SiteJob], timeout: float | None = None) -> None:
         self.jobs = {job.name: job for job in jobs}
         self.timeout = timeout
-        self.running: dict[str, tuple[multiprocessing.Process, Connection]] = {}
+        self.running: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
 
     def initial(self) -> Tensors:
         """Return the tensors to begin with; see `Executor`.
@@ -137,7 +138,7 @@ class ProcessExecutor:
             waiting[connection] = site
         while waiting:
             left = None if self.timeout is None else max(0.0, started + self.timeout - time.perf_counter())
-            ready = wait(list(waiting), left)
+            ready: list[Any] = wait(list(waiting), left)
             if not ready:
                 for site in waiting.values():
                     self.stop(site)
@@ -174,6 +175,7 @@ def serve(job: str, threads: int, connection: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees the interrupt and ends this process
     parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a process of its own
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     algo: FedSRAlgo | None = None
@@ -198,5 +200,5 @@ def carry_out(algo: FedSRAlgo, order: dict[str, Any]) -> dict[str, Any]:
     if order["order"] == "train":
         algo.train(ExchangeObject(weights=read_tensors(order["from"])), {ROUND: order["round"]})
     result = algo.get_weights()
-    write_tensors(order["to"], result.weights)
+    write_tensors(order["to"], result.weights or {})
     return {"statistics": result.statistics}

@@ -86,14 +86,13 @@ def participation_row(round: int, site: str, result: Participation, bytes_down: 
         bytes_down: sent to each site that was asked.
     """
     asked = result.status != "absent"
-    counted = result.statistics is not None
     return {
         "round": round,
         "site": site,
         "status": result.status,
         "reason": result.reason,
         "images": "" if result.images is None else result.images,
-        "iterations": result.statistics["iterations"] if counted else "",
+        "iterations": "" if result.statistics is None else result.statistics["iterations"],
         "seconds": result.seconds if asked else "",
         "bytes_down": bytes_down if asked else 0,
         "bytes_up": result.bytes_up,

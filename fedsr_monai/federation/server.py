@@ -148,7 +148,8 @@ class Server:
             )
             if not reasons:
                 # Clones: what the sender does to its tensors afterwards must not reach the average.
-                accepted = {key: plain_tensor(update[key]).clone() for key in sorted(self.tensors)}
+                found = {key: plain_tensor(update[key]) for key in sorted(self.tensors)}
+                accepted = {key: tensor.clone() for key, tensor in found.items() if tensor is not None}
         except Exception as error:  # whatever a site sends must not end the run of the others
             found = f"a result that cannot be read ({type(error).__name__})"
             reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
@@ -156,7 +157,7 @@ class Server:
         # A late or second result says nothing against the one that counts, and an unknown sender has no row in the tables.
         known = is_name(site) and (self.asked is None or site in self.asked)
         if known and site not in self.updates:
-            plausible = is_whole_number(images, 1) and images <= self.max_images
+            plausible = images is not None and is_whole_number(images, 1) and images <= self.max_images
             self.results[site] = Participation(
                 "rejected" if reasons else "ok",
                 _first(reasons),
@@ -278,7 +279,8 @@ class Server:
 
     def _record(self) -> Record:
         rows = self.participation()
-        statistics = {site: self.results[site].statistics for site in sorted(self.updates)}
+        found = {site: self.results[site].statistics for site in sorted(self.updates)}
+        statistics = {site: of_site for site, of_site in found.items() if of_site is not None}  # an accepted result has them
         return {
             "round": self.round,
             "seconds": 0.0,

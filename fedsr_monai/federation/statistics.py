@@ -34,7 +34,7 @@ def parse_statistics(content: Any) -> Statistics:
     Counts are 0 to 10^9, other numbers are finite and at most 1e30; there are at most 50 losses, whose names are words of up to
     50 characters and none of the tables' own columns, and at most 1000 epochs. Nothing that a site sends makes this raise.
     """
-    fields: dict[Any, Any] = content if isinstance(content, Mapping) else {}
+    fields: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     rows = _get(fields, "epochs")
     return {
         "iterations": _count(_get(fields, "iterations")) or 0,

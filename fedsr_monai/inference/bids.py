@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedsr_monai import __version__
 from fedsr_monai.errors import UserError
@@ -131,7 +132,7 @@ def write_scan_files(out: Path, root: Path, scan: Scan, volumes: Mapping[int, fl
         register: there are results of the registration.
     """
     source = f"bids:raw:{scan.path.relative_to(root).as_posix()}"
-    texts = [
+    texts: list[dict[str, Any]] = [
         {"Description": "13 structures, segmentation head", "Manual": False},
         {"Description": "atlas labels, carried over by the registration", "Manual": False},
         {"Description": "ITK displacement field from the atlas to the T1w image"},

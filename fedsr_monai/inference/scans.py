@@ -105,18 +105,18 @@ def list_scans(
             files.append((path, volume_stem(path), Path(masks[index]) if masks else None))
     found: dict[str, Scan] = {}
     for path, name, mask in files:
-        error = path_error(path)
-        if error is None and name in found:
-            error = UserError(
+        fault = path_error(path)
+        if fault is None and name in found:
+            fault = UserError(
                 path,
                 found=f"the name of {found[name].path}, whose result it would replace",
                 expected="scans of different names",
                 fix="rename one, or write them to two folders",
             )
-        if error is None:
+        if fault is None:
             found[name] = Scan(path, name, ResultFiles.of(name), mask)
         else:
-            errors.append(error)
+            errors.append(fault)
     return list(found.values()), errors
 
 

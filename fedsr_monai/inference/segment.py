@@ -238,11 +238,12 @@ class Run:
                 say(f"results are not judged, because there is no atlas to register: {error}")
                 self.judges = False
         if options.raw:
+            assert atlas is not None
             self.load = LoadRaw(atlas, workflow.grid, self.out)
         writes_atlas = options.register and self.site is None
         if options.register:
             own = self.out / ATLAS_FILES[1]
-            self.atlas = own if writes_atlas else Path(load_site(self.site).atlas["label"])
+            self.atlas = own if self.site is None else Path(load_site(self.site).atlas["label"])
         files = list(bids.DATASET_FILES) if self.dataset else [SLICER_TABLE, FREESURFER_TABLE]
         with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if writes_atlas else ())], Source("", "", {})):
             if self.dataset:
@@ -250,6 +251,7 @@ class Run:
             else:
                 write_folder_tables(self.out)
             if writes_atlas:
+                assert atlas is not None
                 write_atlas(self.out, atlas, workflow.grid)
         weights = file_sha256(workflow.weights)
         site = None if self.site is None else str(self.site)

@@ -76,7 +76,7 @@ def load_workflow(
         values["device"] = f"$torch.device('{find_device(device)}')"
     parser.update(values)
     try:
-        grid, device, file = (parser.get_parsed_content(key) for key in ("grid", "device", "ckpt_path"))
+        grid, where, file = (parser.get_parsed_content(key) for key in ("grid", "device", "ckpt_path"))
         network = load_weights(parser.get_parsed_content("network_def"), file, atlas=site is None)
         preprocessing, inferer, postprocessing = (
             parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
@@ -94,7 +94,7 @@ def load_workflow(
             fix="correct the bundle's configuration",
         )
     after = [transform for transform in postprocessing.transforms if not isinstance(transform, SaveImaged)]
-    return Workflow(network.to(device).eval(), grid, device, Path(file), Compose(before), inferer, Compose(after))
+    return Workflow(network.to(where).eval(), grid, where, Path(file), Compose(before), inferer, Compose(after))
 
 
 def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> None:

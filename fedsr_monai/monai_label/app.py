@@ -71,7 +71,7 @@ def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os
                 raise UserError(
                     app,
                     found=f"an app made with {name} {made.get(name) or 'of the bundle'}",
-                    expected=value,
+                    expected=str(value),
                     fix=f"leave --{name} out to continue with what was trained there, or choose another --out",
                 )
         write_text(app / "main.py", MAIN)  # the app may have been made by an earlier version

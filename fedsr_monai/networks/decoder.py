@@ -209,12 +209,12 @@ class RegistrationHead(nn.Module):
             self.fine_features_fast(of_scan, guides) if may_bypass(self.fine) else self.fine_features(of_scan, guides)
         )
         for _ in range(self.passes):
-            aligned = [warp(moving[1], ddf)]
+            parts = [warp(moving[1], ddf)]
             if self.label_guidance:
                 # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field
                 # learns by what it aligns.
-                aligned.append(warp(moving_fractions, ddf.detach()))
-            ddf = self._step(ddf, fine(aligned), self.velocities[0])
+                parts.append(warp(moving_fractions, ddf.detach()))
+            ddf = self._step(ddf, fine(parts), self.velocities[0])
         return ddf, pooled
 
     def _step(self, ddf: torch.Tensor | None, features: torch.Tensor, velocity: nn.Module) -> torch.Tensor:

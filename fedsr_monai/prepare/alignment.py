@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations, product
+from typing import Any
 
 import itk
 import numpy as np
@@ -96,9 +97,9 @@ def realign(
     return replace(first, matrix=np.linalg.inv(best), information=information)
 
 
-def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, which: slice) -> list[tuple]:
+def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, which: slice) -> list[Any]:
     """Return atlas, the region that counts in it, scan, iterations and first step at some of `LEVELS`."""
-    levels = []
+    levels: list[Any] = []
     for spacing, iterations, step in LEVELS[which]:
         fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
         moving, moving_affine = coarsen(brain, affine, max(spacing, grid.spacing))

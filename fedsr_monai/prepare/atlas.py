@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def make_atlas(
     grid = Grid(affine, tuple(shape))
     record = root / records / "atlas.json"
     if files is None:
-        content = {"atlas": "the project's"}
+        content: dict[str, Any] = {"atlas": "the project's"}
     else:
         content = {"files": {kind: _stamp(file) for kind, file in asdict(files).items() if file}}
         kept = _kept(record, content, root)
@@ -111,7 +112,8 @@ def _kept(record: Path, content: dict, root: Path) -> tuple[np.ndarray, np.ndarr
     try:
         if read_json(record, "the record of the atlas", "remove it") != content:
             return None
-        return tuple(read_volume(root / "atlas" / f"{kind}.nii.gz").voxels for kind in ("image", "label"))
+        image, label = (read_volume(root / "atlas" / f"{kind}.nii.gz").voxels for kind in ("image", "label"))
+        return image, label
     except UserError:
         return None
 

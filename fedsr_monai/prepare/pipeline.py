@@ -73,6 +73,7 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
         check_mask(mask, scan, name, mask_from)
         brain = np.where(mask, correct_bias(scan.voxels, mask, scan.affine), 0)
         alignment = align(brain, scan.affine, atlas, grid)
+    assert mask is not None  # given or found
     found = judge(alignment, brain, own, atlas, grid, name)
     return Prepared(brain, mask, mask_from, own, alignment.matrix, found)
 

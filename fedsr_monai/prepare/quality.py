@@ -35,7 +35,7 @@ class Quality:
 
     overlap: float
     correlation: float
-    scales: tuple[float, float, float]
+    scales: tuple[float, ...]
     turn: float
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class LoadRawScand(MapTransform):
         self.grid, self.masks, self.pictures = grid, dict(masks or {}), dict(pictures or {})
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict[Hashable, MetaTensor]:
-        result = dict(data)
+        result: dict[Hashable, Any] = dict(data)
         for key in self.key_iterator(result):
             path = str(data[key])
             scan = read_scan(path)

@@ -138,10 +138,10 @@ def prepare_site(
     for fault in faults.values():
         say(f"fedsr: {fault}")
     with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan") as bar:
-        for job, fault in run_jobs(missing, processes):
-            if fault:
-                faults[job.source.name] = fault
-                say(f"fedsr: {fault}")
+        for job, refusal in run_jobs(missing, processes):
+            if refusal:
+                faults[job.source.name] = refusal
+                say(f"fedsr: {refusal}")
             bar.update()
     unlabelled = [(s, UNLABELLED) for s in sources if sections[s.name] == LEFT_OUT]
     rows = [_row(job, faults) for job in jobs]
@@ -153,7 +153,7 @@ def prepare_site(
     if not entries["training"]:
         fix = "fix the scans and run the command again"
         raise UserErrors([*faults.values(), UserError(root, "no scan left to train on", "at least one", fix)])
-    write_site(root, name or root.name, image, label, grid.affine, **entries)
+    write_site(root, name or root.name, image, label, grid.affine, *(entries[section] for section in SECTIONS))  # type: ignore[arg-type]
     if faults:
         raise UserErrors(faults.values())
     return root
@@ -239,7 +239,7 @@ def prepare_job(job: Job) -> UserError | None:
         scan = read_scan(source.image)
         mask = read_mask(source.mask, scan) if source.mask else None
         prepared = prepare_scan(scan, mask, image, grid, str(source.image))
-        if "label" in job.files:
+        if "label" in job.files and source.label is not None:
             own = read_volume(source.label)
             structures = torch.from_numpy(to_structures(own.voxels, source.label))[None]
             matrix = voxel_map(prepared.matrix @ own.affine, grid.affine)

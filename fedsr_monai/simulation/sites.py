@@ -100,11 +100,21 @@ def simulate_sites(
     _make(jobs, processes)
     return [
         write_site(
-            out / member.name, member.name, image, label, affine,
-            **{section: [_entry(section, index) for index in range(wanted[section])] for section in SECTIONS},
+            out / member.name,
+            member.name,
+            image,
+            label,
+            affine,
+            *_sections(wanted),
         )
         for member, wanted in hospitals
-    ]  # fmt: skip
+    ]
+
+
+def _sections(counts: Mapping[str, int]) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
+    """Return the entries of `site.json` for training, validation and test."""
+    training, validation, test = ([_entry(name, index) for index in range(counts[name])] for name in SECTIONS)
+    return training, validation, test
 
 
 def simulate_labelled(
@@ -177,7 +187,9 @@ def _claim(folder: Path, record: dict) -> None:
 
 def _run(jobs: list[tuple], processes: int) -> Iterator[None]:
     if processes == 1 or len(jobs) < 2:
-        yield from (_write_subject(*job) for job in jobs)
+        for job in jobs:
+            _write_subject(*job)
+            yield
         return
     with ProcessPoolExecutor(processes) as pool:
         futures = [pool.submit(_write_subject, *job) for job in jobs]

@@ -47,7 +47,9 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
     labels = {int(key): name for key, name in spec["labels"].items()} if "labels" not in by_key else None
     spacing = spec["spacing"] if "spacing" not in by_key else None
     shape = tuple(spec["shape"]) if "shape" not in by_key else None
-    affine, digests, seen = None, {}, set()
+    affine = None
+    digests: dict[bytes | str, tuple[str, str]] = {}
+    seen = set()
 
     for section, kind, relative in _files(root, spec):
         if (kind, relative) in seen:

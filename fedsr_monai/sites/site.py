@@ -24,7 +24,7 @@ class Site:
     root: Path
     name: str
     labels: dict[int, str]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
     shape: tuple[int, int, int]
     atlas: dict[str, str]
     training: list[dict[str, str]]

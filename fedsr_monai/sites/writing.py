@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -48,7 +49,7 @@ def write_site(
         UserError: the folder would violate the contract, for example by an empty training list or a missing scan.
     """
     root = Path(root).absolute()
-    spec = {
+    spec: dict[str, Any] = {
         "name": name,
         "labels": {str(key): value for key, value in labels.items()},
         "spacing": [float(value) for value in nib.affines.voxel_sizes(affine)],
