@@ -37,7 +37,11 @@ def test_every_folder_with_code_is_a_package_of_the_wheel():
 def test_what_is_installed_without_extras_is_pinned(setup_cfg):
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     extras = " ".join(value for name, value in setup_cfg["options.extras_require"].items() if name != "label")
-    needed = {re.split(r"[\[>]", word)[0] for word in (setup_cfg["options"]["install_requires"] + extras).split() if ">" in word}
+    needed = {
+        re.split(r"[\[>]", word)[0]
+        for word in (setup_cfg["options"]["install_requires"] + extras).split()
+        if ">" in word
+    }
     assert needed == pinned
 
 

@@ -158,9 +158,7 @@ def _network_rows(network: FedSRNet, site: Site, item: dict[str, str], device: s
     return [row | {"method": NETWORK_METHODS[row["task"]]} | extra[row["task"]] for row in case_rows(volumes, site)]
 
 
-def _refined_rows(
-    network: FedSRNet, site: Site, item: dict[str, str], steps: int, method: str
-) -> list[dict[str, Any]]:
+def _refined_rows(network: FedSRNet, site: Site, item: dict[str, str], steps: int, method: str) -> list[dict[str, Any]]:
     load = LoadImage(VolumeReader(), ensure_channel_first=True)
     scan = load(item["image"]).as_tensor().float()[None].to(network.atlas_image.device)
     reference = load(item["label"]).numpy()[0].astype(np.uint8)

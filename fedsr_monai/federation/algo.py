@@ -294,7 +294,7 @@ class FedSRAlgo(MonaiAlgo):
         metrics = self.evaluator.state.metrics
         scalars = {key: float(value) for key, value in metrics.items() if torch.as_tensor(value).numel() == 1}
         result = ExchangeObject(metrics=scalars)
-        filters: list[Any] = list(self.post_evaluate_filters or [])
+        filters = list(self.post_evaluate_filters or [])
         for filter_ in filters:
             result = filter_(result, extra)
         return result

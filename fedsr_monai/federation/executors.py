@@ -132,7 +132,9 @@ class SequentialExecutor:
                 algo = self.algo(site)
                 algo.train(ExchangeObject(weights=dict(tensors)), {ROUND: round})
                 exchanged = algo.get_weights()
-                result = ClientResult(site, "ok", tensors=dict(exchanged.weights or {}), statistics=exchanged.statistics)
+                result = ClientResult(
+                    site, "ok", tensors=dict(exchanged.weights or {}), statistics=exchanged.statistics
+                )
             except Exception as error:
                 logging.getLogger(__name__).debug("site %s", site, exc_info=True)
                 result = ClientResult(site, "failed", one_line(error))

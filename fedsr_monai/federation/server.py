@@ -148,8 +148,8 @@ class Server:
             )
             if not reasons:
                 # Clones: what the sender does to its tensors afterwards must not reach the average.
-                found = {key: plain_tensor(update[key]) for key in sorted(self.tensors)}
-                accepted = {key: tensor.clone() for key, tensor in found.items() if tensor is not None}
+                dense = {key: plain_tensor(update[key]) for key in sorted(self.tensors)}
+                accepted = {key: tensor.clone() for key, tensor in dense.items() if tensor is not None}
         except Exception as error:  # whatever a site sends must not end the run of the others
             found = f"a result that cannot be read ({type(error).__name__})"
             reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
@@ -280,7 +280,9 @@ class Server:
     def _record(self) -> Record:
         rows = self.participation()
         found = {site: self.results[site].statistics for site in sorted(self.updates)}
-        statistics = {site: of_site for site, of_site in found.items() if of_site is not None}  # an accepted result has them
+        statistics = {
+            site: of_site for site, of_site in found.items() if of_site is not None
+        }  # an accepted result has them
         return {
             "round": self.round,
             "seconds": 0.0,

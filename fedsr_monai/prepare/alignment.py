@@ -20,7 +20,11 @@ PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads no
 RIM = 10.0  # mm around the atlas' brain that the metric includes
 TURN_ITERATIONS = 20  # enough to see whether a quarter turn fits
 HEAD_SIZE = 0.92  # a usual brain relative to MNI's, which has 1.88 litres with its fluid
-LEVELS = ((8.0, 60, 8.0), (4.0, 100, 1.0), (2.0, 60, 0.5))  # spacing in mm, iterations, first step in mm
+LEVELS: tuple[tuple[float, int, float], ...] = (
+    (8.0, 60, 8.0),
+    (4.0, 100, 1.0),
+    (2.0, 60, 0.5),
+)  # spacing in mm, iterations, first step in mm
 COARSE = slice(0, 2)  # of the levels: enough for a whole head, whose brain is not known yet
 MIDDLE = slice(1, 2)
 FINE = slice(1, 3)
@@ -77,13 +81,14 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
     initial = _InitialMaps(brain, affine, atlas, sized, whole_head)
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
     best, information = max(
-        (register(*levels[0], initial(nod), whole_head) for nod in nods), key=lambda result: result[1]
+        (register(*levels[0], initial(nod), whole_head) for nod in nods),  # type: ignore[call-arg]
+        key=lambda result: result[1],
     )
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
-    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn), whole_head)[1] for turn in turns]
+    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn), whole_head)[1] for turn in turns]  # type: ignore[call-arg]
     gain, turn = max(others) - information, turns[int(np.argmax(others))]
     for level in levels[1:]:
-        best, information = register(*level, best, whole_head)
+        best, information = register(*level, best, whole_head)  # type: ignore[call-arg]
     return Alignment(np.linalg.inv(best @ size), information, turn, gain)
 
 
@@ -93,7 +98,7 @@ def realign(
     """Refine an alignment of the whole head with the brain alone, at some of `LEVELS`; for the rest see `align`."""
     best = np.linalg.inv(first.matrix)
     for level in _levels(brain, affine, atlas, grid, levels):
-        best, information = register(*level, best)
+        best, information = register(*level, best)  # type: ignore[call-arg]
     return replace(first, matrix=np.linalg.inv(best), information=information)
 
 

@@ -81,7 +81,10 @@ def simulate_sites(
     image, label, affine = build_atlas(spacing, shape)
     out = Path(out).absolute()
     for member, _ in hospitals:
-        _claim(out / member.name, {"anatomy": VERSION, "profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed})
+        _claim(
+            out / member.name,
+            {"anatomy": VERSION, "profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed},
+        )
     jobs = [
         (
             out / member.name,

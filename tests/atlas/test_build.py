@@ -50,7 +50,21 @@ def atlas():
 
 def test_counts_at_2_mm(atlas):
     """Counts of an independent construction along the same recipe; ours are within 4 %, the small ones within rounding."""
-    expected = [371, 76369, 103955, 2214, 4074, 2717, 1199, 1381, 419, 3336, 1195, 307, 19964]  # ours where borders were drawn anew
+    expected = [
+        371,
+        76369,
+        103955,
+        2214,
+        4074,
+        2717,
+        1199,
+        1381,
+        419,
+        3336,
+        1195,
+        307,
+        19964,
+    ]  # ours where borders were drawn anew
     counts = np.bincount(atlas[1].ravel(), minlength=14)[1:]
     assert np.allclose(counts, expected, rtol=0.04)
 

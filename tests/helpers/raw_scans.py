@@ -52,7 +52,9 @@ def raw_scan(
     centre = (place @ [*(grid.affine @ [*(np.array(grid.shape) - 1) / 2, 1])[:3], 1])[:3]
     own = random_grid(seed, centre, spacing)
     matrix = voxel_map(place @ grid.affine, own.affine)
-    volume = resample_image(torch.from_numpy(in_a_head(image, grid) if skull else image)[None], matrix, own.shape)[0].numpy()
+    volume = resample_image(torch.from_numpy(in_a_head(image, grid) if skull else image)[None], matrix, own.shape)[
+        0
+    ].numpy()
     labels = resample_labels(torch.from_numpy(label)[None], matrix, own.shape)[0].numpy()
     if not skull:
         volume[volume < 0.05] = 0
@@ -74,7 +76,10 @@ def in_a_head(image: np.ndarray, grid: Grid) -> np.ndarray:
     head[(image == 0) & (distance <= 3)] = 0.2  # fluid
     head[(distance > 3) & (distance <= 8)] = 0.05  # bone
     head[(distance > 8) & (distance <= 14)] = 1.1  # scalp
-    x, y, z = (grid.affine[a, a] * np.arange(n).reshape([-1 if b == a else 1 for b in range(3)]) + grid.affine[a, 3] for a, n in enumerate(grid.shape))
+    x, y, z = (
+        grid.affine[a, a] * np.arange(n).reshape([-1 if b == a else 1 for b in range(3)]) + grid.affine[a, 3]
+        for a, n in enumerate(grid.shape)
+    )
     neck = ((x / 55) ** 2 + ((y + 35) / 60) ** 2 < 1) & (z < -50) & (distance > 8)
     return np.where(neck & (distance > 14), 0.6, head).astype(np.float32)
 
