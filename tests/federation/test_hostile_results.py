@@ -25,13 +25,13 @@ class Hostile:
     """An object that raises whatever is asked of it."""
 
     def __getattr__(self, name):
-        raise RuntimeError("no")
+        raise AttributeError(name) if name.startswith("_") else RuntimeError("no")
 
     def __len__(self):
         raise RuntimeError("no")
 
     def __repr__(self):
-        raise RuntimeError("no")
+        return "Hostile()"  # hypothesis prints its examples
 
 
 def good(amount: float = 0.01) -> dict[str, torch.Tensor]:
