@@ -22,6 +22,8 @@ from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 from tests.test_run_record import EVIL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ward(tmp_path, phantom) -> Path:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from fedsr_monai import pretraining as module
 from fedsr_monai.networks.weights import ATLAS_KEYS
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):

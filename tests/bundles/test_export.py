@@ -16,6 +16,8 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 SHAPE = [1, 1, 32, 32, 32]
 
 

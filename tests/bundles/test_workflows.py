@@ -24,6 +24,8 @@ from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.nifti import write_volume
 from fedsr_monai.transforms.remove_strays import remove_strays
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workflow(tmp_path):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Engine
 
 from fedsr_monai.engines.distributed import AverageSA, average_gradients
+
+pytestmark = pytest.mark.slow
 
 PROCESSES = 2
 

@@ -16,6 +16,8 @@ from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scans(phantom) -> list[dict[str, torch.Tensor]]:

@@ -15,6 +15,8 @@ from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def arguments(tmp_path, phantom):

@@ -22,6 +22,8 @@ from fedsr_monai.federation.settings import RunSettings
 from fedsr_monai.federation.storage import read_tensors
 from tests.helpers.miniature import federate_quietly, write_bundle, write_sites
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -15,6 +15,8 @@ from fedsr_monai.flare.filters import SAPrivacy
 from tests.helpers.miniature import write_sites
 from tests.helpers.stage import Stage
 
+pytestmark = pytest.mark.slow
+
 
 def pieces(array: np.ndarray) -> list[bytes]:
     """Runs of 64 bytes from all over an array, in both precisions in which numbers travel, that are not all the same.

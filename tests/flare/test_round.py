@@ -24,6 +24,8 @@ from fedsr_monai.federation.storage import read_tensors
 from tests.helpers.miniature import write_sites
 from tests.helpers.stage import Stage
 
+pytestmark = pytest.mark.slow
+
 FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 
 

@@ -17,6 +17,8 @@ from fedsr_monai.flare.job import export_job
 from fedsr_monai.flare.recipe import FedSRRecipe
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 

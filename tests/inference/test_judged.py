@@ -18,6 +18,8 @@ from fedsr_monai.cli import main
 from fedsr_monai.errors import UserErrors
 from fedsr_monai.inference.segment import Result, segment
 
+pytestmark = pytest.mark.slow
+
 
 def changed(brain: Path, path: Path, change) -> Path:
     image = nib.load(brain)

@@ -22,6 +22,8 @@ from fedsr_monai.spatial.header import itk_affine
 from fedsr_monai.spatial.nifti import read_volume
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
 
+pytestmark = pytest.mark.slow
+
 GRID = standard_grid(6.0, (32, 32, 32))
 SHAPE = (50, 42, 56)
 

@@ -6,6 +6,8 @@ import pytest
 
 from fedsr_monai.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("words", "message"),

@@ -13,6 +13,8 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import Volume
 from tests.helpers.raw_scans import atlas, raw_scan
 
+pytestmark = pytest.mark.slow
+
 IMAGE, _, GRID = atlas()
 
 

@@ -17,6 +17,8 @@ from fedsr_monai.spatial.nifti import write_volume
 from fedsr_monai.spatial.resampling import sample, voxel_map
 from tests.helpers.raw_scans import SHAPE, atlas, raw_scan, save
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path):

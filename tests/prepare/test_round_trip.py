@@ -8,6 +8,8 @@ from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 from tests.helpers.raw_scans import atlas, pose, random_grid
 
+pytestmark = pytest.mark.slow
+
 
 def dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in range(1, 14)])

@@ -25,6 +25,8 @@ from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.grid import Grid
 from tests.helpers.raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
+pytestmark = pytest.mark.slow
+
 GRID = {"spacing": SPACING, "shape": SHAPE}
 SEEDS = {"ann": 0, "bob": 1, "eve": 2}  # of raw_scan, see `scans`
 FLIPPED = "a better fit to the atlas turned by 180 degrees about y than as the header says"
