@@ -67,7 +67,7 @@ class Templates:
     label: np.ndarray  # uint8 regions: 0..13 are the labels, above lies brain tissue that is labelled background
     mask: np.ndarray  # bool, the brain with its sulcal CSF
     t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
-    csf: np.ndarray  # float32, share of fluid in the cortices (the fine sulci that no label map shows)
+    csf: np.ndarray  # float32, fraction of fluid in the cortices (the fine sulci that no label map shows)
     texture_2009c: np.ndarray  # float32, template minus its mean in each label
     texture_mni152: np.ndarray  # float32
     ventricle_distance: np.ndarray  # float32, signed mm to the lateral and third ventricles, negative inside, smoothed
@@ -184,9 +184,9 @@ def _parcellation(path: Path, affine: np.ndarray, shape: tuple) -> np.ndarray:
     parcels = lookup[parcels.astype(np.uint8)]
     best, result = np.zeros(shape, np.float32), np.full(shape, _UNLABELLED, np.uint8)
     for label in range(NUM_REGIONS + 1):
-        share = _resample((parcels == label).astype(np.float32), source, affine, shape)
-        larger = share > best
-        best[larger], result[larger] = share[larger], label
+        fraction = _resample((parcels == label).astype(np.float32), source, affine, shape)
+        larger = fraction > best
+        best[larger], result[larger] = fraction[larger], label
     return result
 
 
@@ -226,10 +226,10 @@ def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.n
     """
     zone = np.isin(label, (5, 13))
     gm, wm = ndimage.gaussian_filter(gm, 0.7), ndimage.gaussian_filter(wm, 0.7)
-    share = np.count_nonzero(label == 5) / np.count_nonzero(zone)
+    fraction = np.count_nonzero(label == 5) / np.count_nonzero(zone)
     white = wm - gm
     result = label.copy()
-    result[zone] = np.where(white >= np.quantile(white[zone], 1 - share), 5, 13)[zone]
+    result[zone] = np.where(white >= np.quantile(white[zone], 1 - fraction), 5, 13)[zone]
     result[zone & (1 - gm - wm > 0.6)] = 0
     for tissue, other in ((5, 13), (13, 5)):
         islands = _islands(result == tissue, 64) & zone

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from tqdm import tqdm
 
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import check_whole_number
@@ -21,6 +20,7 @@ from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
+from fedsr_monai.progress import Progress
 from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.study.plan import SHIPPED, Plan, read_plan
@@ -73,7 +73,7 @@ def run_study(plan: str | os.PathLike, out: str | os.PathLike, quick: bool = Fal
     ]
     missing = [job for job in jobs if not _is_done(job)]
     failed = []
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run", disable=None) as bar:
+    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run") as bar:
         for job, fault in _run(missing, processes):
             bar.update()
             if fault:

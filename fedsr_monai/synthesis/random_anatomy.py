@@ -137,8 +137,8 @@ class RandomAnatomy:
     def mix(self, means: torch.Tensor) -> torch.Tensor:
         """Return the noiseless signal of the voxels `inside`, at 1 mm."""
         signal = torch.zeros(len(self.inside))
-        for mean, share in zip(means.tolist(), self.soft):
-            signal.add_(share, alpha=mean / 255)
+        for mean, fraction in zip(means.tolist(), self.soft):
+            signal.add_(fraction, alpha=mean / 255)
         sulci = uniform(0.6, 1.6)
         for k in (3, 13):
             signal.add_(self.fluid[k], alpha=sulci * float(means[0] - means[k]) / 255)

@@ -1,4 +1,4 @@
-"""FLARE's own simulator, with a process a site: what its processes may do to a run."""
+"""FLARE's own simulator, with one process per site: what its processes may do to a run."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_three_sites_and_rounds_end_in_the_bits_of_fedsr_federate(simulate, refe
 
 
 def test_fewer_threads_than_sites_end_in_the_same_bits(simulate, federated, tmp_path):
-    """A thread takes one site after the other, each time in a new process: two rounds, as each takes a process a site."""
+    """A thread takes one site after the other, each time in a new process: two rounds, as each takes one process per site."""
     run = simulate(2, threads=2, min_sites=3)
     assert differing(run, federated(tmp_path / "twin", 2), 2) == []
 
