@@ -67,11 +67,12 @@ def test_the_tour(place, capsys):
         )
         == 0
     )
-    assert capsys.readouterr().out == f"{place}/labels/test-001_dseg.nii.gz\n"
+    written = ("dseg.nii.gz", "dseg.tsv", "atlas-dseg.nii.gz", "atlas-dseg.tsv", "warp.nii.gz")
+    assert capsys.readouterr().out.splitlines() == [f"{place}/labels/test-001_{name}" for name in written]
     label, image = nib.load(place / "labels/test-001_dseg.nii.gz"), nib.load(scan)
     assert label.shape == image.shape and np.array_equal(label.affine, image.affine)
     assert set(np.unique(np.asarray(label.dataobj))) <= set(range(14))
-    assert (place / "labels/test-001_warp.nii.gz").is_file() and (place / "labels/test-001_atlas-dseg.nii.gz").is_file()
+    assert all((place / f"labels/test-001_{name}").is_file() for name in written)
 
     assert fedsr(place, "report @run") == 0
     assert capsys.readouterr().out == f"{place}/run/report.html\n"
