@@ -23,6 +23,7 @@ FAILURE = 1  # the machine could not do it
 INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +99,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             return f"{where}: {cause.strerror}; free some space and run the same command again", FAILURE
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
             return f"{cause.filename}: {cause.strerror}, expected access to it; change its permissions", MISTAKE
+        if isinstance(cause, OSError) and cause.errno in NO_PATH and cause.filename is not None:
+            # `Path.is_dir()` and the like raise these two instead of answering no
+            return f"{cause.filename}: {cause.strerror}, expected a path of this file system; correct it", MISTAKE
         if isinstance(cause, MemoryError) or "OutOfMemory" in type(cause).__name__ or "not enough memory" in str(cause):
             return (
                 "out of memory; close other programs, or choose a smaller grid, preset or number of processes",

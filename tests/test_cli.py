@@ -276,6 +276,16 @@ def test_check_names_every_fault_and_exits_2(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "line", ["check {}", "report {}", "evaluate {}", "segment {} --out out", "federate {} --out out"]
+)
+def test_a_path_that_no_file_system_holds_is_one_line(tmp_path, capsys, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.format("a" * 300).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fedsr: ") and error.count("\n") == 1 and "a" * 300 in error
+
+
 def test_report_of_nothing(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
