@@ -1,4 +1,4 @@
-"""Raw scans in a bundle's inference: prepared in memory first, and labelled in their own space."""
+"""Raw scans in inference: prepared in memory, on their own voxels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImaged, MapTransform
+from monai.transforms import MapTransform
 from monai.utils import MetaKeys
 
-from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import prepare_scan
 from fedsr_monai.prepare.qc import write_qc
@@ -69,40 +67,3 @@ class LoadRawScand(MapTransform):
             affine = torch.as_tensor(prepared.affine, dtype=torch.float64)
             result[key] = MetaTensor(torch.from_numpy(prepared.brain)[None], affine=affine, meta=meta)
         return result
-
-
-class ToRawSpaced(MapTransform):
-    """Set the affine of label maps on the voxels of a raw scan back to that of its file.
-
-    Args:
-        keys: label maps, from `LabelsOnScand`.
-        orig_keys: the scan, from `LoadRawScand`.
-        allow_missing_keys: skip keys that are missing.
-    """
-
-    def __init__(self, keys: KeysCollection, orig_keys: str = "image", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.orig_keys = orig_keys
-
-    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key].affine = torch.as_tensor(np.asarray(data[self.orig_keys].meta[OWN_AFFINE]), dtype=torch.float64)
-        return result
-
-
-def for_raw_scans(preprocessing: Compose, postprocessing: Compose, load: LoadRawScand) -> tuple[Compose, Compose]:
-    """Adapt a bundle's preprocessing and postprocessing to raw scans.
-
-    `load` takes the position of `LoadImaged`; the affine is set back (`ToRawSpaced`) before the last step, which
-    writes.
-
-    Raises:
-        UserError: the preprocessing does not begin with `LoadImaged`.
-    """
-    first, *rest = preprocessing.transforms
-    if not isinstance(first, LoadImaged):
-        name = type(first).__name__
-        raise UserError("preprocessing", name, "LoadImaged as its first step", "correct the bundle's configuration")
-    *before, write = postprocessing.transforms
-    return Compose([load, *rest]), Compose([*before, ToRawSpaced("pred"), write])
