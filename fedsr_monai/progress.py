@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,3 +60,8 @@ class Progress(tqdm):
             parts.append(f"about {self.format_interval(left)} left")
         logger.info(", ".join(parts) + (f": {self.postfix}" if self.postfix else ""))
         return True
+
+
+def say(line: object) -> None:
+    """Print a line to standard error at once, above any bar."""
+    tqdm.write(str(line), file=sys.stderr)

@@ -70,8 +70,8 @@ def head_optimizers(
         fused: for the trainer's fused step.
         velocity_lr: learning rate of the last layers of the registration head, as a fraction of `lr`. Adam moves every
             weight by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each
-            displacement add up
-            to voxels: at the full rate one step undoes the initial identity, and dozens more are spent on coming back.
+            displacement add up to voxels: at the full rate one step undoes the initial identity, and dozens more are
+            spent on coming back.
     """
     velocities = list(network.registration.velocities.parameters())
     last = {id(parameter) for parameter in velocities}

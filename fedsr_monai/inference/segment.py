@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from tqdm import tqdm
 
 from fedsr_monai import __version__
 from fedsr_monai.checks import check_whole_number
@@ -27,7 +25,7 @@ from fedsr_monai.inference.workflow import ATLAS_FILES, Workflow, get_atlas, loa
 from fedsr_monai.labels.label_map import FREESURFER_TABLE, SLICER_TABLE, write_folder_tables
 from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
-from fedsr_monai.progress import Progress
+from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
@@ -166,21 +164,21 @@ def segment(
         make_folder(out)
         run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
         run.begin()
-        # What a single scan is refused for is printed once, by the command.
-        report = say if len(wanted) + len(errors) > 1 else (lambda text: None)
-        for error in errors:
-            report(error)
+        several = len(wanted) + len(errors) > 1  # what a single scan is refused for is printed once, by the command
+        for error in errors if several else ():
+            say(f"fedsr: {error}")
         results = []
         for scan in wanted:
             try:
                 result = run.one(scan)
             except Exception as error:
                 errors.append(scan_error(scan, error))
-                report(errors[-1])
+                if several:
+                    say(f"fedsr: {errors[-1]}")
             else:
                 results.append(result)
                 if result.quality is not None and result.quality.verdict == DOUBTFUL:
-                    say(f"{scan.path}: doubtful: {'; '.join(result.quality.reasons)}")
+                    say(f"fedsr: {scan.path}: doubtful: {'; '.join(result.quality.reasons)}")
                 on_result(result)
             bar.set_postfix_str(scan.name, refresh=False)
             bar.update()
@@ -235,7 +233,7 @@ class Run:
             except UserError as error:
                 if options.register or options.raw:
                     raise
-                say(f"results are not judged, because there is no atlas to register: {error}")
+                say(f"fedsr: results are not judged, because there is no atlas to register: {error}")
                 self.judges = False
         if options.raw:
             assert atlas is not None
@@ -337,11 +335,6 @@ def rejected(scan: Scan, quality: Quality, kept: bool) -> UserError:
         fix = "do not use the files before somebody has looked at them"
     found = f"an implausible result ({'; '.join(quality.reasons)})"
     return UserError(scan.path, found=found, expected="the labels of a brain", fix=fix)
-
-
-def say(text: object) -> None:
-    """Print a line to standard error at once, above a bar."""
-    tqdm.write(f"fedsr: {text}", file=sys.stderr)
 
 
 def scan_error(scan: Scan, error: Exception) -> UserError:

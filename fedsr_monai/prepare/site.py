@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fedsr_monai.atlas.build import default_shape, grid_affine
 from fedsr_monai.checks import check_whole_number
@@ -30,7 +28,7 @@ from fedsr_monai.prepare.qc import write_qc
 from fedsr_monai.prepare.sources import Found, Source, find_sources
 from fedsr_monai.prepare.split import LEFT_OUT, split
 from fedsr_monai.prepare.table import write_table
-from fedsr_monai.progress import Progress
+from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.grid import Grid
@@ -157,11 +155,6 @@ def prepare_site(
     if faults:
         raise UserErrors(faults.values())
     return root
-
-
-def say(line: str) -> None:
-    """Print a line to standard error, above the bar."""
-    tqdm.write(line, file=sys.stderr)
 
 
 def say_what_is_left_out(found: Found) -> None:

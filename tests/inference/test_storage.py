@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import itk_affine
 from fedsr_monai.spatial.nifti import read_volume
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
+from tests.helpers.itk_warp import warped_by_itk
 
 pytestmark = pytest.mark.slow
 
@@ -124,16 +123,6 @@ def network(monkeypatch, phantom, tmp_path) -> list[np.ndarray]:
     return seen
 
 
-def pulled_by_itk(atlas: Path, field: Path, reference: Path) -> np.ndarray:
-    """Return the atlas' image on the voxels of the reference, as ITK places all three."""
-    moving, fixed = itk.imread(atlas, itk.F), itk.imread(reference, itk.F)
-    warp = itk.WarpImageFilter.New(moving)
-    warp.SetDisplacementField(itk.imread(field, itk.Vector[itk.F, 3]))
-    warp.SetOutputParametersFromImage(fixed)
-    warp.Update()
-    return itk.array_from_image(warp.GetOutput()).transpose(2, 1, 0)
-
-
 def as_plain(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return an array on the scan's voxels with its axes in the order of the plain file."""
     start, end = (nib.orientations.io_orientation(matrix) for matrix in (affine, SCAN.affine))
@@ -153,7 +142,7 @@ def test_a_scan_stored_in_many_ways_gives_the_same_labels_and_the_same_field(vox
         stem = labels.name.removesuffix("_dseg.nii.gz")
         np.testing.assert_allclose(result.affine, scan.affine, atol=1e-4, err_msg=path.name)
         reference = labels if path.name in ("nifti2.nii", "freesurfer.mgz") else path  # ITK reads neither
-        warped = pulled_by_itk(site / "atlas" / "image.nii.gz", out / f"{stem}_warp.nii.gz", reference)
+        warped = warped_by_itk(site / "atlas" / "image.nii.gz", out / f"{stem}_warp.nii.gz", reference)
         carried = read_volume(out / f"{stem}_atlas-dseg.nii.gz")
         found[path.name] = [as_plain(array, scan.affine) for array in (result.voxels, carried.voxels, warped)]
     for name, shown, (labels, carried, warped) in zip(found, network, found.values(), strict=True):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import header_of
 from fedsr_monai.spatial.nifti import write_volume
 from fedsr_monai.spatial.resampling import sample, voxel_map
+from tests.helpers.itk_warp import warped_by_itk
 from tests.helpers.raw_scans import SHAPE, atlas, raw_scan, save
 
 pytestmark = pytest.mark.slow
@@ -38,15 +38,6 @@ def weights(tmp_path):
 def ddf() -> torch.Tensor:
     coarse = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     return torch.nn.functional.interpolate(coarse, size=SHAPE, mode="trilinear", align_corners=True)
-
-
-def warped_by_itk(image, field, reference) -> np.ndarray:
-    moving, target = itk.imread(image, itk.F), itk.imread(reference, itk.F)
-    warped = itk.WarpImageFilter.New(moving)
-    warped.SetDisplacementField(itk.imread(field, itk.Vector[itk.F, 3]))
-    warped.SetOutputParametersFromImage(target)
-    warped.Update()
-    return itk.array_from_image(warped.GetOutput()).transpose(2, 1, 0)
 
 
 def test_a_raw_scan_is_labelled_in_its_own_space_and_the_field_maps_the_atlas_to_it(

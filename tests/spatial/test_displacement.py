@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from fedsr_monai.spatial.header import header_of
 from fedsr_monai.spatial.nifti import make_image, write_nifti, write_volume
 from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.spatial.warping import warp
+from tests.helpers.itk_warp import warped_by_itk
 
 GRID = standard_grid(6.0, (32, 32, 32))
 # permuted, flipped and oblique, with another spacing along each axis
@@ -62,12 +62,7 @@ def test_itk_warps_the_atlas_onto_the_scan_as_we_do(tmp_path, phantom, ddf, head
     zeros = make_image(np.zeros(SCAN.shape, np.float32), header_of(scan.affine) if header is None else header)
     write_nifti(tmp_path / "scan.nii.gz", zeros)
 
-    atlas, seen = (itk.imread(tmp_path / name, itk.F) for name in ("atlas.nii.gz", "scan.nii.gz"))
-    warped = itk.WarpImageFilter.New(atlas)
-    warped.SetDisplacementField(itk.imread(tmp_path / "warp.nii.gz", itk.Vector[itk.F, 3]))
-    warped.SetOutputParametersFromImage(seen)
-    warped.Update()
-    theirs = itk.array_from_image(warped.GetOutput()).transpose(2, 1, 0)
+    theirs = warped_by_itk(*(tmp_path / name for name in ("atlas.nii.gz", "warp.nii.gz", "scan.nii.gz")))
     ours = sample(phantom[0], voxel_map(GRID.affine, scan.affine), SCAN.shape, shift=field)[0].numpy()
     unmoved = sample(phantom[0], voxel_map(GRID.affine, scan.affine), SCAN.shape)[0].numpy()
     assert np.abs(ours - theirs).max() < 1e-3
