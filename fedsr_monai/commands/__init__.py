@@ -18,6 +18,7 @@ from fedsr_monai.commands.label import label
 from fedsr_monai.commands.personalise import personalise
 from fedsr_monai.commands.prepare import prepare
 from fedsr_monai.commands.pretrain import pretrain
+from fedsr_monai.commands.privacy import privacy
 from fedsr_monai.commands.report import report
 from fedsr_monai.commands.segment import segment
 from fedsr_monai.commands.simulate import simulate
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         report,
         export_job,
         flare_site,
+        privacy,
         study,
         benchmark,
         pretrain,

@@ -171,8 +171,8 @@ def _unknown(command: str, word: str, names: list[str]) -> str:
     return f"unknown option {word} of fedsr {command}: {hint} {_see_help(command)}"
 
 
-def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read `ID=VALUE` texts as a mapping; a value is read as JSON, or else as the text that it is.
+def parse_overrides(assignments: Sequence[str], name: str = "override") -> dict[str, Any]:
+    """Read `ID=VALUE` texts of the option `name` as a mapping; a value is read as JSON, or else as the text that it is.
 
     Raises:
         UserError: a text has no equals sign, or an ID is given twice.
@@ -181,9 +181,9 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not (key and equals):
-            raise UserError("--override", repr(text), "ID=VALUE, for example learning_rate=0.0005")
+            raise UserError(option(name), repr(text), "ID=VALUE, for example learning_rate=0.0005")
         if key in values:
-            raise UserError("--override", f"{key} twice", "each ID once", "leave one of them out")
+            raise UserError(option(name), f"{key} twice", "each ID once", "leave one of them out")
         try:
             values[key] = json.loads(value)
         except ValueError:

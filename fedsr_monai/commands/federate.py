@@ -22,6 +22,7 @@ def federate(
     override: list[str] | None = None,
     seed: int = 0,
     aggregation: str = "mean",
+    privacy: list[str] | None = None,
 ) -> None:
     """Train one encoder over several sites, each on its own scans; only encoder and site-aggregated features travel.
 
@@ -46,6 +47,8 @@ def federate(
         seed: of everything random
         aggregation: the server's rule: mean, or one that a hostile site cannot bend as far: median, trimmed_mean,
             clipped_mean, krum
+        privacy: differential privacy of what each site sends, as clip=C noise=Z clip_sa=C noise_sa=Z (see `fedsr privacy`);
+            needs --from_weights
 
     Example:
         fedsr federate sites --out runs/first --rounds 20 --override learning_rate=0.0005
@@ -69,6 +72,7 @@ def federate(
         overrides=parse_overrides(override or []),
         from_weights=from_weights,
         aggregation=aggregation,
+        privacy=parse_overrides(privacy, "privacy") if privacy else None,
     )
     left_out = "".join(f"; {line}" for line in sites_left_out(out))
     print(f"{out}: done{left_out}; next: fedsr evaluate {out}, then fedsr report {out}")

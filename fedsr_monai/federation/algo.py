@@ -20,6 +20,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.federation.policies import find_policy
+from fedsr_monai.federation.privacy import SENT, GaussianPrivacy, Privacy
 from fedsr_monai.federation.site_state import (
     load_state,
     restore_state,
@@ -68,6 +69,7 @@ class FedSRAlgo(MonaiAlgo):
         weights: checkpoint to start from, a state dict or safetensors; its atlas is left out.
         config_train_filename: configuration file(s) relative to `bundle_root`.
         config_filters_filename: MONAI's exchange filters, applied after the allow-list.
+        privacy: clip norms and noise of what leaves the site (see `fedsr_monai.federation.privacy`), applied last; None for neither.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class FedSRAlgo(MonaiAlgo):
         weights: str | Path | None = None,
         config_train_filename: str | list[str] = "configs/train.json",
         config_filters_filename: str | list[str] | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         # No files for the base class: it would build two workflows, and refuse any trainer that is not a SupervisedTrainer.
         super().__init__(
@@ -97,6 +100,8 @@ class FedSRAlgo(MonaiAlgo):
         self.overrides = dict(overrides or {})
         self.weights = weights
         self.config_files = config_train_filename
+        self.privacy = privacy
+        self.sent: dict[str, torch.Tensor] | None = None  # what the last complete round began with
         self.round = 0
         self.statistics: dict[str, Any] = {}
         self.stale = False
@@ -218,6 +223,7 @@ class FedSRAlgo(MonaiAlgo):
         self.phase = FlPhase.TRAIN
         self.restore(extra.get(ROUND, self.round))
         self.load_shared(data.weights or {})
+        self.sent, sent = None, self.policy.shared_tensors(self.trainer.network.state_dict())
 
         trainer, state = self.trainer, self.trainer.state
         dataset = self.train_workflow.train_dataset
@@ -249,12 +255,16 @@ class FedSRAlgo(MonaiAlgo):
             "seconds": time.perf_counter() - started,
         }
         self.round += 1
+        self.sent = sent
         save_state(self.folder, self.round, trainer, self.handlers)
 
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
         """Return the allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
 
         A request for a checkpoint (`ExtraItems.MODEL_TYPE`), which `MonaiAlgo` answers with the whole file, gets the same.
+
+        Raises:
+            UserError: `privacy` allows no (further) result.
         """
         self.phase = FlPhase.GET_WEIGHTS
         result = ExchangeObject(
@@ -263,17 +273,21 @@ class FedSRAlgo(MonaiAlgo):
             statistics=dict(self.statistics),
         )
         filters: list[Any] = list(self.post_weight_filters or [])
+        if self.privacy is not None:
+            filters.append(GaussianPrivacy(self.privacy, self.folder))
         for filter_ in filters:
-            result = filter_(result, extra or {})
+            result = filter_(result, {**(extra or {}), SENT: self.sent})
         return result
 
     def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
         """Return the metrics of the global tensors with the site's own heads on its validation scans; single numbers only.
 
         Raises:
-            UserError: the tensors do not fit, or the bundle has no evaluator.
+            UserError: the tensors do not fit, the bundle has no evaluator, or `privacy` is set, as metrics have no noise.
         """
         extra = extra or {}
+        if self.privacy is not None:
+            raise UserError("privacy", found="a request for metrics", expected="rounds only, as metrics have no noise")
         self._set_cuda_device()
         filters: list[Any] = list(self.pre_filters or [])
         for filter_ in filters:

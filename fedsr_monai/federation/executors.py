@@ -15,6 +15,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from fedsr_monai.errors import one_line
 from fedsr_monai.federation.algo import ROUND, FedSRAlgo
+from fedsr_monai.federation.privacy import Privacy, read_privacy
 from fedsr_monai.federation.settings import RunSettings
 
 Tensors = dict[str, torch.Tensor]
@@ -33,6 +34,7 @@ class SiteJob:
         images: training scans.
         weights: checkpoint to start from; None for random weights.
         overrides: values for ids of the bundle's configuration that count at this site only; they win over the run's.
+        privacy: clip norms and noise of what it sends; None for neither.
     """
 
     name: str
@@ -43,6 +45,7 @@ class SiteJob:
     images: int = 0
     weights: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Privacy | None = None
 
     def make_algo(self) -> FedSRAlgo:
         """Return the initialised `FedSRAlgo` of this site.
@@ -61,6 +64,7 @@ class SiteJob:
             seed=self.settings.seed,
             overrides={**self.settings.site_overrides(), **self.overrides, **own},
             weights=self.weights,
+            privacy=self.privacy,
         )
         algo.initialize({ExtraItems.CLIENT_NAME: self.name})
         return algo
@@ -68,7 +72,8 @@ class SiteJob:
 
 def site_job(content: Mapping[str, Any]) -> SiteJob:
     """Return a `SiteJob` from its `dataclasses.asdict`."""
-    return SiteJob(**{**content, "settings": RunSettings(**content["settings"])})
+    settings, privacy = RunSettings(**content["settings"]), read_privacy(content.get("privacy"))
+    return SiteJob(**{**content, "settings": settings, "privacy": privacy})
 
 
 @dataclass

@@ -43,6 +43,12 @@ def estimator(root: Path, overrides: Mapping[str, Any]) -> MutualInformation | N
         raise user_error(error) or error
 
 
+def missing_sa(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the SA vectors among initial tensors if a site's labelled atlas has to give them first (they are zeros); else nothing."""
+    sa = {key: value for key, value in tensors.items() if key.startswith("sa.")}
+    return {} if any(value.any() for value in sa.values()) else sa
+
+
 def initial_tensors(
     root: Path, policy: str, seed: int, overrides: Mapping[str, Any], weights: str | Path | None = None
 ) -> dict[str, torch.Tensor]:

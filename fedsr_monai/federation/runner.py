@@ -8,12 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedsr_monai.bundle_overrides import check_overrides
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import is_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.executors import Executor, SequentialExecutor, SiteJob
-from fedsr_monai.federation.initial_weights import estimator
+from fedsr_monai.federation.initial_weights import estimator, initial_tensors, missing_sa
+from fedsr_monai.federation.privacy import Privacy, read_privacy
 from fedsr_monai.federation.process_executor import ProcessExecutor
 from fedsr_monai.federation.records import begin, digest, write_tables
 from fedsr_monai.federation.round import draw_sites, play_round
@@ -44,6 +47,7 @@ def federate(
     overrides: Mapping[str, Any] | None = None,
     from_weights: str | Path | None = None,
     aggregation: str = "mean",
+    privacy: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run Algorithm 1, or one of the policies it is compared with, over site folders on this machine.
 
@@ -69,6 +73,8 @@ def federate(
         overrides: values for ids of the bundle's configuration, for example `{"train#trainer#epoch_length": 10}`.
         from_weights: checkpoint that all sites start from instead of random weights.
         aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum (docs/security.md).
+        privacy: `clip`, `noise`, `clip_sa`, `noise_sa` (and `releases`) of `fedsr_monai.federation.privacy.Privacy`: each site clips what
+            it sends and adds noise; needs `from_weights`. None for neither. The noise is not of `seed`.
 
     Returns:
         `out`. Every site's network is in `sites/<name>/model.pt` as a plain state dict.
@@ -88,6 +94,7 @@ def federate(
     settings = RunSettings(
         rounds, policy, local_epochs, seed, weighting, aggregation, 1 if min_sites is None else min_sites, overrides
     )
+    noise = read_privacy(privacy)
     _check_arguments(timeout, processes, participation)
     loaded = _load_sites(sites)
     root = bundle_path(bundle)
@@ -101,14 +108,16 @@ def federate(
     if min_sites is None:
         settings = RunSettings(**{**asdict(settings), "min_sites": math.ceil(asked / 2)})
 
+    initial = None if noise is None else _public_tensors(root, settings, from_weights)
     ensure_fit(loaded)
-    jobs = _jobs(loaded, out / "sites", root, settings, from_weights)
+    jobs = _jobs(loaded, out / "sites", root, settings, from_weights, noise)
     record = {
         **asdict(settings),
         "sites": [{"name": job.name, "path": job.dataset_dir, "images": job.images} for job in jobs],
         "participation": participation,
         "bundle": {"name": root.name, "path": str(root), "train.json": digest(root / "configs" / "train.json")},
         "from_weights": from_weights and {"path": str(from_weights), "sha256": digest(from_weights)},
+        "privacy": noise and asdict(noise),
         "timeout": timeout,
         "processes": processes,
     }
@@ -117,7 +126,7 @@ def federate(
     try:
         server = Server(
             out / "server",
-            executor.initial(),
+            executor.initial() if initial is None else initial,
             policy=policy,
             weighting=weighting,
             aggregation=aggregation,
@@ -152,6 +161,23 @@ def _check_arguments(timeout: float | None, processes: bool, participation: floa
         )
 
 
+def _public_tensors(root: Path, settings: RunSettings, weights: str | Path | None) -> dict[str, torch.Tensor]:
+    """Return the tensors that a run with privacy begins with: they come from no site.
+
+    Raises:
+        UserError: they would have to, or nothing is exchanged that could be protected.
+    """
+    if not settings.exchange.exchanges:
+        found = f"the policy {settings.policy!r}, which exchanges nothing"
+        raise UserError("privacy", found=found, expected="one that exchanges", fix="leave one of them out")
+    tensors = initial_tensors(root, settings.policy, settings.seed, settings.site_overrides(), weights)
+    if missing_sa(tensors):
+        found = "SA vectors that would come from one site's labelled atlas"
+        fix = "give --from_weights, such as a bundle's models/model.pt"
+        raise UserError("privacy", found=found, expected="weights that hold SA vectors", fix=fix)
+    return tensors
+
+
 def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
     loaded = [load_site(path) for path in ([sites] if isinstance(sites, (str, Path)) else sites)]
     if not loaded:
@@ -170,12 +196,17 @@ def _load_sites(sites: Sequence[str | Path]) -> list[Site]:
 
 
 def _jobs(
-    sites: Sequence[Site], folder: Path, root: Path, settings: RunSettings, weights: str | Path | None
+    sites: Sequence[Site],
+    folder: Path,
+    root: Path,
+    settings: RunSettings,
+    weights: str | Path | None,
+    privacy: Privacy | None,
 ) -> list[SiteJob]:
     start = None if weights is None else str(Path(weights).absolute())
 
     def job(name: str, dataset_dir: str, images: int) -> SiteJob:
-        return SiteJob(name, dataset_dir, str(folder / name), str(root), settings, images, start)
+        return SiteJob(name, dataset_dir, str(folder / name), str(root), settings, images, start, privacy=privacy)
 
     if settings.exchange.pools_images:
         return [job("pooled", ",".join(str(site.root) for site in sites), sum(len(site.training) for site in sites))]

@@ -126,6 +126,7 @@ def site_job(settings: Settings, config: SiteConfig, name: str) -> SiteJob:
         settings=settings,
         weights=None if weights is None else str(weights),
         overrides=config.overrides,
+        privacy=config.privacy,
     )
 
 

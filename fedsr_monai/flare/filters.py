@@ -1,4 +1,4 @@
-"""Filter SA vectors for privacy; FLARE's own filters act on weight differences and leave them alone."""
+"""Filter SA vectors by FLARE's own privacy policy; FLARE's filters act on weight differences and leave them alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
+from fedsr_monai.federation.privacy import clip_and_noise
 from fedsr_monai.flare.installed import Installed
 
 
 class SAPrivacy(Installed, DXOFilter):
-    """Clip each SA vector to a length and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
+    """Clip all SA vectors together to a length and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
 
     It acts on what a site sends (`task_result_filters` of the site's `privacy.json`, direction out) and on `sa.*` only. The noise comes
-    from the operating system's generator, not from the run's seed. It bounds what one result reveals; it does not account for
-    a privacy budget over the rounds.
+    from the operating system's generator, not from the run's seed. `fedsr_monai.federation.privacy.epsilon(sigma, results)` holds for
+    it; FLARE counts no results. It sees the vectors themselves: `privacy` in the site's `fedsr.json` acts on their differences to
+    what the server sent, which are far smaller, so that the same epsilon costs less noise, and on the encoder.
 
     Args:
-        clip: largest length |f| of a vector; features are of order 1, so sqrt(channels) leaves most vectors unchanged.
+        clip: largest length |f| of all vectors as one; features are of order 1, so sqrt(all channels) leaves most unchanged.
         sigma: noise in units of `clip`; 0 only clips.
 
     Raises:
@@ -40,12 +42,6 @@ class SAPrivacy(Installed, DXOFilter):
         if not isinstance(dxo.data, dict) or not all(str(key).startswith("sa.") for key in dxo.data):
             return None
         generator = np.random.default_rng(secrets.randbits(256))
-        dxo.data = {key: self.protect(value, generator) for key, value in dxo.data.items()}
+        noisy = clip_and_noise(dxo.data, self.clip, self.sigma, generator)
+        dxo.data = {key: noisy[key].astype(value.dtype) for key, value in dxo.data.items()}
         return dxo
-
-    def protect(self, vector: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return one vector [C], clipped and with noise, in its own type."""
-        values = vector.astype(np.float64)
-        length = float(np.linalg.norm(values))
-        values *= min(1.0, self.clip / length) if length > 0 else 1.0
-        return (values + generator.normal(0.0, self.sigma * self.clip, values.shape)).astype(vector.dtype)

@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
 from nvflare.app_common.abstract.model import ModelLearnable, make_model_learnable
 
-from fedsr_monai.federation.initial_weights import estimator, initial_tensors
+from fedsr_monai.federation.initial_weights import estimator, initial_tensors, missing_sa
 from fedsr_monai.federation.records import begin, write_tables
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import run_settings
@@ -63,8 +63,7 @@ class FedSRPersistor(Installed, LearnablePersistor):
 
     def missing(self) -> dict[str, torch.Tensor]:
         """Return the SA vectors that a site's labelled atlas has to give first (they are zeros); empty if none is missing."""
-        sa = {key: value for key, value in self.server.tensors.items() if key.startswith("sa.")}
-        return {} if any(value.any() for value in sa.values()) else sa
+        return missing_sa(self.server.tensors)
 
     def begin(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write the checkpoint of round 0, with these tensors in it."""

@@ -14,13 +14,14 @@ from typing import Any
 
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
+from fedsr_monai.federation.privacy import Privacy, read_privacy
 from fedsr_monai.files import read_json
 
 FILE = "fedsr.json"
 # fedavg sends the heads too: a site has to allow it.
 POLICIES = ("fedsr", "fedrep")
 SITE_NAME = "{SITE_NAME}"
-KINDS = {"site": str, "state": str, "bundles": dict, "overrides": dict, "policies": list}
+KINDS = {"site": str, "state": str, "bundles": dict, "overrides": dict, "policies": list, "privacy": dict}
 NAMES = {str: "text", dict: "an object", list: "a list"}
 
 
@@ -35,6 +36,7 @@ class SiteConfig:
         overrides: values for ids of the bundle's configuration that apply at this participant only, such as `device`. They take
             precedence over the job's.
         policies: exchange policies that this site takes part in.
+        privacy: clip norms and noise of what this site sends; None for neither. No job can change it.
     """
 
     state: Path
@@ -42,6 +44,7 @@ class SiteConfig:
     bundles: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[str, ...] = POLICIES
+    privacy: Privacy | None = None
 
     def bundle(self, name: str) -> Path:
         """Return the folder of a bundle: the one configured here, or the one that comes with the package.
@@ -82,4 +85,5 @@ def read_site_config(workspace: str | Path, name: str) -> SiteConfig:
         if value is not None and not Path(value).is_absolute():
             raise UserError(f"{path}: {key}", found=repr(value), expected="an absolute path")
     policies = tuple(content.get("policies", POLICIES))
-    return SiteConfig(Path(state), content.get("site"), bundles, content.get("overrides", {}), policies)
+    privacy = read_privacy(content.get("privacy"), f"{path}: privacy")
+    return SiteConfig(Path(state), content.get("site"), bundles, content.get("overrides", {}), policies, privacy)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
@@ -138,6 +139,30 @@ def test_sa_is_clipped_and_noised(stage):
     first = through(SAPrivacy(), short, fl_ctx)
     np.random.seed(0)
     assert not np.array_equal(first, through(SAPrivacy(), short, fl_ctx))
+
+
+def test_sa_vectors_are_clipped_together(stage):
+    """Epsilon counts them as one."""
+    dxo = DXO(DataKind.APP_DEFINED, data={f"sa.segmentation.{n}": np.full(4, 3.0, np.float32) for n in range(4)})
+    result = from_shareable(SAPrivacy(clip=2.0, sigma=0.0).process(dxo.to_shareable(), stage().context())).data
+    assert np.linalg.norm(np.concatenate(list(result.values()))) == pytest.approx(2.0)
+
+
+def test_a_sites_own_clip_and_noise_cover_all_that_it_sends(stage):
+    """From its `fedsr.json`, in a simulation too; the server takes the result."""
+    privacy = {"clip": 1e-3, "noise": 0.0, "clip_sa": 1e-4, "noise_sa": 100.0, "releases": 1}
+    run = stage(own={"privacy": privacy})
+    assert run.round() == {"a": True, "b": True, "c": True}
+    reply = run.ask("a", "train", run.task())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION  # a second one was not agreed to
+    run = stage("again", own={"privacy": privacy})
+    encoder, sa = values(run.ask("a", "train", run.task()))
+    assert np.linalg.norm(np.concatenate([value.ravel() for value in encoder.values()])) == pytest.approx(
+        1e-3, rel=1e-3
+    )
+    moved = np.concatenate([sa[key] - run.persistor.server.tensors[key].numpy() for key in sa])
+    assert 0.002 < moved.std() < 0.03
+    assert from_shareable(run.ask("b", "train", run.task())).get_meta_prop("statistics")["losses"] == {}
 
 
 def test_what_is_no_sa_vector_passes_the_filter(stage):
