@@ -68,7 +68,7 @@ test-label: $(LABEL_VENV)/.installed
 
 # Server and hospitals as processes of their own, in a network namespace of their own; job processes are killed. Five to eight minutes.
 test-flare: $(VENV)/.installed-test
-	FEDSR_POC=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flare/test_poc.py $(PYTEST_ARGS)
+	FEDSR_POC=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rP tests/flare/test_poc.py $(PYTEST_ARGS)
 
 $(LABEL_VENV)/.installed: setup.cfg pyproject.toml constraints-label.txt
 	@echo "Installing MONAI Label and fedsr-monai with the versions of constraints-label.txt into $(LABEL_VENV)"

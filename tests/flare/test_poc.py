@@ -12,6 +12,7 @@ import pytest
 def test_real_processes_over_mutual_tls(tmp_path):
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "poc.py"), "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2400)
+    print(done.stdout)  # what was measured: `make test-flare` shows it
     assert done.returncode == 0, done.stdout + done.stderr
     for line in (
         "0 differ from fedsr federate",
