@@ -122,6 +122,18 @@ def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
         os.close(descriptor)
 
 
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Yield all files below a folder, also behind links; no folder is entered twice, as links may form loops."""
+    entered = set()
+    for path, folders, files in os.walk(str(folder), followlinks=True):
+        if (real := os.path.realpath(path)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        yield from (Path(path, file) for file in sorted(files))
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write `content` in one step.
 

@@ -25,6 +25,8 @@ def segment(
     overwrite: bool = False,
     participant_label: list[str] | None = None,
     session_label: list[str] | None = None,
+    dicom_seg: bool = False,
+    series: str | None = None,
     device: str | None = None,
 ) -> None:
     """Label 13 structures in scans, each on the scan's own grid, with the same workflow as the bundle's inference.
@@ -38,8 +40,8 @@ def segment(
     that cannot be is refused like a scan; quality.csv says why. Files that this command did not write are never replaced.
 
     Args:
-        scans: NIfTI or .mgz files, or folders of them, at any spacing and orientation; skull-stripped and roughly in the atlas'
-            space, or any with --raw. Or one BIDS dataset: every T1w image is labelled as with --raw, out becomes a derivatives
+        scans: NIfTI or .mgz files, folders of DICOM files (extra "dicom"), or folders of all these, at any spacing and
+            orientation; skull-stripped and roughly in the atlas' space, or any with --raw. Or one BIDS dataset: every T1w image is labelled as with --raw, out becomes a derivatives
             dataset, and the command continues where it was stopped
         out: folder for the results
         register: write the registration too
@@ -56,12 +58,16 @@ def segment(
         overwrite: replace files that this command did not write, too
         participant_label: participants of a BIDS dataset, with or without sub-; by default all
         session_label: sessions of a BIDS dataset, with or without ses-; by default all
+        dicom_seg: write the labels of DICOM scans as DICOM SEG too, in the study of the source series, for a PACS and its
+            viewers: <scan>_dseg.dcm, <scan> being the name of the folder. Results that are rejected get none
+        series: UID or number of the DICOM series to label, for studies with several that may be the T1 scan
         device: cpu or cuda; by default cuda where there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
         fedsr segment raw.nii.gz --raw --masks raw_mask.nii.gz --out labels --register
         fedsr segment scan.nii.gz --out labels --site sites/adult-3t --weights runs/first/sites/adult-3t/model.pt
+        fedsr segment dicom_folder --raw --dicom_seg --out labels
         fedsr segment dataset --out dataset/derivatives/fedsr --participant_label 01 02
     """
     if sys.stderr.isatty():
@@ -81,7 +87,8 @@ def segment(
         run(
             scans, out, bundle, weights, register, site, device, refine, raw, masks or (),
             accurate=accurate, quality=quality, keep_rejected=keep_rejected, overwrite=overwrite,
-            participants=participant_label or (), sessions=session_label or (), on_result=show,
+            participants=participant_label or (), sessions=session_label or (),
+            dicom_seg=dicom_seg, series=series, on_result=show,
         )  # fmt: skip
     finally:
         if with_warp:
@@ -92,5 +99,8 @@ def how_to_warp(result: Result) -> str:
     """Return the line that carries labels of the atlas over to a scan with ANTs."""
     scan = result.scan
     warp = next(file for file in result.files if file.name.endswith(("_warp.nii.gz", "_xfm.nii.gz")))
-    line = f"antsApplyTransforms -d 3 -i {result.atlas} -r {scan.path} -t {warp} -n GenericLabel -o {scan.name}_labels.nii.gz"
+    grid = result.labels if scan.path.is_dir() else scan.path  # ANTs reads no folder
+    line = (
+        f"antsApplyTransforms -d 3 -i {result.atlas} -r {grid} -t {warp} -n GenericLabel -o {scan.name}_labels.nii.gz"
+    )
     return f"the atlas of the deformations is {result.atlas}; to carry its labels over with ANTs:\n  {line}"

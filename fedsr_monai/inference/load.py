@@ -23,7 +23,7 @@ def load_stripped(scan: Scan) -> MetaTensor:
     Raises:
         UserError: the file is damaged, or does not hold one finite 3-D scan (see `read_scan`).
     """
-    volume = read_scan(scan.path)
+    volume = read_scan(scan.path, scan.series)
     meta = {
         "filename_or_obj": str(scan.path),
         **forms_to_meta(volume.header),
@@ -51,4 +51,4 @@ class LoadRaw:
         path = str(scan.path)
         masks = {} if scan.mask is None else {path: scan.mask}
         pictures = {path: self.out / scan.files.alignment}
-        return LoadRawScand("image", self.atlas, self.grid, masks, pictures)({"image": path})["image"]
+        return LoadRawScand("image", self.atlas, self.grid, masks, pictures, scan.series)({"image": path})["image"]

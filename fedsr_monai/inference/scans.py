@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.inference.ledger import written_files
+from fedsr_monai.inference.ledger import file_sha256, written_files
 from fedsr_monai.prepare.sources import Found, find_sources
+from fedsr_monai.spatial.dicom import find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,14 @@ class ResultFiles:
         """Path of the note beside a label map that was rejected and written all the same."""
         return self.labels.removesuffix(".nii.gz") + ".rejected"
 
-    def all(self, register: bool, raw: bool) -> list[str]:
+    @property
+    def dicom_seg(self) -> str:
+        """Path of the DICOM SEG with the labels of a DICOM series."""
+        return self.labels.removesuffix(".nii.gz") + ".dcm"
+
+    def all(self, register: bool, raw: bool, dicom_seg: bool = False) -> list[str]:
         """Return the files that a run with these options may write, tables of labels and the note included."""
-        files = [self.labels, table_of(self.labels), self.note]
+        files = [self.labels, table_of(self.labels), self.note] + [self.dicom_seg] * dicom_seg
         if register:
             files += [self.atlas_labels, table_of(self.atlas_labels), self.warp]
         return [*files, self.alignment] if raw else files
@@ -60,26 +66,41 @@ class Scan:
     """A scan to label.
 
     Attributes:
-        path: its file.
+        path: its file, or the folder of its DICOM files.
         name: of its result, in the tables and in the record of the folder.
         files: what is written for it.
         mask: its brain mask, or None.
+        series: UID or number of its DICOM series, where it was given.
     """
 
     path: Path
     name: str
     files: ResultFiles
     mask: Path | None = None
+    series: str | None = None
+
+    def sha256(self) -> str:
+        """Return the SHA-256 checksum of what the scan is read from.
+
+        Raises:
+            UserError: its DICOM series cannot be used.
+        """
+        return series_sha256(find_series(self.path, self.series)) if self.path.is_dir() else file_sha256(self.path)
 
 
 def list_scans(
-    scans: Sequence[str | os.PathLike], masks: Sequence[str | os.PathLike] = ()
+    scans: Sequence[str | os.PathLike],
+    masks: Sequence[str | os.PathLike] = (),
+    series: str | None = None,
+    only_dicom: bool = False,
 ) -> tuple[list[Scan], list[UserError]]:
     """Return the scans that can be tried, and one error for each that cannot. No volume is opened.
 
     Args:
-        scans: paths of volumes, or of folders, which stand for the scans in them (see `find_sources`).
+        scans: paths of volumes, or of folders, which stand for the scans in them (see `find_sources`): volumes and DICOM studies.
         masks: a brain mask for each scan, in the same order, or none at all; those of folders are found beside the scans.
+        series: UID or number of the DICOM series in each study; volumes are refused with it.
+        only_dicom: refuse volumes, and leave out those in folders.
 
     Raises:
         UserError: there is no scan, or the number of masks differs from the number of scans.
@@ -93,10 +114,13 @@ def list_scans(
         )
     files: list[tuple[Path, str, Path | None]] = []
     errors: list[UserError] = []
+    only_dicom = only_dicom or series is not None
     for index, path in enumerate(map(Path, scans)):
-        if path.is_dir():
+        if path.is_dir() and masks and find_studies(path) == [path]:
+            files.append((path, path.resolve().name, Path(masks[index])))
+        elif path.is_dir():
             try:
-                listed, refused = list_folder(path)
+                listed, refused = list_folder(path, only_dicom)
                 files += listed
                 errors += refused
             except UserError as error:
@@ -106,6 +130,11 @@ def list_scans(
     found: dict[str, Scan] = {}
     for path, name, mask in files:
         fault = path_error(path)
+        if fault is None and only_dicom and not path.is_dir():
+            fix = "give the folder of its DICOM files, or leave out --dicom_seg and --series"
+            fault = UserError(
+                path, found="a volume that is no DICOM series", expected="a folder of DICOM files", fix=fix
+            )
         if fault is None and name in found:
             fault = UserError(
                 path,
@@ -114,13 +143,13 @@ def list_scans(
                 fix="rename one, or write them to two folders",
             )
         if fault is None:
-            found[name] = Scan(path, name, ResultFiles.of(name), mask)
+            found[name] = Scan(path, name, ResultFiles.of(name), mask, series)
         else:
             errors.append(fault)
     return list(found.values()), errors
 
 
-def list_folder(folder: Path) -> tuple[list[tuple[Path, str, Path | None]], list[UserError]]:
+def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path, str, Path | None]], list[UserError]]:
     """Return path, name and mask of the scans in a folder, and an error for each that is refused.
 
     What this program wrote there itself is not a scan; templates and the like are left out, and the log says so.
@@ -131,7 +160,7 @@ def list_folder(folder: Path) -> tuple[list[tuple[Path, str, Path | None]], list
     own = {folder / file for file in written_files(folder)}
     volumes = [(path, volume_stem(path), None) for path in sorted(folder.glob("*.mg[zh]"))]
     try:
-        found = find_sources(folder)
+        found = find_sources(folder, "flat" if only_dicom else None)
     except UserError:
         if not volumes:
             raise
@@ -140,8 +169,11 @@ def list_folder(folder: Path) -> tuple[list[tuple[Path, str, Path | None]], list
         logger.info("%s: left out, %s", source.image, reason)
     sources = [(source.image, source.name, source.mask) for source in found.sources]
     scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
+    if only_dicom:
+        scans = [scan for scan in scans if scan[0].is_dir()]
     if not scans and not found.refused:
-        raise UserError(folder, found="no scan", expected=f"volumes ({', '.join(SUFFIXES)})", fix="check the path")
+        expected = "DICOM files" if only_dicom else f"volumes ({', '.join(SUFFIXES)}) or DICOM files"
+        raise UserError(folder, found="no scan", expected=expected, fix="check the path")
     return scans, list(found.refused.values())
 
 
@@ -152,6 +184,8 @@ def path_error(path: Path) -> UserError | None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         return UserError(shown, found="a name that is not UTF-8", expected="UTF-8", fix="rename the file")
+    if path.is_dir():  # of DICOM files, or it would not have been listed
+        return None
     if not path.is_file():
         link = path.is_symlink()
         found = f"a link to {os.readlink(path)}, which does not exist" if link else "no such file"
@@ -160,5 +194,7 @@ def path_error(path: Path) -> UserError | None:
     if not path.name.endswith(SUFFIXES):
         found = f"a file of type {path.suffix or 'unknown'}"
         fix = "convert it, for example with dcm2niix or nibabel"
-        return UserError(path, found=found, expected=f"a volume ({', '.join(SUFFIXES)})", fix=fix)
+        if is_dicom(path):
+            found, fix = "a single DICOM file", "give the folder of the series"
+        return UserError(path, found=found, expected=f"a volume ({', '.join(SUFFIXES)}) or a folder", fix=fix)
     return None

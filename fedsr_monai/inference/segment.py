@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 
@@ -27,6 +28,7 @@ from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import load_site
+from fedsr_monai.spatial.dicom import find_series, require_dicom
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
@@ -43,6 +45,7 @@ class Options:
     accurate: bool = False
     quality: bool = True
     keep_rejected: bool = False
+    dicom_seg: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def segment(
     overwrite: bool = False,
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
+    dicom_seg: bool = False,
+    series: str | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Path]:
     """Label scans on their own grids with the preprocessing, inferer and postprocessing of a bundle's `configs/inference.json`.
@@ -98,8 +103,8 @@ def segment(
     scan (see `Ledger`).
 
     Args:
-        scans: NIfTI or .mgz files, or folders of them: skull-stripped brains roughly in the atlas' space, at any spacing and
-            orientation; or one BIDS dataset, whose T1w images are taken as raw scans and labelled into a derivatives dataset (see
+        scans: NIfTI or .mgz files, folders of DICOM files, or folders of all these: skull-stripped brains roughly in the atlas'
+            space, at any spacing and orientation; or one BIDS dataset, whose T1w images are taken as raw scans and labelled into a derivatives dataset (see
             `inference.bids`).
         out: folder for the results.
         bundle: name or folder of the bundle.
@@ -119,6 +124,9 @@ def segment(
         overwrite: replace files whoever wrote them.
         participants: of a BIDS dataset, with or without "sub-"; by default all.
         sessions: of a BIDS dataset, with or without "ses-"; by default all.
+        dicom_seg: write the labels of each scan, which must be DICOM, as DICOM SEG too (see `write_dicom_seg`), if the result is
+            not rejected.
+        series: UID or number of the DICOM series to label, for folders with several that may be the T1 scan.
         on_result: called after each scan that was labelled.
 
     Returns:
@@ -152,8 +160,19 @@ def segment(
     if (participants or sessions) and not dataset:
         found, expected = "scans that are not one BIDS dataset", "the folder of a dataset"
         raise UserError("--participant_label, --session_label", found, expected, "leave them out")
-    options = Options(register, refine, raw or dataset, accurate, quality, keep_rejected)
-    wanted, errors = bids.list_scans(Path(scans[0]), participants, sessions) if dataset else list_scans(scans, masks)
+    if dataset and (dicom_seg or series):
+        found, expected = f"the BIDS dataset {scans[0]}", "folders of DICOM files"
+        raise UserError("--dicom_seg, --series", found, expected, "leave them out")
+    if dicom_seg and not quality:
+        found, expected = "--no_quality with it", "results that were judged, before a PACS shows them"
+        raise UserError("--dicom_seg", found, expected, "leave one of them out")
+    if dicom_seg:
+        require_dicom(seg=True)
+    options = Options(register, refine, raw or dataset, accurate, quality, keep_rejected, dicom_seg)
+    if dataset:
+        wanted, errors = bids.list_scans(Path(scans[0]), participants, sessions)
+    else:
+        wanted, errors = list_scans(scans, masks, series, only_dicom=dicom_seg)
     if not wanted:
         raise UserErrors(errors)
     if options.raw:
@@ -231,7 +250,7 @@ class Run:
                 atlas = get_atlas(self.site, workflow.grid)
                 workflow.network.set_atlas(*atlas)
             except UserError as error:
-                if options.register or options.raw:
+                if options.register or options.raw or options.dicom_seg:
                     raise
                 say(f"fedsr: results are not judged, because there is no atlas to register: {error}")
                 self.judges = False
@@ -263,9 +282,9 @@ class Run:
         Raises:
             UserError: the scan cannot be used, its result is rejected, or a file of another origin would be replaced.
         """
-        files = scan.files.all(self.options.register, self.options.raw)
+        files = scan.files.all(self.options.register, self.options.raw, self.options.dicom_seg)
         mask = None if scan.mask is None else file_sha256(scan.mask)
-        source = Source(str(scan.path.absolute()), file_sha256(scan.path), self.settings | {"mask": mask})
+        source = Source(str(scan.path.absolute()), scan.sha256(), self.settings | {"mask": mask})
         needed = [file for file in files if file != scan.files.note]
         if self.dataset and not self.ledger.overwrite and self.ledger.has(scan.name, needed, source):
             return Result(scan, self.out / scan.files.labels, self._existing(files), None, self.atlas)
@@ -301,9 +320,22 @@ class Run:
                 note.write_text("\n".join(quality.reasons) + "\n")
         ddf = answer.ddf if options.register else None
         write_results(workflow, data, ddf, scan.files, self.out, folder_tables=self.dataset is None)
+        if options.dicom_seg:
+            self._write_dicom_seg(scan, data["pred"][0].cpu().numpy(), quality)
         if self.dataset:
             bids.write_scan_files(self.out, self.dataset, scan, volumes, options.register)
         return quality
+
+    def _write_dicom_seg(self, scan: Scan, labels: np.ndarray, quality: Quality | None) -> None:
+        """Write the labels as DICOM SEG, unless the result is rejected: a PACS shows no note beside it."""
+        from fedsr_monai.inference.dicom_seg import write_dicom_seg  # only where highdicom is installed
+
+        path, verdict = self.out / scan.files.dicom_seg, quality.verdict if quality else ""
+        if verdict == REJECTED:
+            path.unlink(missing_ok=True)  # of an earlier result
+            return
+        note = DOUBTFUL if verdict == DOUBTFUL else ""
+        write_dicom_seg(path, labels, find_series(scan.path, scan.series), self.settings["weights"], note)
 
     def _existing(self, files: list[str]) -> list[Path]:
         return [self.out / file for file in files if (self.out / file).is_file()]

@@ -24,6 +24,23 @@ ABBREVIATIONS: dict[int, str] = dict(
     enumerate(["BG", "Ven", "CrWM", "CrC", "LV", "ClWM", "TP", "Cau", "Put", "Pal", "BS", "Hip", "Amy", "ClC"])
 )
 
+# SNOMED CT, as DICOM names structures of the brain (context groups 7140 and 7151); it has no code for both ventricles.
+SNOMED_CT: dict[int, tuple[str, str]] = {
+    1: ("35764002", "Brain ventricle"),
+    2: ("68523003", "Cerebral White Matter"),
+    3: ("40146001", "Cerebral cortex"),
+    4: ("66720007", "Lateral Ventricle"),
+    5: ("33060004", "Cerebellar White Matter"),
+    6: ("42695009", "Thalamus"),
+    7: ("11000004", "Caudate Nucleus"),
+    8: ("89278009", "Putamen"),
+    9: ("14738005", "Globus Pallidus"),
+    10: ("119238007", "Brain Stem"),
+    11: ("5366008", "Hippocampus"),
+    12: ("4958002", "Amygdala"),
+    13: ("25991003", "Cerebellar Cortex"),
+}
+
 # Distinct hues for neighbouring structures, readable on a grey scan.
 COLOURS: dict[int, tuple[int, int, int]] = {
     0: (0, 0, 0),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.dicom import read_series
 from fedsr_monai.spatial.nifti import Volume, read_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
@@ -17,13 +18,17 @@ from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_ma
 FLAT = 0.6
 
 
-def read_scan(path: str | os.PathLike) -> Volume:
+def read_scan(path: str | os.PathLike, series: str | None = None) -> Volume:
     """Read a scan as float32, 0 or above.
 
+    Args:
+        path: of a volume, or of a folder of DICOM files.
+        series: UID or number of the DICOM series, where the folder holds several that may be the scan.
+
     Raises:
-        UserError: as `read_volume`, or the scan is constant, a label map, or of positive and negative values.
+        UserError: as `read_volume` and `read_series`, or the scan is constant, a label map, or of positive and negative values.
     """
-    volume = read_volume(path)
+    volume = read_series(path, series) if Path(path).is_dir() else read_volume(path)
     voxels = volume.voxels.astype(np.float32)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:

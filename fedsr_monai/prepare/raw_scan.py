@@ -33,6 +33,7 @@ class LoadRawScand(MapTransform):
         grid: of the atlas.
         masks: brain masks by the path of their scan; without one the brain is searched for (see `prepare_scan`).
         pictures: where a picture of the alignment is written, by the path of the scan.
+        series: which DICOM series of a folder is the scan (see `read_scan`).
         allow_missing_keys: skip keys that are missing.
     """
 
@@ -43,17 +44,19 @@ class LoadRawScand(MapTransform):
         grid: Grid,
         masks: Mapping[str, str | Path] | None = None,
         pictures: Mapping[str, str | Path] | None = None,
+        series: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image, self.label = (volume[0].cpu().numpy() for volume in atlas)
         self.grid, self.masks, self.pictures = grid, dict(masks or {}), dict(pictures or {})
+        self.series = series
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict[Hashable, MetaTensor]:
         result: dict[Hashable, Any] = dict(data)
         for key in self.key_iterator(result):
             path = str(data[key])
-            scan = read_scan(path)
+            scan = read_scan(path, self.series)
             mask = read_mask(self.masks[path], scan) if path in self.masks else None
             prepared = prepare_scan(scan, mask, self.image, self.grid, path)
             if path in self.pictures:

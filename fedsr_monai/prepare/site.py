@@ -19,7 +19,7 @@ import torch
 from fedsr_monai.atlas.build import default_shape, grid_affine
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
-from fedsr_monai.files import claim_folder, read_json, write_json
+from fedsr_monai.files import claim_folder, files_below, read_json, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
 from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan
@@ -271,17 +271,20 @@ def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:
-    """Return path, size and time of change of each file that a scan is made from; of a missing file the path."""
+    """Return path, size and time of change of each file that a scan is made from; of a missing file the path.
+
+    A folder of DICOM files has the sum of their sizes and the time of the last change.
+    """
     files = {"image": source.image, "mask": source.mask, "label": source.label if section != "training" else None}
     return {kind: [str(file), *_state(file)] for kind, file in files.items() if file}
 
 
 def _state(file: Path) -> list[int]:
     try:
-        state = file.stat()
+        states = [one.stat() for one in (files_below(file) if file.is_dir() else [file])]
     except OSError:
         return []
-    return [state.st_size, state.st_mtime_ns]
+    return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
 
 
 def _record(job: Job) -> dict[str, Any]:

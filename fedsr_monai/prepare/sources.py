@@ -1,17 +1,19 @@
-"""Which scans a folder holds: a BIDS tree, FreeSurfer's subjects, or NIfTI files side by side."""
+"""Which scans a folder holds: a BIDS tree, FreeSurfer's subjects, or NIfTI files and DICOM studies side by side."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import files_below
 from fedsr_monai.prepare.label_ids import is_tissue_map
 from fedsr_monai.prepare.load import read_volume
+from fedsr_monai.spatial.dicom import find_studies
 from fedsr_monai.spatial.nifti import volume_stem
 
 LAYOUTS = ("bids", "freesurfer", "flat")
@@ -27,7 +29,7 @@ _VISIT = re.compile(r"[._-](?:(?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+|
 
 @dataclass(frozen=True)
 class Source:
-    """Name one scan: its unique name, the person whom it shows, and its files."""
+    """Name one scan: its unique name, the person whom it shows, and its files; `image` may be a folder of DICOM files."""
 
     name: str
     person: str
@@ -78,7 +80,7 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
         if sources:
             break
     else:
-        expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer) or *.nii.gz"
+        expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer), *.nii.gz or DICOM files"
         raise UserError(root, "no scan", expected, "check the path")
     found = Found()
     names: dict[str, Source] = {}
@@ -128,7 +130,7 @@ def _bids(root: Path) -> list[Source]:
     patterns = ("sub-*/anat/*_T1w.nii*", "sub-*/ses-*/anat/*_T1w.nii*")
     images = sorted(file for pattern in patterns for file in root.glob(pattern) if _is_nifti(file))
     beside: dict[str, dict[str, Path]] = {}
-    for file in sorted(_files_below(root / "derivatives") if images else (), key=_rank):
+    for file in sorted(files_below(root / "derivatives") if images else (), key=_rank):
         entities = _entities(file)
         own_space = entities.get("space", "T1w") in ("T1w", "orig") and "res" not in entities
         if not (own_space and file.name.startswith("sub-") and _is_nifti(file)):
@@ -142,18 +144,6 @@ def _bids(root: Path) -> list[Source]:
         entities, name = _entities(image), volume_stem(image)
         found.append(Source(name, f"sub-{entities.get('sub', name)}", image, **beside.get(_key(entities), {})))
     return found
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, also behind links; no folder is entered twice, as links may form loops."""
-    entered = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(path)) in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        yield from (Path(path, file) for file in sorted(files))
 
 
 def _rank(file: Path) -> tuple[bool, str]:
@@ -185,9 +175,13 @@ def _freesurfer(root: Path) -> list[Source]:
 
 
 def _flat(root: Path) -> list[Source]:
-    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/."""
+    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
+
+    Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B.
+    """
     scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
-    stems = {volume_stem(file) for file in scans}
+    studies = {_study_name(folder, root): folder for folder in find_studies(root)}
+    stems = {volume_stem(file) for file in scans} | set(studies)
     masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
     labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
     images = []
@@ -204,8 +198,15 @@ def _flat(root: Path) -> list[Source]:
             match = pattern.fullmatch(stem)
             if match and match[1] in stems:
                 kind.setdefault(match[1], kind[stem])
-    names = map(volume_stem, images)
-    return [Source(name, _person(name), file, masks.get(name), labels.get(name)) for name, file in zip(names, images)]
+    found = [(volume_stem(file), _person(volume_stem(file)), file) for file in images]
+    for name, folder in studies.items():  # the visits of a person may be folders in that of the person
+        person = name if folder == root else folder.relative_to(root).parts[0]
+        found.append((name, _person(person), folder))
+    return [Source(name, person, path, masks.get(name), labels.get(name)) for name, person, path in found]
+
+
+def _study_name(folder: Path, root: Path) -> str:
+    return folder.resolve().name if folder == root else "_".join(folder.relative_to(root).parts)
 
 
 def _person(name: str) -> str:

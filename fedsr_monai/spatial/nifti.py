@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -200,17 +200,31 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...]
         forms, affine = _mgh_forms(file, header, start)
     else:
         forms, affine = _nifti_forms(file, header, start)
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if not VOXEL_MM[0] <= sides.min() <= sides.max() <= VOXEL_MM[1]:
+    check_size(file, np.linalg.norm(affine[:3, :3], axis=0), shape[:3])
+    return shape[:3], forms, affine
+
+
+def check_size(where: object, sides: Iterable[float], shape: Sequence[int]) -> None:
+    """Refuse voxels and volumes that are beyond those of a head scanned in any way.
+
+    Args:
+        where: the file, for the message.
+        sides: of a voxel, in mm, 3 of them.
+        shape: of the volume.
+
+    Raises:
+        UserError: they are.
+    """
+    sides = np.array([*sides], dtype=float)
+    if not VOXEL_MM[0] <= min(sides) <= max(sides) <= VOXEL_MM[1]:
         expected = f"sides of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm"
         raise UserError(
-            file, f"voxels of {numbers(sides)} mm", expected, "correct the header's unit (xyzt_units) or sizes"
+            where, f"voxels of {numbers(sides)} mm", expected, "correct the header's unit (xyzt_units) or sizes"
         )
-    extent = sides * shape[:3]
+    extent = sides * shape
     if extent.max() > LARGEST_MM:
         expected = f"at most {LARGEST_MM:g} mm along each axis"
-        raise UserError(file, f"a volume of {numbers(extent)} mm", expected, "correct the header, or crop the scan")
-    return shape[:3], forms, affine
+        raise UserError(where, f"a volume of {numbers(extent)} mm", expected, "correct the header, or crop the scan")
 
 
 def _nifti_forms(file: Path, header: nib.Nifti1Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
@@ -310,6 +324,6 @@ def write_volume(path: str | os.PathLike, volume: np.ndarray, affine: np.ndarray
     write_nifti(path, make_image(volume, header_of(affine, codes=(2, 2))))
 
 
-def numbers(values: Sequence[float]) -> str:
+def numbers(values: Iterable[float]) -> str:
     """Return numbers as text, "(2, 2, 2.5)"."""
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"

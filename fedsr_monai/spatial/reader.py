@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.spatial.dicom import read_series
 from fedsr_monai.spatial.header import forms_to_meta
 from fedsr_monai.spatial.nifti import SUFFIXES, read_volume
 
 
 class VolumeReader(ImageReader):
-    """Let `LoadImage` and `LoadImaged` read one volume as `read_volume` does.
+    """Let `LoadImage` and `LoadImaged` read one volume as `read_volume` does, or the DICOM series of a folder (`read_series`).
 
     MONAI's own reader replaces the sform by the qform, whether that is set or not, where `pixdim` and the sform's voxel
     sizes differ by more than 1e-5.
@@ -31,7 +33,7 @@ class VolumeReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return all(str(name).endswith(SUFFIXES) for name in ensure_tuple(filename))
+        return all(str(name).endswith(SUFFIXES) or Path(name).is_dir() for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Sequence[PathLike]:
         """Return the paths; `get_data` reads.
@@ -53,7 +55,7 @@ class VolumeReader(ImageReader):
             raise UserError(
                 img[0], found=f"{len(img)} files for one scan", expected="one", fix="give one file per scan"
             )
-        volume = read_volume(img[0])
+        volume = read_series(img[0]) if Path(img[0]).is_dir() else read_volume(img[0])
         header = forms_to_meta(volume.header)
         meta = header | {
             MetaKeys.ORIGINAL_PIXDIM: header["pixdim"].copy(),

@@ -22,6 +22,13 @@ def brain(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def weights(tmp_path) -> Path:
+    torch.manual_seed(0)
+    torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
 def knows_both(monkeypatch, phantom):
     """A network of which both heads answer with the labels of the phantom, whatever they are shown."""
     image, label = phantom

@@ -61,13 +61,6 @@ def scan(tmp_path, phantom):
 
 
 @pytest.fixture
-def weights(tmp_path) -> Path:
-    torch.manual_seed(0)
-    torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
-    return tmp_path / "model.pt"
-
-
-@pytest.fixture
 def knows_the_phantom(monkeypatch, phantom):
     """A network that answers with the labels of the phantom, whatever it is shown."""
     logits = 8 * torch.nn.functional.one_hot(phantom[1].long(), 14).movedim(-1, 1).float()

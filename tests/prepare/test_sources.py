@@ -202,3 +202,21 @@ def test_a_pattern_says_who_a_scan_shows(tmp_path):
         with pytest.raises(UserError) as caught:
             find_sources(tmp_path, person_pattern=pattern)
         assert caught.value.where == "--person_pattern" and caught.value.found.startswith(found)
+
+
+def test_folders_of_dicom_studies_are_scans(tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.helpers.dicom_series import write_series
+
+    voxels, affine = np.ones((3, 3, 2), np.uint16), np.eye(4)
+    for name in ("ann/v1", "ann/v2", "bob_v1"):
+        write_series(tmp_path / name, voxels, affine)
+    touch(tmp_path, "eve.nii.gz", "bob_v1_mask.nii.gz", "labels/ann_v2.nii.gz")
+    assert summary(tmp_path) == {
+        "ann_v1": ("ann", "ann/v1", None, None),
+        "ann_v2": ("ann", "ann/v2", None, "labels/ann_v2.nii.gz"),
+        "bob_v1": ("bob", "bob_v1", "bob_v1_mask.nii.gz", None),
+        "eve": ("eve", "eve.nii.gz", None, None),
+    }
+    (alone,) = find_sources(tmp_path / "bob_v1").sources
+    assert (alone.name, alone.person, alone.image) == ("bob_v1", "bob", tmp_path / "bob_v1")
