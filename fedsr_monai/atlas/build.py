@@ -98,9 +98,14 @@ def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarr
     result, bool [D, H, W], tells where any of them is above 0.
     """
     templates = high_resolution_templates()
-    result = np.empty((NUM_REGIONS, *templates.label.shape), np.uint8)
+    return soften(templates.label, templates.mask, sigma)
+
+
+def soften(regions: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the one-hot maps of `regions` inside `mask` after a Gaussian of `sigma` voxels; see `soft_labels`."""
+    result = np.empty((NUM_REGIONS, *regions.shape), np.uint8)
     for k in range(NUM_REGIONS):
-        one_hot = ((templates.label == k) & templates.mask).astype(np.float32)
+        one_hot = ((regions == k) & mask).astype(np.float32)
         result[k] = np.rint(255 * ndimage.gaussian_filter(one_hot, sigma, truncate=3))
     return result, np.any(result, axis=0)
 

@@ -15,6 +15,9 @@ def simulate(
     unseen: bool = False,
     profiles: list[str] | None = None,
     processes: int = 2,
+    anatomies: str | None = None,
+    test_anatomies: str | None = None,
+    protocols: list[str] | None = None,
 ) -> None:
     """Make simulated hospitals from a labelled brain: data to try things out, with true labels to measure against.
 
@@ -34,15 +37,34 @@ def simulate(
         profiles: names of hospitals, instead of the first ones: adult-3t elderly-3t thick-slice adult-1t5 other-vendor
             paediatric
         processes: number of worker processes, which take about 1 GB of memory each
+        anatomies: folder of real label maps (*_aseg.nii.gz, FreeSurfer ids), one per person: each scan and each site's atlas is then
+            one of these people, seen by the simulated scanner
+        test_anatomies: those for testing only, by number in the sorted list: 13-20 or 2,5,9-12; otherwise the last 40 %
+        protocols: label protocol of each site in turn: freesurfer neuromorphometrics-like (a simulation of their difference)
 
     Example:
         fedsr simulate sites --sites 4 --spacing 2 --unseen
     """
     from fedsr_monai.simulation.sites import simulate_sites
 
-    names = [name for value in profiles for name in value.split(",") if name] if profiles else None
+    def words(values: list[str] | None) -> list[str] | None:
+        return [name for value in values for name in value.split(",") if name] if values else None
+
     folders = simulate_sites(
-        out, sites, training, validation, test, spacing, shape, seed, unseen=unseen, profiles=names, processes=processes
+        out,
+        sites,
+        training,
+        validation,
+        test,
+        spacing,
+        shape,
+        seed,
+        unseen=unseen,
+        profiles=words(profiles),
+        processes=processes,
+        anatomies=anatomies,
+        test_anatomies=test_anatomies,
+        protocols=words(protocols),
     )
     for folder in folders:
         print(folder)

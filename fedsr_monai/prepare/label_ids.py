@@ -8,25 +8,8 @@ import numpy as np
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import NUM_CLASSES
+from fedsr_monai.labels.freesurfer import FREESURFER
 
-# Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). All others are background: 24 CSF, 85 optic
-# chiasm, and the tissue that the paper's 13 structures leave out: 26 and 58 accumbens, 28 and 60 ventral diencephalon, 30
-# and 62 vessels.
-FREESURFER = {
-    1: (14, 15),
-    2: (2, 41, 77, 80, *range(251, 256), *range(3000, 3036), *range(4000, 4036), 5001, 5002),
-    3: (3, 42, *range(1000, 1036), *range(2000, 2036), *range(11100, 11176), *range(12100, 12176)),
-    4: (4, 43, 5, 44, 31, 63),
-    5: (7, 46),
-    6: (10, 49),
-    7: (11, 50),
-    8: (12, 51),
-    9: (13, 52),
-    10: (16,),
-    11: (17, 53),
-    12: (18, 54),
-    13: (8, 47),
-}
 FEWEST = 8  # a map of tissues has three labels; one of structures may lack some
 TISSUES = 3  # grey matter, white matter and fluid, in any order
 TELL_TALE = {41: "right cerebral white matter", 49: "right thalamus", 16: "brain stem"}  # in every whole-brain aseg

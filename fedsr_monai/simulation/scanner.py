@@ -11,6 +11,7 @@ from fedsr_monai.atlas.build import sample
 from fedsr_monai.atlas.templates import NUM_REGIONS, Templates
 from fedsr_monai.simulation.fields import smooth_field
 from fedsr_monai.simulation.profiles import TISSUE, Scanner
+from fedsr_monai.simulation.real_anatomy import RealAnatomy
 
 SLOW_VARIATION = ((12.0, 0.03), (3.0, 0.02))  # smoothness in mm, fraction of the signal
 LEVELS = 4096  # stored intensities are multiples of 1 / LEVELS: 12 bits, as scanners give, and files compress well
@@ -22,7 +23,7 @@ def acquire(
     fractions: np.ndarray,
     inside: np.ndarray,
     voxels: np.ndarray,
-    templates: Templates,
+    templates: Templates | RealAnatomy,
     axes: Sequence[np.ndarray],
 ) -> np.ndarray:
     """Return the image of one subject: float32 [D, H, W] in [0, 1], exactly 0 outside the (imperfect) brain mask.
@@ -116,7 +117,9 @@ def strip_mask(
     return ndimage.binary_fill_holes(mask)
 
 
-def _texture(rng: np.random.Generator, scanner: Scanner, voxels: np.ndarray, templates: Templates) -> np.ndarray:
+def _texture(
+    rng: np.random.Generator, scanner: Scanner, voxels: np.ndarray, templates: Templates | RealAnatomy
+) -> np.ndarray:
     weight = {"2009c": 1.0, "mni152": 0.0, "mixed": rng.uniform(0, 1)}[scanner.texture]
     texture = np.zeros(voxels.shape[1], np.float32)
     for part, volume in ((weight, templates.texture_2009c), (1 - weight, templates.texture_mni152)):

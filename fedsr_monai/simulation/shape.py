@@ -77,10 +77,14 @@ def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -
     walls.
     """
     axes = grid_axes(velocity_affine(), _SHAPE)
-    velocity = sum(
-        amplitude * rms * smooth_field(rng, axes, sigma, symmetric, mirror=(-1, 1, 1))
-        for sigma, rms, symmetric in SCALES
+    velocity = np.asarray(
+        sum(
+            amplitude * rms * smooth_field(rng, axes, sigma, symmetric, mirror=(-1, 1, 1))
+            for sigma, rms, symmetric in SCALES
+        )
     )
+    if not growth:
+        return velocity
     # the walls move outwards where the subject looks further inside the template
     return velocity - np.float32(growth) * _outward()
 

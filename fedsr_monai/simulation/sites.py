@@ -12,17 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsr_monai.atlas.build import build_atlas, default_shape
+from fedsr_monai.atlas.build import build_atlas, default_shape, grid_affine
 from fedsr_monai.atlas.templates import VERSION
-from fedsr_monai.checks import check_whole_number
+from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import claim_folder
-from fedsr_monai.progress import Progress
+from fedsr_monai.labels import LABELS
+from fedsr_monai.progress import Progress, say
 from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
-from fedsr_monai.simulation.subject import simulate_subject
+from fedsr_monai.simulation.protocols import PROTOCOLS
+from fedsr_monai.simulation.real_anatomy import deal, list_anatomies
+from fedsr_monai.simulation.subject import image_anatomy, simulate_subject
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
-from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.nifti import read_volume, write_volume
 
 RECORD = "simulation.json"  # in each site folder: the arguments that its scans were made from
 
@@ -39,6 +42,9 @@ def simulate_sites(
     unseen: bool = False,
     profiles: Sequence[str] | None = None,
     processes: int = 2,
+    anatomies: str | os.PathLike | None = None,
+    test_anatomies: str | None = None,
+    protocols: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
 
@@ -55,10 +61,14 @@ def simulate_sites(
         unseen: add the paediatric site with 7 training scans, which is to join after the federated phase.
         profiles: names of built-in profiles to simulate instead of the first `sites`.
         processes: worker processes.
+        anatomies: folder of real label maps (`*_aseg.nii.gz`, FreeSurfer ids), one per person. Every subject is then one of these people, deformed a
+            little, and the atlas of a site is one more of them, imaged by the site's scanner. See `deal` for who goes where.
+        test_anatomies: those for testing only, by their number in the sorted list, such as "13-20"; by default the last 40 %.
+        protocols: label protocol of each site in turn, `freesurfer` or `neuromorphometrics-like`; only with `anatomies`.
 
     Raises:
-        UserError: a count, the grid or a profile's name is wrong, `out` holds sites made from other arguments, the
-            template packages are not installed, or the disk is full.
+        UserError: a count, the grid or the name of a profile or protocol is wrong, `out` holds sites made from other arguments, the
+            template packages are not installed, the label maps are too few or not readable, or the disk is full.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -78,6 +88,22 @@ def simulate_sites(
     if unseen:
         hospitals.append((profile(UNSEEN), {**counts, "training": UNSEEN_TRAINING}))
 
+    if anatomies is not None:
+        return _semi_real(
+            Path(out).absolute(),
+            hospitals,
+            list_anatomies(anatomies, test_anatomies),
+            protocols,
+            spacing,
+            shape,
+            seed,
+            processes,
+        )
+    for option, given in (("test_anatomies", test_anatomies), ("protocols", protocols)):
+        if given is not None:
+            raise UserError(
+                option, found=repr(given), expected="real anatomies too", fix="name their folder with --anatomies"
+            )
     image, label, affine = build_atlas(spacing, shape)
     out = Path(out).absolute()
     for member, _ in hospitals:
@@ -112,6 +138,63 @@ def simulate_sites(
         )
         for member, wanted in hospitals
     ]
+
+
+def _semi_real(
+    out: Path,
+    hospitals: Sequence[tuple[Profile, Mapping[str, int]]],
+    files: tuple[list[str], list[str]],
+    protocols: Sequence[str] | None,
+    spacing: float,
+    shape: Sequence[int],
+    seed: int,
+    processes: int,
+) -> list[Path]:
+    """Write sites of real anatomies; arguments as of `simulate_sites`."""
+    names = [protocols] if isinstance(protocols, str) else list(protocols or ["freesurfer"])
+    for name in names:
+        check_choice("protocols", name, PROTOCOLS)
+    affine = grid_affine(spacing, shape)
+    people = deal(*files, {member.name: counts for member, counts in hospitals}, seed)
+    jobs, atlas = [], {"image": "atlas/image.nii.gz", "label": "atlas/label.nii.gz"}
+    for number, (member, _) in enumerate(hospitals):
+        protocol, folder, dealt = names[number % len(names)], out / member.name, people[member.name]
+        record = {
+            "profile": asdict(member), "protocol": protocol, "spacing": spacing, "shape": list(shape), "seed": seed,
+            "anatomies": {section: [Path(file).name for file in members] for section, members in dealt.items()},
+        }  # fmt: skip
+        _claim(folder, record)
+        fixed = (seed, spacing, shape, affine, protocol)
+        jobs.append((folder, member, atlas, (len(SECTIONS), 0), *fixed, dealt["atlas"][0], False))
+        for place, section in enumerate(SECTIONS):
+            for index, file in enumerate(dealt[section]):
+                jobs.append((folder, member, _entry(section, index), (place, index), *fixed, file, True))
+    for section in SECTIONS:
+        total = sum(counts[section] for _, counts in hospitals)
+        distinct = len({file for dealt in people.values() for file in dealt[section]})
+        if distinct < total:
+            say(f"{section}: {distinct} people for {total} scans; who returns has another deformation and scanner")
+    jobs.sort(key=lambda job: job[-2:])  # a label map is read once for all of its scans
+    _make(jobs, processes)
+    for folder in {job[0] for job in jobs}:
+        _ensure_structures(folder / atlas["label"])
+    result = []
+    for member, counts in hospitals:
+        image, label = (read_volume(out / member.name / atlas[kind]).voxels for kind in ("image", "label"))
+        training, validation, test = _sections(counts)
+        result.append(write_site(out / member.name, member.name, image, label, affine, training, validation, test))
+    return result
+
+
+def _ensure_structures(path: Path) -> None:
+    empty = sorted(set(LABELS) - set(np.unique(read_volume(path).voxels).tolist()))
+    if empty:
+        raise UserError(
+            path,
+            found=f"no voxel of {', '.join(LABELS[k] for k in empty)}",
+            expected="all structures in the atlas",
+            fix="take smaller voxels, or look at the label map that simulation.json names",
+        )
 
 
 def _sections(counts: Mapping[str, int]) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
@@ -218,8 +301,15 @@ def _write_subject(
     spacing: float,
     shape: Sequence[int],
     affine: np.ndarray,
+    protocol: str = "",
+    anatomy: str | None = None,
+    deform: bool = True,
 ) -> None:
-    image, label = simulate_subject(member, [seed, zlib.crc32(member.name.encode()), *number], spacing, shape)
+    seeds = [seed, zlib.crc32(member.name.encode()), *number]
+    if anatomy is None:
+        image, label = simulate_subject(member, seeds, spacing, shape)
+    else:
+        image, label = image_anatomy(member, anatomy, protocol, seeds, spacing, shape, deform)
     if "label" in entry:
         write_volume(folder / entry["label"], label, affine)
     write_volume(folder / entry["image"], image, affine)

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from fedsr_monai.atlas.build import LOW_PASS, grid_affine, label_of, sample, soft_labels, transform
+from fedsr_monai.atlas.build import LOW_PASS, grid_affine, label_of, sample, soft_labels, soften, transform
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.simulation.fields import grid_axes
 from fedsr_monai.simulation.profiles import Profile
+from fedsr_monai.simulation.real_anatomy import read_anatomy
 from fedsr_monai.simulation.scanner import acquire
-from fedsr_monai.simulation.shape import subject_points
+from fedsr_monai.simulation.shape import Population, subject_points
+
+# On top of a real anatomy: the pose differs as in the drawn subjects, the shape by a mean of about 1.5 mm.
+SMALL = Population(ventricle_sd=0.0, amplitude=0.3)
 
 
 def simulate_subject(
@@ -42,4 +46,49 @@ def simulate_subject(
     label = np.zeros(inside.shape, np.uint8)
     label[inside] = label_of(fractions)
     image = acquire(look, profile.scanner, fractions / 255, inside, voxels, templates, grid_axes(affine, shape))
+    return image, label
+
+
+def image_anatomy(
+    profile: Profile,
+    path: str,
+    protocol: str,
+    seed: int | Sequence[int],
+    spacing: float | Sequence[float],
+    shape: Sequence[int],
+    deform: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Simulate a scan of a real anatomy, deformed a little: image and labels as of `simulate_subject`.
+
+    Args:
+        profile: whose scanner takes the image; the population is not used.
+        path: label map of FreeSurfer ids.
+        protocol: whose borders the labels have; the image does not depend on it.
+        seed: of deformation and image, in separate streams.
+        spacing, shape: the grid of `grid_affine`.
+        deform: False leaves the anatomy as it is.
+
+    Raises:
+        UserError: the grid cuts the brain, or the label map is not one.
+    """
+    affine = grid_affine(spacing, shape)
+    anatomy = read_anatomy(path, protocol)
+    body, look = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    if deform:
+        points = subject_points(body, SMALL, affine, shape)
+    else:
+        points = transform(affine, np.indices(tuple(shape), dtype=np.float32))
+    voxels = transform(np.linalg.inv(anatomy.affine), points)
+    sigma = LOW_PASS * np.diag(affine)[:3] / np.linalg.norm(anatomy.affine[:3, :3], axis=0)
+    soft, near = soften(anatomy.label, anatomy.mask, sigma)
+    inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
+    voxels = voxels[:, inside]
+    fractions = np.stack([sample(channel, voxels) for channel in soft])
+    if anatomy.structures is anatomy.label:
+        drawn = fractions
+    else:
+        drawn = np.stack([sample(channel, voxels) for channel in soften(anatomy.structures, anatomy.mask, sigma)[0]])
+    label = np.zeros(inside.shape, np.uint8)
+    label[inside] = label_of(drawn)
+    image = acquire(look, profile.scanner, fractions / 255, inside, voxels, anatomy, grid_axes(affine, shape))
     return image, label
