@@ -17,6 +17,10 @@ from fedsr_monai.flare.exchange import global_dxo
 from fedsr_monai.flare.executor import ERROR, INITIAL, SAVE, TRAIN
 from fedsr_monai.flare.installed import Installed
 
+FIRST_ANSWER = (
+    600  # seconds that a site has for its first one at least: its process imports and builds everything before
+)
+
 
 class FedSRController(Installed, ScatterAndGather):
     """Run `ScatterAndGather` with six changes.
@@ -101,10 +105,9 @@ class FedSRController(Installed, ScatterAndGather):
             if client_task.result.get_return_code() == ReturnCode.OK:
                 self.aggregator.begin_run(client_task.client.name, client_task.result, fl_ctx)
 
+        seconds = self._train_timeout or max(FIRST_ANSWER, self._wait_time_after_min_received)
         for name in self.connected()[0]:
-            task = Task(
-                name=INITIAL, data=Shareable(), timeout=self._wait_time_after_min_received, result_received_cb=receive
-            )
+            task = Task(name=INITIAL, data=Shareable(), timeout=seconds, result_received_cb=receive)
             super().broadcast_and_wait(
                 task=task, fl_ctx=fl_ctx, targets=[name], min_responses=1, abort_signal=abort_signal
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
@@ -21,6 +23,7 @@ from nvflare.private.privacy_manager import PrivacyService
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation import federate
 from fedsr_monai.federation.storage import read_tensors
+from fedsr_monai.flare.controller import FedSRController
 from tests.helpers.miniature import write_sites
 from tests.helpers.stage import Stage
 
@@ -101,6 +104,22 @@ def test_a_bad_start_is_refused_and_the_next_site_asked(tmp_path):
         run.aggregator.begin_run("b", run.ask("b", "initial_features", Shareable()), run.context())
         and run.persistor.begun
     )
+
+
+def test_wait_does_not_bound_a_sites_first_answer(monkeypatch):
+    """A site builds its network before it answers; `wait` is how long the others have once enough have answered."""
+    asked = []
+    monkeypatch.setattr(
+        ScatterAndGather, "broadcast_and_wait", lambda self, task, **options: asked.append(task.timeout)
+    )
+    monkeypatch.setattr(FedSRController, "connected", lambda self: (["a", "b"], {}))
+    monkeypatch.setattr(FedSRController, "system_panic", lambda self, reason, fl_ctx: asked.append(reason))
+    for options in ({}, {"wait_time_after_min_received": 900}, {"train_timeout": 60}):
+        controller = FedSRController(rounds=1, **{"wait_time_after_min_received": 5} | options)
+        controller.persistor = SimpleNamespace(begun=False)
+        assert not controller.begin_run(Signal(), FLContext())
+    end = "no site gave initial SA features: see the log of each site"
+    assert asked == [600, 600, end, 900, 900, end, 60, 60, end]
 
 
 def test_a_site_that_raises_is_named_and_comes_back(stage, federated, tmp_path, table):

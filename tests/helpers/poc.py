@@ -134,7 +134,7 @@ def run(folder: Path) -> int:
     sites = [f"{name}={images}" for name, images in SITES.items()]
     common = ["--rounds", str(ROUNDS), "--override", *OVERRIDES, "--sites", *sites]
     fedsr("export-job", "restarted", "--min_sites", "3", *common)
-    fedsr("export-job", "lost", "--min_sites", "2", "--wait", "5", *common)
+    fedsr("export-job", "lost", "--min_sites", "2", "--wait", "20", *common)
     fedsr("export-job", "aborted", "--min_sites", "3", *common)
     forbid_restarts(kits / "hospital-c" / "local" / "resources.json")
     say(f"provisioned: {', '.join(certificates)} at every site; jobs exported")
