@@ -1,10 +1,11 @@
-"""Where the bundles are (beside the package in a checkout, inside it when installed from a wheel)."""
+"""Where the bundles are (beside the package in a checkout, inside it when installed from a wheel), and their files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 
 
@@ -35,3 +36,21 @@ def installed_bundle(name: str | os.PathLike) -> Path:
         expected="a bundle",
         fix="give the folder of one, fedsr_encoder or fedsr_site",
     )
+
+
+def training_files(root: Path, baseline: str | None = None) -> list[Path]:
+    """Return the files of a bundle's training configuration; later ones are laid over earlier ones.
+
+    Args:
+        root: folder of the bundle.
+        baseline: a method that takes the place of FedSR: a file of `configs/baselines/`, without its ending.
+
+    Raises:
+        UserError: the bundle has no such baseline.
+    """
+    files = [root / "configs" / "train.json"]
+    if baseline is not None:
+        known = {path.stem: path for path in sorted((root / "configs" / "baselines").glob("*.json"))}
+        check_choice("baseline", baseline, known)
+        files.append(known[baseline])
+    return files

@@ -98,6 +98,10 @@ def personalise(
 
     weights, run = find_weights(global_weights, root)
     record = read_run(run) if run is not None and (run / "run.json").is_file() else None
+    if record is not None and record.baseline is not None:
+        found = f"a run of the baseline {record.baseline}"
+        fix = "take a run of FedSR, or evaluate this one as it is"
+        raise UserError(record.path, found=found, expected="one of FedSR's network", fix=fix)
     if record is not None:
         overrides = inherited_overrides(record, ConfigParser.load_config_file(files[0])) | overrides
     initial = initial_tensors(weights, run, record, loaded.name)

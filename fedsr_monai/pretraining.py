@@ -11,7 +11,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.run import evaluate_models, models_of_sites, summary_lines
+from fedsr_monai.federation.initial_weights import initial_network
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks.weights import ATLAS_KEYS, read_weights
@@ -108,3 +110,46 @@ def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Pat
     }
     save_checkpoint({key: empty[key] if key in ATLAS_KEYS else value for key, value in state.items()}, Path(out))
     return Path(out)
+
+
+def with_encoder(
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    baseline: str | None = None,
+    bundle: str | os.PathLike = "fedsr_encoder",
+) -> Path:
+    """Write the untrained network that a run of `seed` would begin with, but with the encoder of a checkpoint.
+
+    Args:
+        checkpoint: of any network with the same encoder, such as a baseline's.
+        out: the file that is written, for `federate`'s `from_weights`.
+        seed: of the run.
+        overrides: values for ids of the bundle's configuration.
+        baseline: of the run.
+        bundle: name or folder of the bundle.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: the checkpoint's encoder has other tensors than the network's.
+    """
+    network = initial_network(bundle_path(bundle), seed, overrides or {}, baseline)
+    encoder = {key: value for key, value in read_weights(checkpoint).items() if key.startswith("encoder.")}
+    own = {key: value for key, value in network.state_dict().items() if key.startswith("encoder.")}
+    wrong = [key for key in sorted(set(own) | set(encoder)) if _shape(own.get(key)) != _shape(encoder.get(key))]
+    if wrong:
+        raise UserError(
+            f"{checkpoint}: {wrong[0]}",
+            found=f"shape {_shape(encoder.get(wrong[0]))}",
+            expected=f"shape {_shape(own.get(wrong[0]))}",
+            fix="use the encoder of a network of the same preset",
+        )
+    save_checkpoint({**network.state_dict(), **encoder}, Path(out))
+    return Path(out)
+
+
+def _shape(tensor: torch.Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)

@@ -16,7 +16,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_overrides import checked_overrides, id_parts, ids_behind
-from fedsr_monai.bundle_path import bundle_path, installed_bundle
+from fedsr_monai.bundle_path import bundle_path, installed_bundle, training_files
 from fedsr_monai.checks import is_name
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json
@@ -35,6 +35,7 @@ class RunRecord:
         overrides: values for ids of the bundle's configuration; plain.
         bundle: what the record says about the bundle; `trusted_bundle` finds it.
         from_weights: path and sha256 of the weights that the run began with; empty if it began with random ones.
+        baseline: the method that was trained in the place of FedSR, if any.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class RunRecord:
     overrides: dict[str, Any]
     bundle: Mapping[str, Any]
     from_weights: Mapping[str, Any]
+    baseline: str | None = None
 
     def initial_weights(self) -> Path | None:
         """Return the weights that the run began with; None if they were random or do not exist here.
@@ -76,12 +78,16 @@ def read_run(run: str | os.PathLike) -> RunRecord:
     texts = [from_weights.get(key) for key in ("path", "sha256")] if isinstance(from_weights, dict) else [0]
     if not all(text is None or _is_path(text) for text in texts):
         raise UserError(f"{path}: from_weights", found="another form", expected="a path and a sha256", fix=FIX)
+    baseline = content.get("baseline")
+    if not (baseline is None or is_name(baseline)):
+        raise UserError(f"{path}: baseline", found="another form", expected="the name of a baseline, or null", fix=FIX)
     return RunRecord(
         path,
         [(site["name"], site.get("path", "")) for site in sites],
         checked_overrides(content.get("overrides", {}), str(path)),
         _mapping(path, "bundle", content.get("bundle", {})),
         from_weights,
+        baseline,
     )
 
 
@@ -133,18 +139,21 @@ def trusted_bundle(content: Mapping[str, Any], where: str, named: str | os.PathL
     )
 
 
-def network_overrides(overrides: Mapping[str, Any], root: Path, where: str) -> dict[str, Any]:
+def network_overrides(
+    overrides: Mapping[str, Any], root: Path, where: str, baseline: str | None = None
+) -> dict[str, Any]:
     """Return those overrides that the network of a bundle depends on.
 
     Args:
         overrides: of a record; checked.
         root: folder of the bundle.
         where: the record's file, for the message.
+        baseline: of the record.
 
     Raises:
         UserError: one of them is for an id that the bundle does not have.
     """
-    config = ConfigParser.load_config_file(str(root / "configs" / "train.json"))
+    config = ConfigParser.load_config_files(training_files(root, baseline))
     wanted = {*ids_behind(config, "network_def"), "network_def"}
     return checked_overrides({k: v for k, v in overrides.items() if id_parts(k)[0] in wanted}, where, config)
 

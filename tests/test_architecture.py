@@ -13,7 +13,7 @@ FLOORS = [
     {"networks", "losses", "transforms"},
     {"simulation", "synthesis"},
     {"handlers", "engines"},
-    {"evaluation", "inference", "prepare"},
+    {"evaluation", "inference", "prepare", "baselines"},
     {"federation", "personalisation", "pretraining"},
     {"demo", "study", "benchmark", "report", "flare", "monai_label"},
     {"cli", "commands", "__main__"},

@@ -11,7 +11,7 @@ def federate(
     out: str,
     rounds: int = 20,
     local_epochs: int = 1,
-    policy: str = "fedsr",
+    policy: str | None = None,
     weighting: str = "images",
     participation: float = 1.0,
     min_sites: int | None = None,
@@ -23,6 +23,7 @@ def federate(
     seed: int = 0,
     aggregation: str = "mean",
     privacy: list[str] | None = None,
+    baseline: str | None = None,
 ) -> None:
     """Train one encoder over several sites, each on its own scans; only encoder and site-aggregated features travel.
 
@@ -35,7 +36,7 @@ def federate(
         rounds: communication rounds in all; give more to a finished run to continue it
         local_epochs: epochs that a site trains in each round
         policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas),
-            local (nothing), pooled (one training on all images)
+            local (nothing), pooled (one training on all images); by default fedsr, and pooled with --baseline
         weighting: of the sites in the aggregation: images (by their number) or uniform
         participation: fraction of the sites asked in each round, above 0 and up to 1
         min_sites: fewest acceptable results that make a round; by default half of those asked
@@ -49,6 +50,7 @@ def federate(
             clipped_mean, krum
         privacy: differential privacy of what each site sends, as clip=C noise=Z clip_sa=C noise_sa=Z (see `fedsr privacy`);
             needs --from_weights
+        baseline: train another method in the place of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet, synthseg
 
     Example:
         fedsr federate sites --out runs/first --rounds 20 --override learning_rate=0.0005
@@ -73,6 +75,7 @@ def federate(
         from_weights=from_weights,
         aggregation=aggregation,
         privacy=parse_overrides(privacy, "privacy") if privacy else None,
+        baseline=baseline,
     )
     left_out = "".join(f"; {line}" for line in sites_left_out(out))
     print(f"{out}: done{left_out}; next: fedsr evaluate {out}, then fedsr report {out}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.bundle_path import bundle_path, training_files
 from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, one_line
@@ -31,12 +31,13 @@ PERSONALISED = "personalised"  # folder in a run for the networks that were fitt
 
 @dataclass(frozen=True)
 class SiteModel:
-    """Weights to be measured on a site's scans, and the bundle whose network they belong to."""
+    """Weights to be measured on a site's scans, and the bundle (and baseline) whose network they belong to."""
 
     site: Site
     weights: Path
     bundle: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
 
 
 def models_of_run(
@@ -57,7 +58,7 @@ def models_of_run(
     run = Path(run)
     record = read_run(run)
     root = trusted_bundle(record.bundle, str(record.path), bundle)
-    overrides = network_overrides(record.overrides, root, str(record.path))
+    overrides = network_overrides(record.overrides, root, str(record.path), record.baseline)
     models = {}
     for name, path in record.sites:
         for loaded in load_sites(path):
@@ -69,7 +70,7 @@ def models_of_run(
                     expected="the network of the last round",
                     fix="finish the run with the command that began it",
                 )
-            models[loaded.name] = SiteModel(loaded, weights, root, overrides)
+            models[loaded.name] = SiteModel(loaded, weights, root, overrides, record.baseline)
     for file in sorted((run / PERSONALISED).glob("*/personalised.json")) if personalised else ():
         site, root, overrides = read_personalised(file, bundle)
         loaded = load_site(site)
@@ -131,7 +132,7 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     Raises:
         UserError: the weights belong to another network.
     """
-    parser = ConfigParser(ConfigParser.load_config_file(str(model.bundle / "configs" / "train.json")))
+    parser = ConfigParser(ConfigParser.load_config_files(training_files(model.bundle, model.baseline)))
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
     try:
         network = parser.get_parsed_content("network_def")

@@ -13,6 +13,7 @@ import torch
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
+from fedsr_monai.bundle_path import training_files
 from fedsr_monai.errors import one_line
 from fedsr_monai.federation.algo import ROUND, FedSRAlgo
 from fedsr_monai.federation.privacy import Privacy, read_privacy
@@ -55,6 +56,8 @@ class SiteJob:
         """
         for name in ("monai.fl.client.monai_algo", "monai.bundle.workflows"):
             logging.getLogger(name).setLevel(logging.ERROR)  # three lines per site that say nothing to a user
+        root = Path(self.bundle_root)
+        files = [str(path.relative_to(root)) for path in training_files(root, self.settings.baseline)]
         own = {"dataset_dir": self.dataset_dir, "output_dir": self.folder}
         algo = FedSRAlgo(
             self.bundle_root,
@@ -65,6 +68,7 @@ class SiteJob:
             overrides={**self.settings.site_overrides(), **self.overrides, **own},
             weights=self.weights,
             privacy=self.privacy,
+            config_train_filename=files,
         )
         algo.initialize({ExtraItems.CLIENT_NAME: self.name})
         return algo

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from fedsr_monai.bundle_path import training_files
 from fedsr_monai.errors import user_error
 from fedsr_monai.federation.aggregation import MutualInformation
 from fedsr_monai.federation.policies import find_policy
@@ -16,19 +17,20 @@ from fedsr_monai.federation.site_state import seed_everything, stable_seed
 from fedsr_monai.networks.weights import load_weights
 
 
-def train_config(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
-    """Return the bundle's training configuration with `overrides`; nothing in it is built yet."""
-    parser = ConfigParser(ConfigParser.load_config_file(root / "configs" / "train.json"))
+def train_config(root: Path, overrides: Mapping[str, Any], baseline: str | None = None) -> ConfigParser:
+    """Return the bundle's training configuration with `overrides`, of a baseline if one is named; nothing in it is built yet."""
+    parser = ConfigParser(ConfigParser.load_config_files(training_files(root, baseline)))
     parser.update(dict(overrides))
     return parser
 
 
-def estimator(root: Path, overrides: Mapping[str, Any]) -> MutualInformation | None:
+def estimator(root: Path, overrides: Mapping[str, Any], baseline: str | None = None) -> MutualInformation | None:
     """Return the estimator of mutual information that the bundle trains with, so that the server ascends the same one.
 
     Args:
         root: folder of the bundle.
         overrides: values for ids of its configuration.
+        baseline: of the run, see `training_files`.
 
     Returns:
         `Phi(pooled [1, C], sa [C]) -> scalar`, or None where the bundle has none.
@@ -36,7 +38,7 @@ def estimator(root: Path, overrides: Mapping[str, Any]) -> MutualInformation | N
     Raises:
         UserError: the configuration holds a user's mistake.
     """
-    parser = train_config(root, overrides)
+    parser = train_config(root, overrides, baseline)
     try:
         return parser.get_parsed_content("mutual_information") if "mutual_information" in parser else None
     except Exception as error:
@@ -69,14 +71,31 @@ def initial_tensors(
     Raises:
         UserError: the weights do not fit the network.
     """
-    seed_everything(stable_seed(seed, "network"))
-    parser = train_config(root, overrides)
-    try:
-        if "initialize" in parser:
-            parser.get_parsed_content("initialize")
-        network = parser.get_parsed_content("network_def")
-    except Exception as error:
-        raise user_error(error) or error
+    network = initial_network(root, seed, overrides)
     if weights is not None:
         load_weights(network, weights)
     return find_policy(policy).shared_tensors(network.state_dict())
+
+
+def initial_network(
+    root: Path, seed: int, overrides: Mapping[str, Any], baseline: str | None = None
+) -> torch.nn.Module:
+    """Return the untrained network of a run, as every site of it builds it.
+
+    Args:
+        root: folder of the bundle.
+        seed: of the run.
+        overrides: values for ids of the bundle's configuration.
+        baseline: of the run, see `training_files`.
+
+    Raises:
+        UserError: the configuration holds a user's mistake.
+    """
+    seed_everything(stable_seed(seed, "network"))
+    parser = train_config(root, overrides, baseline)
+    try:
+        if "initialize" in parser:
+            parser.get_parsed_content("initialize")
+        return parser.get_parsed_content("network_def")
+    except Exception as error:
+        raise user_error(error) or error

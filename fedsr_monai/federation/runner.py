@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedsr_monai.bundle_overrides import check_overrides
-from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.bundle_path import bundle_path, training_files
 from fedsr_monai.checks import is_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.executors import Executor, SequentialExecutor, SiteJob
@@ -36,7 +36,7 @@ def federate(
     out: str | Path,
     rounds: int,
     bundle: str | Path = "fedsr_encoder",
-    policy: str = "fedsr",
+    policy: str | None = None,
     local_epochs: int = 1,
     weighting: str = "images",
     min_sites: int | None = None,
@@ -48,6 +48,7 @@ def federate(
     from_weights: str | Path | None = None,
     aggregation: str = "mean",
     privacy: Mapping[str, Any] | None = None,
+    baseline: str | None = None,
 ) -> Path:
     """Run Algorithm 1, or one of the policies it is compared with, over site folders on this machine.
 
@@ -61,7 +62,8 @@ def federate(
         rounds: communication rounds in all; a finished run continues when it is given more (with a learning rate scheduled over
             the run, it is then not the run that had them from the start).
         bundle: folder or name of the bundle that the sites run.
-        policy: fedsr, fedrep, fedavg, local (nothing is exchanged) or pooled (one client with all images).
+        policy: fedsr, fedrep, fedavg, local (nothing is exchanged) or pooled (one client with all images); by default fedsr, and
+            pooled with a baseline.
         local_epochs: epochs per round at each site.
         weighting: of the sites, by number of `images` or `uniform`.
         min_sites: fewest acceptable results that make a round; by default half of those asked.
@@ -75,6 +77,8 @@ def federate(
         aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum (docs/security.md).
         privacy: `clip`, `noise`, `clip_sa`, `noise_sa` (and `releases`) of `fedsr_monai.federation.privacy.Privacy`: each site clips what
             it sends and adds noise; needs `from_weights`. None for neither. The noise is not of `seed`.
+        baseline: a method that is trained in the place of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet or synthseg
+            (docs/baselines.md).
 
     Returns:
         `out`. Every site's network is in `sites/<name>/model.pt` as a plain state dict.
@@ -91,14 +95,15 @@ def federate(
     """
     out = Path(out)
     overrides = dict(overrides or {})
-    settings = RunSettings(
-        rounds, policy, local_epochs, seed, weighting, aggregation, 1 if min_sites is None else min_sites, overrides
-    )
     noise = read_privacy(privacy)
+    if policy is None:
+        policy = "fedsr" if baseline is None else "pooled"
+    least = 1 if min_sites is None else min_sites
+    settings = RunSettings(rounds, policy, local_epochs, seed, weighting, aggregation, least, overrides, baseline)
     _check_arguments(timeout, processes, participation)
     loaded = _load_sites(sites)
     root = bundle_path(bundle)
-    check_overrides([root / "configs" / "train.json"], overrides, GIVEN)
+    check_overrides(training_files(root, baseline), overrides, GIVEN)
     if from_weights is not None:
         read_weights(from_weights)  # refused before the folder of the run is made
     names = ["pooled"] if settings.exchange.pools_images else [site.name for site in loaded]
@@ -131,7 +136,7 @@ def federate(
             weighting=weighting,
             aggregation=aggregation,
             min_sites=settings.min_sites,
-            mutual_information=estimator(root, {"seed": seed, **overrides}),
+            mutual_information=estimator(root, {"seed": seed, **overrides}, baseline),
             declared_images={job.name: job.images for job in jobs},
         )
         server.begin()

@@ -25,6 +25,7 @@ class RunSettings:
         aggregation: the server's rule, a key of `fedsr_monai.federation.aggregation.RULES`.
         min_sites: fewest acceptable results that make a round.
         overrides: values for ids of the bundle's configuration.
+        baseline: a method that takes the place of FedSR: a file of the bundle's `configs/baselines/`, without its ending.
 
     Raises:
         UserError: a value is not what it must be.
@@ -40,6 +41,7 @@ class RunSettings:
     aggregation: str = "mean"
     min_sites: int = 1
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("local_epochs", 1), ("seed", 0), ("min_sites", 1)):

@@ -58,6 +58,9 @@ class Settings(RunSettings):
             if not is_name(value):
                 raise UserError(f"job: {name}", found=repr(value), expected="letters, digits, '.', '_' and '-'")
         super().__post_init__()
+        if self.baseline is not None:
+            fix = "compare methods with fedsr federate"
+            raise UserError("job: baseline", found=repr(self.baseline), expected="none: a job trains FedSR", fix=fix)
         if not self.exchange.exchanges:
             found = f"{self.policy!r}, which exchanges nothing"
             expected = f"one of {', '.join(name for name, policy in POLICIES.items() if policy.exchanges)}"

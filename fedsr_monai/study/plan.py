@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsr_monai.checks import is_whole_number
+from fedsr_monai.checks import check_whole_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json
 
@@ -27,12 +27,16 @@ class Arm:
         overrides: values for ids of the bundle's `train.json`, over those of the plan.
         from_weights: "shipped", a checkpoint, or None for random weights.
         personalise: whether the heads are fitted to each site after the rounds.
+        baseline: a method that is trained in the place of FedSR (docs/baselines.md).
+        pretrain: `baseline`, `rounds` and `steps` of a pooled training beforehand, whose encoder the arm begins with.
     """
 
-    policy: str = "fedsr"
+    policy: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     from_weights: str | None = None
     personalise: bool = False
+    baseline: str | None = None
+    pretrain: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,17 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
     known = Arm.__dataclass_fields__
     for key in sorted(set(content) - set(known)):
         raise UserError(f"{where}.{key}", found="an unknown key", expected=f"some of {', '.join(known)}", fix=FIX)
-    return Arm(**content)
+    arm = Arm(**content)
+    if arm.baseline is not None and arm.personalise:
+        raise UserError(f"{where}.personalise", found="true", expected="false: a baseline has no personalised phase")
+    if arm.pretrain is not None:
+        if arm.from_weights is not None:
+            raise UserError(f"{where}.pretrain", found="it and from_weights", expected="one of the two")
+        if not isinstance(arm.pretrain, dict) or set(arm.pretrain) != {"baseline", "rounds", "steps"}:
+            raise UserError(f"{where}.pretrain", found=repr(arm.pretrain), expected="baseline, rounds and steps", fix=FIX)
+        for key in ("rounds", "steps"):
+            check_whole_number(f"{where}.pretrain.{key}", arm.pretrain[key])
+    return arm
 
 
 def _contrasts(path: Path, content: Any, arms: Mapping[str, Arm]) -> tuple[tuple[str, str], ...]:

@@ -20,6 +20,7 @@ from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
+from fedsr_monai.pretraining import with_encoder
 from fedsr_monai.progress import Progress
 from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.site import load_site
@@ -126,8 +127,17 @@ def _train(job: Job) -> None:
     weights = arm.from_weights
     if weights == SHIPPED:
         weights = str(bundle_path("fedsr_encoder") / "models" / "model.pt")
+    if arm.pretrain is not None:
+        weights = str(_pretrained(job, arm.pretrain, overrides))
     federate(
-        job.members, job.run, plan.rounds, policy=arm.policy, seed=job.seed, overrides=overrides, from_weights=weights
+        job.members,
+        job.run,
+        plan.rounds,
+        policy=arm.policy,
+        seed=job.seed,
+        overrides=overrides,
+        from_weights=weights,
+        baseline=arm.baseline,
     )
     if arm.personalise:
         same = _of_site_bundle({**plan.overrides, **arm.overrides})
@@ -141,6 +151,15 @@ def _train(job: Job) -> None:
             models += models_of_sites([folder], models[0].weights)
     evaluate_models(models, job.run / "evaluation", figures=0, progress=False)
     (job.run / "evaluation" / "done").touch()
+
+
+def _pretrained(job: Job, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Path:
+    """Train a baseline on the pooled scans of the arm's sites, and return weights with its encoder and all else untrained."""
+    mine = {**job.plan.overrides, "epoch_length": settings["steps"], "val_interval": 10**6}
+    folder, baseline = job.run / "pretraining", settings["baseline"]
+    federate(job.members, folder, settings["rounds"], "fedsr_encoder", seed=job.seed, overrides=mine, baseline=baseline)
+    trained = folder / "sites" / "pooled" / "model.pt"
+    return with_encoder(trained, folder / "encoder.pt", job.seed, overrides, job.plan.arms[job.arm].baseline)
 
 
 def _of_site_bundle(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from fedsr_monai.synthesis.labelled_scans import LabelledScans
 from fedsr_monai.synthesis.random_anatomy import RandomAnatomy
 from fedsr_monai.synthesis.random_appearance import RandomAppearance
 from fedsr_monai.synthesis.random_atlas import RandomAtlas
+from fedsr_monai.synthesis.random_contrast import RandomContrast
 from fedsr_monai.synthesis.random_deformation import RandomDeformation
 
-__all__ = ["LabelledScans", "RandomAnatomy", "RandomAppearance", "RandomAtlas", "RandomDeformation"]
+__all__ = ["LabelledScans", "RandomAnatomy", "RandomAppearance", "RandomAtlas", "RandomContrast", "RandomDeformation"]

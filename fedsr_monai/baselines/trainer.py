@@ -1,0 +1,107 @@
+"""What the trainers of the baselines have in common: pairs of images, and the losses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+
+from fedsr_monai.baselines.networks import PairNet
+from fedsr_monai.engines import JointTrainer
+from fedsr_monai.engines.joint import Drawn
+from fedsr_monai.engines.objectives import soft_dice
+from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
+from fedsr_monai.networks import Registration
+from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.label_fractions import label_fractions, predicted_fractions
+from fedsr_monai.spatial.warping import warp
+
+Losses = dict[str, dict[str, torch.Tensor]]
+
+
+class PairTrainer(JointTrainer):
+    """A `JointTrainer` whose steps are a baseline's; subclasses say what one is (`step`).
+
+    Optimisers, precision, clipping, epochs and what is logged are those of `JointTrainer`. Labels of scans, which
+    FedSR takes where a person has corrected one, are not looked at.
+    """
+
+    network: PairNet
+
+    def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        self.network.train()
+        scans = pad_to_stride(batchdata["image"].to(self.state.device).as_subclass(torch.Tensor))
+        self._measuring = False  # there is no mutual information whose gradient could be measured
+        return self._report(self.step(scans, self._draw()))
+
+    def step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
+        """Move the network once and return the losses by head and name.
+
+        Args:
+            scans: [B, 1, D, H, W].
+            drawn: the atlas, and an exactly labelled image: a random atlas, or the atlas where that is off.
+        """
+        raise NotImplementedError
+
+    # -- parts of a step
+
+    def register(self, fixed: torch.Tensor, moving: torch.Tensor) -> Registration:
+        """Register an image to another one, both [1, 1, D, H, W]."""
+        with self._autocast():
+            return self.network.register_pair(fixed, moving)
+
+    def segment(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits in float32."""
+        with self._autocast():
+            return self.network.segmentation_logits(image)
+
+    @torch.no_grad()
+    def fractions(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        """Return the label fractions of an image at half resolution: of its labels, else as they are predicted."""
+        if label is None:
+            return predicted_fractions(self.segment(image))
+        return label_fractions(label, self.network.num_classes)
+
+    def pair_losses(self, found: Registration, fixed: torch.Tensor, moving: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return similarity and smoothness of a registration; the forms of eq. 8 and 9, the same for all methods."""
+        warped = warp(moving, found.full_ddf)
+        return {"similarity": local_cross_correlation(warped, fixed), "smoothness": smoothness(found.ddf)}
+
+    def warped_labels(self, label: torch.Tensor, found: Registration) -> torch.Tensor:
+        """Return the label ids of an image under a registration, nearest."""
+        return warp(label, found.full_ddf.detach(), mode="nearest")
+
+    def exact(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+        """Return the loss of the segmentation on the exactly labelled image."""
+        return {"exact": dice_cross_entropy(self.segment(drawn.image), drawn.label)}
+
+    def exact_if_random(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+        """Return `exact` where random atlases are drawn, for methods without a loss on the atlas itself."""
+        return {} if self.random_atlas is None else self.exact(drawn)
+
+
+def pick(choices: int) -> int:
+    """Draw a whole number below `choices`."""
+    return int(torch.randint(choices, ()))
+
+
+def uniform(low: float, high: float) -> float:
+    """Draw a number between two."""
+    return float(torch.empty(()).uniform_(low, high))
+
+
+def beta(a: float, b: float) -> float:
+    """Draw a number in [0, 1] of a Beta distribution."""
+    return float(torch.distributions.Beta(a, b).sample())
+
+
+def both_ways(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the sums of the losses of the two directions, by name."""
+    return {name: loss + second[name] for name, loss in first.items()}
+
+
+def overlap(fractions: torch.Tensor, found: Registration, target: torch.Tensor) -> torch.Tensor:
+    """Return the soft Dice loss of label fractions under a registration and those of its target."""
+    return soft_dice(warp(fractions, found.ddf), target)
