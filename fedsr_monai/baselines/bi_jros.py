@@ -53,16 +53,16 @@ class BiJROSTrainer(PairTrainer):
         """Move the segmentation head."""
         with torch.no_grad():
             to_scan, to_atlas = self.register(scan, drawn.atlas), self.register(drawn.atlas, scan)
-        report = {"segmentation": {"fake": self.fake_loss(scan, drawn, to_scan, to_atlas)} | self.exact_if_random(drawn)}
+        report = {
+            "segmentation": {"fake": self.fake_loss(scan, drawn, to_scan, to_atlas)} | self.exact_if_random(drawn)
+        }
         self._descend(report)
         return report
 
     def registration_step(self, scan: torch.Tensor, drawn: Drawn) -> Losses:
         """Move the registration head."""
         to_scan, to_atlas = self.register(scan, drawn.atlas), self.register(drawn.atlas, scan)
-        losses = both_ways(
-            self.pair_losses(to_scan, scan, drawn.atlas), self.pair_losses(to_atlas, drawn.atlas, scan)
-        )
+        losses = both_ways(self.pair_losses(to_scan, scan, drawn.atlas), self.pair_losses(to_atlas, drawn.atlas, scan))
         losses["cycle"] = sum(
             (warp(warp(image, there.full_ddf), back.full_ddf) - image).abs().mean()
             for image, there, back in ((drawn.atlas, to_scan, to_atlas), (scan, to_atlas, to_scan))
@@ -98,5 +98,5 @@ class BiJROSTrainer(PairTrainer):
         of_upper, of_lower = (
             torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in (upper, lower)
         )
-        product = sum((u * v).sum() for u, v in zip(of_upper, of_lower))
-        return product / (sum(v.square().sum() for v in of_lower) + 1e-12)
+        product = torch.stack([(u * v).sum() for u, v in zip(of_upper, of_lower)]).sum()
+        return product / (torch.stack([v.square().sum() for v in of_lower]).sum() + 1e-12)

@@ -58,9 +58,9 @@ class BRBSTrainer(PairTrainer):
             aligned = warp(first_on_atlas, to_second.full_ddf)
             share = beta(0.3, 0.3)
             mixture = share * aligned + (1 - share) * second
-        generated, of_aligned, of_second, of_mixture = self.segment(
-            torch.cat([image, aligned, second, mixture])
-        ).split(1)
+        generated, of_aligned, of_second, of_mixture = self.segment(torch.cat([image, aligned, second, mixture])).split(
+            1
+        )
         mixed = share * of_aligned + (1 - share) * of_second
         losses = {
             "generated": dice_cross_entropy(generated, label),

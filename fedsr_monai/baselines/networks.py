@@ -133,7 +133,8 @@ class UReSNet(PairNet):
 
     def __init__(self, preset: str = "small", num_classes: int = NUM_CLASSES, **options: Any) -> None:
         super().__init__(preset, num_classes, **options)
-        self.registration = GradientHead(PRESETS[preset]["widths"], PRESETS[preset]["channels"])
+        head = GradientHead(PRESETS[preset]["widths"], PRESETS[preset]["channels"])
+        self.registration = head  # type: ignore[assignment]
 
     def register_features(self, fixed: Sequence[torch.Tensor], moving: Sequence[torch.Tensor]) -> Registration:
         """Register an image (moving) to others (fixed), from their features."""

@@ -84,9 +84,7 @@ class TBIOneShotTrainer(PairTrainer):
         report |= self.augmentation_step(full, intensities, ddf, drawn)
         return report | self.segmentation_step(full, intensities, ddf, drawn)
 
-    def augmentation_step(
-        self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn
-    ) -> Losses:
+    def augmentation_step(self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn) -> Losses:
         """Move the augmentation network."""
         with torch.no_grad():
             of_full = self.on_atlas(self.segment(full.image), full)
@@ -95,9 +93,7 @@ class TBIOneShotTrainer(PairTrainer):
         self._descend({"augmentation": {"likeness": self.ramp() * likeness}})
         return {"augmentation": {"likeness": likeness}}
 
-    def segmentation_step(
-        self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn
-    ) -> Losses:
+    def segmentation_step(self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn) -> Losses:
         """Move the segmentation network."""
         with torch.no_grad():
             sampled = self.sampled(full, intensities, ddf, drawn)
@@ -134,8 +130,8 @@ class TBIOneShotTrainer(PairTrainer):
 
     def likeness(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Return the mean cosine similarity of the probabilities, and half that of their edges."""
-        edges = [self.edges(probability[0])[None] for probability in (first, second)]
-        return F.cosine_similarity(first, second).mean() + 0.5 * F.cosine_similarity(*edges, eps=1e-3).mean()
+        edges, other = (self.edges(probability[0])[None] for probability in (first, second))
+        return F.cosine_similarity(first, second).mean() + 0.5 * F.cosine_similarity(edges, other, eps=1e-3).mean()
 
 
 def rectified(logits: torch.Tensor, other: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ class UReSNetTrainer(PairTrainer):
             logits, _ = self.network.segment(fixed)
             of_scan, of_atlas, _ = zip(*(feature.split(1) for feature in fixed))
             found = self.network.register_features(of_scan, of_atlas)
-        along = sum(found.ddf[:, axis].diff(dim=axis + 1).abs().mean() for axis in range(3))
-        report = {
+        along = torch.stack([found.ddf[:, axis].diff(dim=axis + 1).abs().mean() for axis in range(3)]).sum()
+        report: Losses = {
             "registration": self.pair_losses(found, scan, drawn.atlas) | {"stretch": along},
             "segmentation": {
                 "pseudo": dice_cross_entropy(logits[:1], self.warped_labels(drawn.atlas_label, found)),

@@ -23,8 +23,8 @@ def benchmark(
     Args:
         sites: site folders with labelled test scans
         out: path of the tables, without an ending
-        methods: of affine, n4_syn, n4_syn_60_40_20, separated by commas (they need the extra "benchmark"); or none,
-            for the network alone
+        methods: of affine, n4_syn, n4_syn_60_40_20, n4_syn_cc, separated by commas (they need the extra "benchmark"); or
+            none, for the network alone
         cases: number of test scans per site; by default all
         weights: checkpoint to measure; by default the one that comes with the bundle fedsr_site
         refine: also measure registration refined by this many gradient steps on each scan

@@ -52,7 +52,12 @@ def missing_sa(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def initial_tensors(
-    root: Path, policy: str, seed: int, overrides: Mapping[str, Any], weights: str | Path | None = None
+    root: Path,
+    policy: str,
+    seed: int,
+    overrides: Mapping[str, Any],
+    weights: str | Path | None = None,
+    baseline: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors that a run begins with, built without a site: every site builds the same network from the same seed.
 
@@ -64,6 +69,7 @@ def initial_tensors(
         seed: of the run.
         overrides: values for ids of the bundle's configuration.
         weights: checkpoint to start from instead of random weights.
+        baseline: of the run, see `training_files`.
 
     Returns:
         The shared tensors by key, in float32.
@@ -71,7 +77,7 @@ def initial_tensors(
     Raises:
         UserError: the weights do not fit the network.
     """
-    network = initial_network(root, seed, overrides)
+    network = initial_network(root, seed, overrides, baseline)
     if weights is not None:
         load_weights(network, weights)
     return find_policy(policy).shared_tensors(network.state_dict())

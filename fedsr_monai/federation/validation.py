@@ -23,6 +23,7 @@ LONGEST_REASON = 200
 MOST_FOREIGN = 3  # foreign keys named one by one
 NORM_FACTOR = 10.0
 NORM_FLOOR = 0.002
+NEAR_ZERO = 0.01  # root mean square below which a tensor says nothing about how far a step may go
 
 
 def plain_tensor(value: Any) -> torch.Tensor | None:
@@ -131,9 +132,10 @@ def screen_norms(
     d_n = |update_n - sent| and g = |sent| of a tensor, an update is rejected when
 
         d_n > factor * max(median of the other sites' d, floor * g)      with at least two others,
-        d_n > factor * g                                                 with fewer: nobody to compare with.
+        d_n > factor * max(g, 0.01 sqrt(number of values))               with fewer: nobody to compare with.
 
-    The median withstands a minority of bad sites. The floor keeps a site from being rejected where the others hardly move.
+    The median withstands a minority of bad sites. The floor keeps a site from being rejected where the others hardly move, and 0.01 per
+    value keeps it from being rejected for the last layers of the registration, which begin so near zero that any step is large beside them.
     Where everything sent is zero, sqrt(number of values) stands in for g.
 
     Args:
@@ -146,10 +148,11 @@ def screen_norms(
     for key in sorted(reference):
         sent = reference[key].double()
         scale = float(sent.norm()) or math.sqrt(sent.numel())
+        alone = max(scale, NEAR_ZERO * math.sqrt(sent.numel()))
         moved = {site: float((update[key].double() - sent).norm()) for site, update in updates.items()}
         for site, distance in sorted(moved.items()):
             others = [other for name, other in moved.items() if name != site]
-            usual = max(float(np.median(others)), floor * scale) if len(others) >= 2 else scale
+            usual = max(float(np.median(others)), floor * scale) if len(others) >= 2 else alone
             if not distance <= factor * usual:
                 against = "the other sites' median" if len(others) >= 2 else "the norm of what was sent"
                 reasons.setdefault(site, []).append(

@@ -141,7 +141,9 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
         if arm.from_weights is not None:
             raise UserError(f"{where}.pretrain", found="it and from_weights", expected="one of the two")
         if not isinstance(arm.pretrain, dict) or set(arm.pretrain) != {"baseline", "rounds", "steps"}:
-            raise UserError(f"{where}.pretrain", found=repr(arm.pretrain), expected="baseline, rounds and steps", fix=FIX)
+            raise UserError(
+                f"{where}.pretrain", found=repr(arm.pretrain), expected="baseline, rounds and steps", fix=FIX
+            )
         for key in ("rounds", "steps"):
             check_whole_number(f"{where}.pretrain.{key}", arm.pretrain[key])
     return arm

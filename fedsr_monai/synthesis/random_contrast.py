@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -18,18 +20,19 @@ class RandomContrast(RandomAppearance):
     that of `RandomAppearance`.
 
     Args:
-        args, kwargs: of `RandomAppearance`.
+        num_classes, spacing, options: of `RandomAppearance`.
         mean, spread: ranges of a label's mean and standard deviation (the whole range of intensities is 1).
     """
 
     def __init__(
         self,
-        *args: float,
+        num_classes: int,
+        spacing: float,
         mean: tuple[float, float] = (0.05, 1.0),
         spread: tuple[float, float] = (0.0, 0.1),
-        **kwargs: tuple[float, float],
+        **options: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_classes, spacing, **options)
         self.mean, self.spread = mean, spread
 
     def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fedsr_monai import baselines
 from fedsr_monai.baselines.tbi_one_shot import inverse, rectified
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.engines import head_optimizers
+from fedsr_monai.federation.site_state import collect_state, restore_state, seed_everything
 from fedsr_monai.networks import Registration
 from fedsr_monai.spatial.warping import compose, resize_ddf, warp
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
@@ -78,7 +81,8 @@ def test_it_learns(make, name):
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
     first, last = (
-        {key: sum(output[key] for output in part) / len(part) for key in part[0]} for part in (outputs[:4], outputs[-4:])
+        {key: sum(output[key] for output in part) / len(part) for key in part[0]}
+        for part in (outputs[:4], outputs[-4:])
     )
     assert last["segmentation"] < 0.9 * first["segmentation"]
     assert last["registration"] < first["registration"]
@@ -223,3 +227,27 @@ def test_u_resnet_at_first_does_nothing_and_moves_all_in_one_step(make, scans):
     drawn = ready(trainer, scans)
     assert trainer.network.register_pair(scans[:1], scans[1:]).ddf.abs().max() < 0.05
     assert moved(trainer, lambda: trainer.step(scans, drawn)) == {"encoder", "registration", "segmentation"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopped_and_resumed_is_not_stopped(make, name):
+    options = {"steps": 2, "epochs": 2} | ({"encoder_epochs": 1} if name == "bi_jros" else {})
+    whole, begun, resumed = (make(name, **options) for _ in range(3))
+
+    def epoch(trainer):
+        seed_everything(trainer.state.epoch)
+        trainer.state.max_epochs = trainer.state.epoch + 1
+        trainer.state.epoch_length = 2
+        trainer.run()
+
+    for trainer in (whole, whole, begun):
+        epoch(trainer)
+    file = io.BytesIO()
+    torch.save(collect_state(begun, []), file)
+    file.seek(0)
+    resumed.state.epoch_length = 2
+    restore_state(resumed, [], torch.load(file, weights_only=True), Path("state.pt"))
+    epoch(resumed)
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.network.state_dict().items())
+    assert not all(torch.equal(value, expected[key]) for key, value in begun.network.state_dict().items())

@@ -115,6 +115,13 @@ def test_a_site_that_worked_eight_times_as_long_is_kept():
     assert screen_norms({"a": moved(0.01), "b": moved(0.01), "c": moved(0.08)}, SENT) == {}
 
 
+def test_two_sites_may_move_a_layer_that_begins_near_zero():
+    # The last layers of the registration: standard deviation 1e-5, and the first step of Adam moves each weight by 1e-4.
+    sent = {"registration.velocities.0.weight": torch.full((100,), 1e-5)}
+    assert screen_norms({"a": moved(0.002, sent), "b": moved(-0.002, sent)}, sent) == {}
+    assert list(screen_norms({"a": moved(0.002, sent), "b": moved(0.2, sent)}, sent)) == ["b"]
+
+
 def test_all_zeros_and_a_dead_layer_are_rejected_beside_honest_updates_of_two_percent():
     """What was let through when an update of the norm of the weights themselves passed."""
     sent = {"encoder.first.w": torch.ones(10), "encoder.second.w": torch.full((1000,), 3.0)}

@@ -40,7 +40,7 @@ def test_settings_survive_json_and_add_what_federate_adds():
         ({"policy": "all"}, "^policy: found 'all', expected one of fedsr"),
         (
             {"dataset_dir": "/data"},
-            "^job: dataset_dir: found an unknown setting, expected one of aggregation, bundle, .*; export the job again$",
+            "^job: dataset_dir: found an unknown setting, expected one of aggregation, baseline, bundle, .*; export the job again$",
         ),
     ],
 )

@@ -51,3 +51,24 @@ def test_a_mistake_in_a_plan_is_named(tmp_path, change, where, found):
     with pytest.raises(UserError, match=found) as raised:
         read_plan(path)
     assert where in raised.value.where
+
+
+@pytest.mark.parametrize(
+    ("arm", "where", "found"),
+    [
+        ({"baseline": "brbs", "personalise": True}, "arms.a.personalise", "true"),
+        ({"pretrain": {"baseline": "brbs"}}, "arms.a.pretrain", "brbs"),
+        ({"pretrain": {"baseline": "brbs", "rounds": 0, "steps": 1}}, "arms.a.pretrain.rounds", "0"),
+        (
+            {"pretrain": {"baseline": "b", "rounds": 1, "steps": 1}, "from_weights": "x"},
+            "arms.a.pretrain",
+            "from_weights",
+        ),
+    ],
+)
+def test_a_mistake_in_a_baseline_is_named(tmp_path, arm, where, found):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD | {"arms": {"a": arm, "b": {}}}))
+    with pytest.raises(UserError, match=found) as raised:
+        read_plan(path)
+    assert where in raised.value.where

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.networks.weights import read_weights
 from fedsr_monai.study import run as module
 from fedsr_monai.study.run import run_study
 
@@ -95,3 +96,22 @@ def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path):
     with pytest.raises(UserError, match="bad/seed-0.*no_such_id"):
         run_study(path, tmp_path / "study")
     assert {row["arm"] for row in rows(tmp_path / "study" / "summary.csv")} == {"good"}
+
+
+@pytest.mark.slow
+def test_an_arm_may_be_a_baseline_or_begin_with_the_encoder_of_one(tmp_path):
+    plan = json.loads((PLANS / "figure4.json").read_text())
+    small = plan.pop("quick")
+    arms = {"synthseg": small["arms"]["synthseg"], "deepatlas": {"baseline": "deep_atlas"}}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan | small | {"arms": arms, "contrasts": [["synthseg", "deepatlas"]]}))
+    run_study(path, tmp_path / "study")
+    runs = tmp_path / "study" / "runs"
+    begun = json.loads((runs / "synthseg" / "seed-0" / "run.json").read_text())
+    assert begun["from_weights"]["path"].endswith("pretraining/encoder.pt")
+    pretrained = read_weights(begun["from_weights"]["path"])
+    trained = read_weights(runs / "synthseg" / "seed-0" / "sites" / "adult-3t" / "model.pt")
+    of_encoder = [key for key in trained if key.startswith("encoder.")]
+    assert all(np.array_equal(trained[key], pretrained[key]) for key in of_encoder)  # fixed
+    assert json.loads((runs / "deepatlas" / "seed-0" / "run.json").read_text())["baseline"] == "deep_atlas"
+    assert {row["arm"] for row in rows(tmp_path / "study" / "results.csv")} == set(arms)
