@@ -175,7 +175,9 @@ def _public_tensors(root: Path, settings: RunSettings, weights: str | Path | Non
     if not settings.exchange.exchanges:
         found = f"the policy {settings.policy!r}, which exchanges nothing"
         raise UserError("privacy", found=found, expected="one that exchanges", fix="leave one of them out")
-    tensors = initial_tensors(root, settings.policy, settings.seed, settings.site_overrides(), weights, settings.baseline)
+    tensors = initial_tensors(
+        root, settings.policy, settings.seed, settings.site_overrides(), weights, settings.baseline
+    )
     if missing_sa(tensors):
         found = "SA vectors that would come from one site's labelled atlas"
         fix = "give --from_weights, such as a bundle's models/model.pt"
