@@ -63,7 +63,7 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
             name,
             found=f"{litres:.2g} litres above 0",
             expected=f"a skull-stripped brain ({BRAIN_LITRES[0]} to {BRAIN_LITRES[1]} litres) on a background of 0",
-            fix="strip the skull, and check the voxel size",
+            fix="strip the skull (fedsr segment does so with --raw), and check the voxel size",
         )
     inside = fraction_inside(brain, affine, grid)
     if inside < INSIDE:

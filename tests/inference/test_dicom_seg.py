@@ -4,8 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from scipy.spatial.transform import Rotation
 
@@ -22,7 +24,6 @@ from fedsr_monai.spatial.dicom import find_series
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
 from tests.helpers.dicom_series import PATIENT, write_series
 
-pydicom, hd = pytest.importorskip("pydicom"), pytest.importorskip("highdicom")
 GRID = standard_grid(6.0, (32, 32, 32))
 SHAPE = (56, 50, 30)
 AFFINE = np.eye(4)  # oblique, permuted axes, three different sides, left-handed

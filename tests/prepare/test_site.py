@@ -23,6 +23,7 @@ from fedsr_monai.prepare.sources import Source
 from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.grid import Grid
+from tests.helpers.dicom_series import write_series
 from tests.helpers.raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
 pytestmark = pytest.mark.slow
@@ -156,7 +157,7 @@ def test_a_kill_while_the_folder_is_claimed_does_not_block_it(tmp_path, monkeypa
 
 
 def spoiled(folder: Path, scans: Path) -> dict[str, str]:
-    """Fill a folder with scans that cannot be prepared, a sound one, and one in metres; return what is found in each."""
+    """Fill a folder with scans that cannot be prepared, and with a sound one, as it is, in metres and as DICOM; return what is found."""
     folder.mkdir()
     sound = nib.load(scans / "eve.nii.gz")
     voxels = np.asarray(sound.dataobj)
@@ -175,7 +176,10 @@ def spoiled(folder: Path, scans: Path) -> dict[str, str]:
     metre = nib.Nifti1Image(voxels, np.diag([0.001, 0.001, 0.001, 1]) @ sound.affine)
     metre.header.set_xyzt_units("meter")
     nib.save(metre, folder / "metre.nii.gz")
+    write_series(folder / "dicom", voxels, sound.affine)
+    write_series(folder / "hole", voxels, sound.affine, skip=(9,))
     return {
+        "hole": "1 missing slice",
         "series.nii.gz": "the shape",
         "link.nii.gz": "a link to",
         "Andr\\xe9.nii.gz": "a name that is not UTF-8",
@@ -191,18 +195,24 @@ def test_every_scan_is_its_own_unit_of_failure(known, scans, tmp_path, capsys):
 
     with pytest.raises(UserErrors) as caught:
         prepare_site(folder, root, processes=1, **GRID)
-    found = {fault.where.rsplit("/", 1)[1]: fault.found for fault in caught.value.errors}
+    found = {fault.where.rsplit("/", 1)[1].partition(":")[0]: fault.found for fault in caught.value.errors}
     assert set(found) == set(expected) and all(found[name].startswith(text) for name, text in expected.items())
     assert [line.removeprefix("fedsr: ") for line in capsys.readouterr().err.splitlines() if "fedsr: " in line] == [
         str(fault) for fault in caught.value.errors
     ]
     site = load_site(root)
-    assert sorted(Path(entry["image"]).name for entry in site.training) == ["metre.nii.gz", "sound.nii.gz"]
-    sound, metre = (np.asarray(nib.load(root / f"images/{name}.nii.gz").dataobj) for name in ("sound", "metre"))
-    assert sound.max() == 1 and np.abs(sound - metre).max() < 1e-3
+    assert sorted(Path(entry["image"]).name for entry in site.training) == [
+        "dicom.nii.gz",
+        "metre.nii.gz",
+        "sound.nii.gz",
+    ]
+    sound, metre, dicom = (
+        np.asarray(nib.load(root / f"images/{name}.nii.gz").dataobj) for name in ("sound", "metre", "dicom")
+    )
+    assert sound.max() == 1 and np.abs(sound - metre).max() < 1e-3 and np.abs(sound - dicom).max() < 1e-3
     with open(root / "prepare/scans.csv", newline="") as file:
         status = {row["name"].rsplit("/", 1)[-1]: row["status"] for row in csv.DictReader(file)}
-    assert list(status.values()).count("refused") == 5 and status["sound"] == status["metre"] == "prepared"
+    assert list(status.values()).count("refused") == 6 and status["sound"] == status["metre"] == "prepared"
 
 
 def die_of_the_killer(job) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.sources import find_sources
+from tests.helpers.dicom_series import write_series
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -205,9 +206,6 @@ def test_a_pattern_says_who_a_scan_shows(tmp_path):
 
 
 def test_folders_of_dicom_studies_are_scans(tmp_path):
-    pytest.importorskip("pydicom")
-    from tests.helpers.dicom_series import write_series
-
     voxels, affine = np.ones((3, 3, 2), np.uint16), np.eye(4)
     for name in ("ann/v1", "ann/v2", "bob_v1"):
         write_series(tmp_path / name, voxels, affine)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from monai.transforms import LoadImage
 from scipy.spatial.transform import Rotation
@@ -14,7 +15,6 @@ from fedsr_monai.spatial.dicom import find_series, find_studies, read_series
 from fedsr_monai.spatial.reader import VolumeReader
 from tests.helpers.dicom_series import PATIENT, write_series
 
-pydicom = pytest.importorskip("pydicom")
 SHAPE = (10, 14, 8)
 VOXELS = np.random.default_rng(0).integers(0, 30000, SHAPE).astype(np.uint16)
 AFFINE = np.eye(4)
