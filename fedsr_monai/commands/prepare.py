@@ -40,7 +40,7 @@ def prepare(
         name: of the site; by default the name of the folder
         spacing: size of a voxel in mm; 1.5, 2 (as the weights that come with the bundles) and 2.5 have a default grid
         shape: voxels of the grid, three numbers, for another spacing
-        layout: bids, freesurfer or flat; by default detected
+        layout: bids, freesurfer, flat or dicom; by default detected
         person_pattern: regular expression that finds the person in the name of a scan: its first group, or all of it
         validation: people to validate on
         test: people to test on

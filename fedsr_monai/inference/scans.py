@@ -160,7 +160,7 @@ def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path
     own = {folder / file for file in written_files(folder)}
     volumes = [(path, volume_stem(path), None) for path in sorted(folder.glob("*.mg[zh]"))]
     try:
-        found = find_sources(folder, "flat" if only_dicom else None)
+        found = find_sources(folder, "dicom" if only_dicom else None)
     except UserError:
         if not volumes:
             raise
@@ -169,7 +169,7 @@ def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path
         logger.info("%s: left out, %s", source.image, reason)
     sources = [(source.image, source.name, source.mask) for source in found.sources]
     scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
-    if only_dicom:
+    if only_dicom:  # not the .mgz files either
         scans = [scan for scan in scans if scan[0].is_dir()]
     if not scans and not found.refused:
         expected = "DICOM files" if only_dicom else f"volumes ({', '.join(SUFFIXES)}) or DICOM files"

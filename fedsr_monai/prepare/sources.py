@@ -16,7 +16,7 @@ from fedsr_monai.prepare.load import read_volume
 from fedsr_monai.spatial.dicom import find_studies
 from fedsr_monai.spatial.nifti import volume_stem
 
-LAYOUTS = ("bids", "freesurfer", "flat")
+LAYOUTS = ("bids", "freesurfer", "flat", "dicom")
 _FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # the least processed one first
 _FS_MASKS = ("brainmask.mgz", "brain.mgz")
 _FS_LABELS = ("aparc+aseg.mgz", "aseg.mgz")
@@ -62,7 +62,8 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
 
     Args:
         folder: root of the tree.
-        layout: bids, freesurfer or flat; by default what the folder looks like.
+        layout: bids, freesurfer, flat (NIfTI files and DICOM studies) or dicom (the studies alone); by default what the folder
+            looks like.
         person_pattern: regular expression that finds the person in the name of a scan: its first group, or all that it
             matches; by default by the layout's custom (see docs/prepare.md).
 
@@ -74,7 +75,12 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
         raise UserError(root, "no such folder", "scans (BIDS, FreeSurfer subjects, or NIfTI files)", "check the path")
     if layout is not None:
         check_choice("--layout", layout, LAYOUTS)
-    finders: dict[str, Callable[[Path], list[Source]]] = {"bids": _bids, "freesurfer": _freesurfer, "flat": _flat}
+    finders: dict[str, Callable[[Path], list[Source]]] = {
+        "bids": _bids,
+        "freesurfer": _freesurfer,
+        "flat": _flat,
+        "dicom": _dicom,
+    }
     for name in [layout] if layout else LAYOUTS:
         sources = finders[name](root)
         if sources:
@@ -174,14 +180,26 @@ def _freesurfer(root: Path) -> list[Source]:
     return found
 
 
-def _flat(root: Path) -> list[Source]:
+def _dicom(root: Path) -> list[Source]:
+    """Find the DICOM studies of a flat folder, and no NIfTI files but masks and labels."""
+    return [source for source in _flat(root, prefer_dicom=True) if source.image.is_dir()]
+
+
+def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
     """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
 
-    Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B.
+    Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B. Of a study
+    and a NIfTI file of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
     """
     scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
-    studies = {_study_name(folder, root): folder for folder in find_studies(root)}
-    stems = {volume_stem(file) for file in scans} | set(studies)
+    studies = [(_study_name(folder, root), folder) for folder in find_studies(root)]
+    if prefer_dicom:
+        named = {name for name, _ in studies}
+        scans = [file for file in scans if volume_stem(file) not in named]
+    else:
+        named = {volume_stem(file) for file in scans}
+        studies = [(name, folder) for name, folder in studies if name not in named]
+    stems = {volume_stem(file) for file in scans} | {name for name, _ in studies}
     masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
     labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
     images = []
@@ -199,7 +217,7 @@ def _flat(root: Path) -> list[Source]:
             if match and match[1] in stems:
                 kind.setdefault(match[1], kind[stem])
     found = [(volume_stem(file), _person(volume_stem(file)), file) for file in images]
-    for name, folder in studies.items():  # the visits of a person may be folders in that of the person
+    for name, folder in studies:  # the visits of a person may be folders in that of the person
         person = name if folder == root else folder.relative_to(root).parts[0]
         found.append((name, _person(person), folder))
     return [Source(name, person, path, masks.get(name), labels.get(name)) for name, person, path in found]

@@ -117,6 +117,14 @@ def test_the_seg_belongs_to_the_study_and_describes_itself(tmp_path, voxels, run
         assert np.abs(np.subtract(colour, COLOURS[label])).max() <= 1
 
 
+def test_names_in_any_alphabet_are_carried_over(tmp_path, voxels, run):
+    def change(image, k):
+        image.SpecificCharacterSet, image.PatientName = "ISO_IR 100", "Müller^Jürgen"
+
+    run(write_series(tmp_path / "scan", voxels, AFFINE, change=change), dicom_seg=True)
+    assert pydicom.dcmread(tmp_path / "out" / "scan_dseg.dcm").PatientName == "Müller^Jürgen"
+
+
 def test_codes_are_those_of_dicom_s_dictionary():
     from pydicom.sr.codedict import codes
 

@@ -76,7 +76,7 @@ def test_what_is_not_a_source(tmp_path):
     for folder, layout, message in (
         (tmp_path / "none", None, f"{tmp_path}/none: found no such folder"),
         (tmp_path, None, f"{tmp_path}: found no scan, expected sub-*/anat/*_T1w.nii.gz (BIDS)"),
-        (tmp_path, "dicom", "--layout: found 'dicom', expected one of bids, freesurfer, flat"),
+        (tmp_path, "minc", "--layout: found 'minc', expected one of bids, freesurfer, flat, dicom"),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             find_sources(folder, layout)
@@ -216,5 +216,12 @@ def test_folders_of_dicom_studies_are_scans(tmp_path):
         "bob_v1": ("bob", "bob_v1", "bob_v1_mask.nii.gz", None),
         "eve": ("eve", "eve.nii.gz", None, None),
     }
+    write_series(tmp_path / "eve", voxels, affine)  # what eve.nii.gz was converted from
+    assert summary(tmp_path)["eve"][1] == "eve.nii.gz" and summary(tmp_path, "dicom")["eve"][1] == "eve"
+    assert "bob_v1" in summary(tmp_path, "dicom") and len(summary(tmp_path, "dicom")) == 4
+    write_series(tmp_path / "ann_v1", voxels, affine)
+    assert list(find_sources(tmp_path).refused) == [
+        str(tmp_path / "ann_v1")
+    ]  # its results would have the name of ann/v1's
     (alone,) = find_sources(tmp_path / "bob_v1").sources
     assert (alone.name, alone.person, alone.image) == ("bob_v1", "bob", tmp_path / "bob_v1")
