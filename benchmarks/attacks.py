@@ -13,7 +13,6 @@ were rejected.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import shutil
@@ -24,28 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.fl.utils.exchange_object import ExchangeObject
+from cached_sites import ROUNDS, TRAINING, CachedSite, Tensors, prepare
 
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.evaluation.site import run_case
 from fedsr_monai.federation.aggregation import RULES, aggregate, site_weights
-from fedsr_monai.federation.algo import ROUND
-from fedsr_monai.federation.executors import SiteJob
 from fedsr_monai.federation.initial_weights import estimator
-from fedsr_monai.federation.runner import federate
 from fedsr_monai.federation.server import Server
-from fedsr_monai.federation.settings import RunSettings
 from fedsr_monai.files import write_csv, write_json
-from fedsr_monai.simulation.sites import simulate_sites
-from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.nifti import write_volume
 from fedsr_monai.spatial.reader import read_volume
 
-Tensors = dict[str, torch.Tensor]
-
-ROUNDS, STEPS, LEARNING_RATE = 5, 1, 6e-4
-WARMING = 150  # pooled steps before, as the weights that ship know voxels of 2 mm
-TRAINING, VALIDATION = 4, 3
 UNSCREENED = "mean_unscreened"  # for comparison: what the screening prevents
 AGAINST_UNSCREENED = ("none", "zeros", "dead first layer", "image-count lie", "sign flip x30")
 COLUMNS = ["attack", "rule", "rejected", "dice_segmentation", "dice_registration", "worst_change"]
@@ -100,81 +87,6 @@ ATTACKS: dict[str, tuple[Callable, int, int]] = {
     "two colluders": (scaled(-3), 2, TRAINING),
     "label-flip training": (scaled(1), 1, TRAINING),
 }
-
-
-class CachedSite:
-    """A site whose rounds are computed once for each sequence of tensors that it was sent."""
-
-    def __init__(self, folder: Path, work: Path, settings: RunSettings, weights: Path) -> None:
-        self.site = load_site(folder)
-        self.work = work / folder.name
-        job = SiteJob(
-            folder.name,
-            str(folder),
-            str(self.work / "now"),
-            str(bundle_path("fedsr_encoder")),
-            settings,
-            weights=str(weights),
-        )
-        self.algo = job.make_algo()
-        self.updates: dict[str, Tensors] = {}
-        self.first: set[str] = set()
-        self.shared: set[str] = set()
-        self.keep("", 0)
-        self.initial = self.algo.get_weights().weights
-
-    def state(self, chain: str) -> Path:
-        """Return the file of the state after a sequence of rounds."""
-        return self.work / f"{chain or 'initial'}.pt"
-
-    def keep(self, chain: str, round: int) -> None:
-        """Keep the state in which `round` can begin."""
-        shutil.copy(self.work / "now" / f"state_{round:04d}.pt", self.state(chain))
-
-    def load(self, chain: str, round: int) -> None:
-        """Return to a state."""
-        shutil.rmtree(self.work / "now")
-        (self.work / "now").mkdir()
-        shutil.copy(self.state(chain), self.work / "now" / f"state_{round:04d}.pt")
-
-    def train(self, chain: str, sent: Tensors, round: int) -> tuple[str, Tensors]:
-        """Return the name of the sequence one round later, and what the site then sends."""
-        content = b"".join(sent[key].numpy().tobytes() for key in sorted(sent))
-        following = hashlib.sha256(chain.encode() + content).hexdigest()[:24]
-        if following not in self.updates:
-            self.load(chain, round)
-            self.algo.train(ExchangeObject(weights=sent), {ROUND: round})
-            self.updates[following] = self.algo.get_weights().weights
-            self.keep(following, round + 1)
-            if not chain:
-                self.first.add(following)
-        return following, self.updates[following]
-
-    def forget(self, all_rejected: bool) -> None:
-        """Keep what other rows share (the first round, and rounds without a hostile result); delete the other new states."""
-        self.shared |= {chain for chain in self.updates if all_rejected or chain in self.first}
-        for chain in set(self.updates) - self.shared:
-            self.state(chain).unlink()
-            del self.updates[chain]
-
-    def dice(self, chain: str, tensors: Tensors) -> tuple[float, float]:
-        """Return the mean Dice of segmentation and registration with global tensors and the site's own heads."""
-        self.load(chain, ROUNDS)
-        self.algo.restore()
-        self.algo.load_shared(tensors)
-        network = self.algo.trainer.network.eval()
-        found = []
-        for item in self.site.validation:
-            volumes, _ = run_case(network, item, "cpu")
-            found.append([overlap(volumes[name], volumes["label"]) for name in ("segmentation", "warped_label")])
-        segmentation, registration = np.mean(found, axis=0)
-        return float(segmentation), float(registration)
-
-
-def overlap(prediction: np.ndarray, label: np.ndarray) -> float:
-    """Return the mean Dice over the structures of a label map."""
-    both = [(prediction == value, label == value) for value in range(1, 14)]
-    return float(np.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in both]))
 
 
 def flip_labels(folder: Path, out: Path) -> Path:
@@ -245,15 +157,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     work = Path(options.work or tempfile.mkdtemp())
     started = time.perf_counter()
-    shutil.rmtree(work / "states", ignore_errors=True)  # of an earlier call: only its results are kept
-    folders = simulate_sites(work / "sites", 4, TRAINING, VALIDATION, 0, 6.0, (32, 32, 32), seed=5, processes=1)
+    folders, weights, settings = prepare(work)
     flipped = flip_labels(folders[-1], work / "flipped" / "label-flip")
-    shipped = bundle_path("fedsr_encoder") / "models" / "model.pt"
-    warming = {"epoch_length": WARMING, "val_interval": 1000}
-    federate(folders[:3], work / "warm", 1, policy="pooled", overrides=warming, from_weights=shipped)
-    weights = work / "warm" / "sites" / "pooled" / "model.pt"
-    overrides = {"epoch_length": STEPS, "val_interval": 1000, "learning_rate": LEARNING_RATE}
-    settings = RunSettings(ROUNDS, overrides=overrides)
     sites = [CachedSite(folder, work / "states", settings, weights) for folder in (*folders, flipped)]
     honest, hostile, flipping = sites[:3], sites[3], sites[4]
     phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
@@ -271,7 +176,7 @@ def main() -> None:
             write_json(results, found)
             print(f"{time.perf_counter() - started:6.0f} s  {of_row}", flush=True)
             for site in sites:
-                site.forget(all_rejected=of_row["passed"] == 0)
+                site.forget(keep_all=of_row["passed"] == 0)  # rounds without a hostile result are shared by many rows
     if "mean/none" not in found:
         return  # nothing to compare with yet: a later call with the same --work adds the rule
     clean = found["mean/none"]["dice"]
