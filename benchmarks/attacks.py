@@ -164,19 +164,20 @@ def main() -> None:
     phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
     results = work / "results.json"
     found: dict = json.loads(results.read_text()) if results.exists() else {}
-    for rule in options.rules:
-        for attack in ["none", *(name for name in options.attacks if name != "none")]:
-            if rule == UNSCREENED and attack not in AGAINST_UNSCREENED:
-                continue
-            if f"{rule}/{attack}" in found:
+    for attack in ["none", *(name for name in options.attacks if name != "none")]:
+        none_passed = False
+        for rule in options.rules:
+            unasked = rule == UNSCREENED and attack not in AGAINST_UNSCREENED
+            if unasked or f"{rule}/{attack}" in found:
                 continue
             other = flipping if attack == "label-flip training" else hostile
             of_row = play(attack, rule, honest, other, work, phi)
+            none_passed |= of_row["passed"] == 0
             found[f"{rule}/{attack}"] = of_row
             write_json(results, found)
             print(f"{time.perf_counter() - started:6.0f} s  {of_row}", flush=True)
-            for site in sites:
-                site.forget(keep_all=of_row["passed"] == 0)  # rounds without a hostile result are shared by many rows
+        for site in sites:
+            site.forget(keep_all=none_passed)  # rounds without a hostile result are shared by many rows
     if "mean/none" not in found:
         return  # nothing to compare with yet: a later call with the same --work adds the rule
     clean = found["mean/none"]["dice"]
