@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 
-def study(plan: str, out: str, quick: bool = False, processes: int = 1) -> None:
+def study(
+    plan: str,
+    out: str,
+    quick: bool = False,
+    processes: int = 1,
+    anatomies: str | None = None,
+    sites: list[str] | None = None,
+) -> None:
     """Run the arms of a plan over its seeds and write tidy tables, paired statistics and a report.
 
     The plan (JSON) names arms, sites, seeds, rounds and the contrasts to test before anything runs. A study that was stopped
@@ -14,10 +21,12 @@ def study(plan: str, out: str, quick: bool = False, processes: int = 1) -> None:
         out: folder for the sites, the runs, the tables and report.html
         quick: the plan's own quick size; it shows that everything runs, and no accuracy
         processes: runs at once
+        anatomies: folder of label maps of people (*_aseg.nii.gz): the plan's simulated sites become semi-real ones
+        sites: site folders to take instead of the plan's
 
     Example:
         fedsr study studies/table4.json --out results/table4 --processes 2
     """
     from fedsr_monai.study import run_study
 
-    print(run_study(plan, out, quick, processes))
+    print(run_study(plan, out, quick, processes, anatomies, sites))

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsr_monai.checks import check_whole_number, is_whole_number
+from fedsr_monai.checks import check_choice, check_whole_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json
 
-SHIPPED = "shipped"  # as `from_weights`: the weights that come with the bundle
+SHIPPED, RANDOM = "shipped", "random"  # as `from_weights`: the weights that come with the bundle, and none
+MEMBERS, UNSEEN = "members", "unseen"  # as `at`
 NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9._+-]*")
 FIX = "see docs/studies.md for the keys of a plan"
 
@@ -25,10 +26,12 @@ class Arm:
     Attributes:
         policy: exchange policy of the rounds.
         overrides: values for ids of the bundle's `train.json`, over those of the plan.
-        from_weights: "shipped", a checkpoint, or None for random weights.
+        from_weights: "shipped", a checkpoint, or "random" or None for random weights.
         personalise: whether the heads are fitted to each site after the rounds.
         baseline: a method that is trained in the place of FedSR (docs/baselines.md).
         pretrain: `baseline`, `rounds` and `steps` of a pooled training beforehand, whose encoder the arm begins with.
+        scans: number of training scans that each site has, the first ones; None for all.
+        at: "members" or "unseen": the sites that take part in the rounds; an arm at unseen sites is one that does not wait for others.
     """
 
     policy: str | None = None
@@ -37,6 +40,8 @@ class Arm:
     personalise: bool = False
     baseline: str | None = None
     pretrain: Mapping[str, Any] | None = None
+    scans: int | None = None
+    at: str = MEMBERS
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Plan:
     Attributes:
         name: of the study.
         question: what it is to answer, one sentence.
-        sites: arguments of `simulate_sites`, or {"folders": [...]} for site folders that exist.
+        sites: arguments of `simulate_sites`, where `anatomies: true` asks for semi-real sites of a folder that the user names; or
+            {"folders": [...]} for site folders that exist.
         arms: by name.
         contrasts: pairs (arm, reference) that are tested.
         seeds: one run per arm and seed; seeds are the units of the tests.
@@ -146,6 +152,9 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
             )
         for key in ("rounds", "steps"):
             check_whole_number(f"{where}.pretrain.{key}", arm.pretrain[key])
+    if arm.scans is not None and not is_whole_number(arm.scans, 1):
+        raise UserError(f"{where}.scans", found=repr(arm.scans), expected="a whole number of at least 1")
+    check_choice(f"{where}.at", arm.at, (MEMBERS, UNSEEN))
     return arm
 
 

@@ -22,9 +22,10 @@ from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
 from fedsr_monai.pretraining import with_encoder
 from fedsr_monai.progress import Progress
-from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.site import load_site
-from fedsr_monai.study.plan import SHIPPED, Plan, read_plan
+from fedsr_monai.study.page import write_report
+from fedsr_monai.study.plan import MEMBERS, RANDOM, SHIPPED, Plan, read_plan
+from fedsr_monai.study.sites import check_sources, study_folders, with_fewer_scans
 from fedsr_monai.study.tables import write_tables
 
 RECORD = "plan.json"
@@ -42,7 +43,14 @@ class Job:
     run: Path
 
 
-def run_study(plan: str | os.PathLike, out: str | os.PathLike, quick: bool = False, processes: int = 1) -> Path:
+def run_study(
+    plan: str | os.PathLike,
+    out: str | os.PathLike,
+    quick: bool = False,
+    processes: int = 1,
+    anatomies: str | os.PathLike | None = None,
+    sites: Sequence[str | os.PathLike] | None = None,
+) -> Path:
     """Run a study and return the path of its report.
 
     Finished runs are kept: the same call resumes a study that was stopped, and the tables are written after every run. A run
@@ -53,25 +61,38 @@ def run_study(plan: str | os.PathLike, out: str | os.PathLike, quick: bool = Fal
         out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, summary.csv, contrasts.csv, cost.csv and report.html.
         quick: the plan's own quick size, which shows that everything runs, and no accuracy.
         processes: runs at once, one thread each if there are several.
+        anatomies: folder of label maps of people: the plan's simulated sites become semi-real ones (docs/simulate.md).
+        sites: site folders to take instead of the plan's.
 
     Raises:
         UserError: the plan or an argument is wrong, `out` belongs to another plan, or runs failed.
     """
     check_whole_number("--processes", processes)
     study, out = read_plan(plan, quick), Path(out)
-    claim_folder(out, RECORD, json.loads(json.dumps(asdict(study))), "choose another folder for --out", "a study")
-    folders = _folders(study, out, processes)
+    check_sources(study, anatomies, sites)
+    record = json.loads(json.dumps(asdict(study)))
+    record["data"] = "site folders" if sites else "semi-real sites" if anatomies else "sites of the plan"
+    claim_folder(out, RECORD, record, "choose another folder for --out", "a study")
+    folders = study_folders(study, out, processes, anatomies, sites)
     names = {load_site(folder).name: str(folder) for folder in folders}
     for name in study.unseen:
         if name not in names:
             raise UserError(f"{plan}: unseen", found=repr(name), expected=f"some of {', '.join(names)}")
-    members = tuple(folder for name, folder in names.items() if name not in study.unseen)
+    members = {name: folder for name, folder in names.items() if name not in study.unseen}
     unseen = tuple(names[name] for name in study.unseen)
-    jobs = [
-        Job(study, arm, seed, members, unseen, out / "runs" / arm / f"seed-{seed}")
-        for seed in study.seeds
-        for arm in study.arms
-    ]
+    jobs = []
+    for seed in study.seeds:
+        for name, arm in study.arms.items():
+            taken = members if arm.at == MEMBERS else {site: names[site] for site in study.unseen}
+            if not taken:
+                raise UserError(
+                    f"{plan}: arms.{name}.at", found=arm.at, expected="such sites", fix="name them in 'unseen'"
+                )
+            if arm.scans is not None:
+                fewer = out / f"sites-of-{arm.scans}"
+                taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
+            others = unseen if arm.at == MEMBERS else ()
+            jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
     missing = [job for job in jobs if not _is_done(job)]
     failed = []
     with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run") as bar:
@@ -84,16 +105,10 @@ def run_study(plan: str | os.PathLike, out: str | os.PathLike, quick: bool = Fal
             else:
                 write_tables(out, study, {(j.arm, j.seed): j.run for j in jobs if _is_done(j)})
     finished = {(job.arm, job.seed): job.run for job in jobs if _is_done(job)}
-    write_tables(out, study, finished)
+    write_report(out, study, write_tables(out, study, finished), finished)
     if failed:
         raise failed[0] if len(failed) == 1 else UserError("\n".join(map(str, failed)))
     return out / "report.html"
-
-
-def _folders(plan: Plan, out: Path, processes: int) -> list[Path]:
-    if "folders" in plan.sites:
-        return [Path(folder) for folder in plan.sites["folders"]]
-    return simulate_sites(out / "sites", **{**plan.sites, "processes": processes})
 
 
 def _is_done(job: Job) -> bool:
@@ -125,7 +140,9 @@ def _train(job: Job) -> None:
     plan, arm = job.plan, job.plan.arms[job.arm]
     overrides: dict[str, Any] = {"epoch_length": plan.steps, "val_interval": 10**6, **plan.overrides, **arm.overrides}
     weights = arm.from_weights
-    if weights == SHIPPED:
+    if weights == RANDOM:
+        weights = None
+    elif weights == SHIPPED:
         weights = str(bundle_path("fedsr_encoder") / "models" / "model.pt")
     if arm.pretrain is not None:
         weights = str(_pretrained(job, arm.pretrain, overrides))
@@ -149,7 +166,8 @@ def _train(job: Job) -> None:
     for folder in job.unseen:  # without personalisation an unseen site gets the network of the first member
         if load_site(folder).name not in measured:
             models += models_of_sites([folder], models[0].weights)
-    evaluate_models(models, job.run / "evaluation", figures=0, progress=False)
+    figures = int(job.seed == plan.seeds[0])  # of the error maps
+    evaluate_models(models, job.run / "evaluation", figures=figures, progress=False)
     (job.run / "evaluation" / "done").touch()
 
 

@@ -48,15 +48,18 @@ def contrast(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Contrast:
     difference = np.asarray(first, float) - np.asarray(second, float)
     if not np.isfinite(difference).all():
         raise ValueError("contrast() got a value that is not finite; a failed case counts with Dice 0, not with NaN")
+    low, high = hierarchical_interval(difference, seed)
+    return Contrast(float(difference.mean()), low, high, paired_p(difference), *difference.shape)
+
+
+def paired_p(difference: np.ndarray) -> float:
+    """Return the p-value of differences [seeds, cases]: a two-sided t-test of the seeds' means; nan with fewer than two seeds."""
     by_seed = difference.mean(axis=1)
     if len(by_seed) < 2:
-        p = math.nan
-    elif np.ptp(by_seed) == 0:
-        p = 1.0 if by_seed[0] == 0 else 0.0  # the t-test divides by the spread
-    else:
-        p = float(stats.ttest_1samp(by_seed, 0).pvalue)
-    low, high = hierarchical_interval(difference, seed)
-    return Contrast(float(difference.mean()), low, high, p, *difference.shape)
+        return math.nan
+    if np.ptp(by_seed) == 0:
+        return 1.0 if by_seed[0] == 0 else 0.0  # the t-test divides by the spread
+    return float(stats.ttest_1samp(by_seed, 0).pvalue)
 
 
 def hierarchical_interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[float, float]:

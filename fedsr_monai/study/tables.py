@@ -1,57 +1,80 @@
-"""The tables of a study: one row per measurement, means per arm and site, contrasts, and one HTML page of them."""
+"""The tables of a study: one row per measurement, means per arm and site, contrasts and cost."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_measures, spread
-from fedsr_monai.files import write_csv, write_text
-from fedsr_monai.report.page import html_page
+from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, spread
+from fedsr_monai.files import write_csv
 from fedsr_monai.study.plan import Plan
 from fedsr_monai.study.statistics import contrast, holm
 
 TASKS = ("registration", "segmentation")
 SUMMARY_COLUMNS = ("task", "site", "arm", "dice", "sd_over_seeds", "hd95_mm", "missed", "seeds", "cases")
 CONTRAST_COLUMNS = ("task", "site", "arm", "reference", "difference", "low", "high", "p", "p_holm", "seeds", "cases")
-COST_COLUMNS = ("arm", "seed", "rounds", "seconds", "bytes_down", "bytes_up")
+COST_COLUMNS = ("arm", "seed", "rounds", "steps", "seconds", "bytes_down", "bytes_up")
+# Beside the measures of a structure: NCC of its case (of the registration), seconds and bytes of its whole run.
+RESULT_COLUMNS = ("arm", "seed", *METRIC_COLUMNS, "ncc", "seconds", "bytes")
 
 
-def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]) -> None:
-    """Write results.csv, summary.csv, contrasts.csv, cost.csv and report.html from the evaluations of finished runs.
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report of a study shows, rows as in the tables of the same names.
+
+    Attributes:
+        rows: one per arm, seed, site, case, task and structure.
+        summary, contrasts, cost: see `write_tables`.
+    """
+
+    rows: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    contrasts: list[dict[str, Any]]
+    cost: list[dict[str, Any]]
+
+
+def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]) -> Results:
+    """Write results.csv, summary.csv, contrasts.csv and cost.csv from the evaluations of finished runs.
 
     Args:
         out: folder of the study.
         plan: the study.
         finished: run folder by arm and seed.
     """
-    rows = [
-        {"arm": arm, "seed": seed, **row}
-        for (arm, seed), run in sorted(finished.items())
-        for row in read_measures(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
-    ]
-    write_csv(out / "results.csv", ("arm", "seed", *METRIC_COLUMNS), rows)
-    summary = summarise(rows)
-    write_csv(out / "summary.csv", SUMMARY_COLUMNS, summary)
-    contrasts = contrast_rows(plan, rows)
-    write_csv(out / "contrasts.csv", CONTRAST_COLUMNS, contrasts)
-    cost = [_cost(arm, seed, run) for (arm, seed), run in sorted(finished.items())]
-    write_csv(out / "cost.csv", COST_COLUMNS, cost)
-    sections = [
-        ("contrasts", "Contrasts of the plan", _contrast_table(contrasts)),
-        ("means", "Mean Dice", "".join(_dice_table(plan, summary, task) for task in TASKS)),
-        ("cost", "Cost", _cost_table(plan, cost)),
-    ]
-    done = f"{len(finished)} of {len(plan.arms) * len(plan.seeds)} runs"
-    facts = f"{done}, {len(plan.seeds)} seeds, {plan.rounds} rounds of {plan.steps} steps per site"
-    write_text(
-        out / "report.html", html_page(f"Study: {plan.name}", facts, f"<p>{escape(plan.question)}</p>", sections)
-    )
+    rows: list[dict[str, Any]] = []
+    cost = []
+    for (arm, seed), run in sorted(finished.items()):
+        spent = _cost(arm, seed, run)
+        cost.append(spent)
+        cases = read_measures(run / "evaluation" / "cases.csv", CASE_COLUMNS)
+        ncc = {("registration", case["site"], case["case"]): case["ncc_registration"] for case in cases}
+        ncc |= {("unregistered", case["site"], case["case"]): case["ncc_unregistered"] for case in cases}
+        rows += [
+            {
+                "arm": arm,
+                "seed": seed,
+                **row,
+                "ncc": ncc.get((row["task"], row["site"], row["case"]), math.nan),
+                "seconds": spent["seconds"],
+                "bytes": spent["bytes_down"] + spent["bytes_up"],
+            }
+            for row in read_measures(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
+        ]
+    found = Results(rows, summarise(rows), contrast_rows(plan, rows), cost)
+    for name, columns, content in (
+        ("results", RESULT_COLUMNS, found.rows),
+        ("summary", SUMMARY_COLUMNS, found.summary),
+        ("contrasts", CONTRAST_COLUMNS, found.contrasts),
+        ("cost", COST_COLUMNS, found.cost),
+    ):
+        write_csv(out / f"{name}.csv", columns, content)
+    return found
 
 
 def case_means(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[tuple, float]:
@@ -107,7 +130,7 @@ def contrast_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
     for task in TASKS:
         for arm, reference in plan.contrasts:
             for site in ("all", *sites):
-                values = [_matrix(dice, task, name, site) for name in (arm, reference)]
+                values = [matrix(dice, task, name, site) for name in (arm, reference)]
                 seeds = sorted(set(values[0]) & set(values[1]))
                 if not seeds:
                     continue
@@ -126,9 +149,10 @@ def contrast_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
     return result
 
 
-def _matrix(dice: Mapping[tuple, float], task: str, arm: str, site: str) -> dict[int, dict[tuple, float]]:
+def matrix(values: Mapping[tuple, float], task: str, arm: str, site: str) -> dict[int, dict[tuple, float]]:
+    """Return the values of `case_means` of one task, arm and site ("all" for every site), by seed and case."""
     found: dict[int, dict[tuple, float]] = {}
-    for (of_task, of_arm, seed, of_site, case), value in dice.items():
+    for (of_task, of_arm, seed, of_site, case), value in values.items():
         if (of_task, of_arm) == (task, arm) and site in ("all", of_site):
             found.setdefault(seed, {})[of_site, case] = value
     return found
@@ -137,47 +161,7 @@ def _matrix(dice: Mapping[tuple, float], task: str, arm: str, site: str) -> dict
 def _cost(arm: str, seed: int, run: Path) -> dict[str, Any]:
     with open(run / "rounds.csv", newline="", encoding="utf-8") as file:
         rounds = list(csv.DictReader(file))
+    with open(run / "participation.csv", newline="", encoding="utf-8") as file:
+        steps = sum(int(float(row["iterations"] or 0)) for row in csv.DictReader(file))
     total = {key: sum(float(row[key]) for row in rounds) for key in ("seconds", "bytes_down", "bytes_up")}
-    return {"arm": arm, "seed": seed, "rounds": len(rounds), **total}
-
-
-def _contrast_table(contrasts: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("task", "arm", "reference", "Dice difference", "95 % interval", "p (Holm)", "seeds x cases")
-    body = []
-    for row in (row for row in contrasts if row["site"] == "all"):
-        sure = row["p_holm"] < 0.05
-        cells = (
-            row["task"], row["arm"], row["reference"], f"{'<b>' * sure}{row['difference']:+.4f}{'</b>' * sure}",
-            f"{row['low']:+.4f} to {row['high']:+.4f}", f"{row['p_holm']:.3g}", f"{row['seeds']} x {row['cases']}",
-        )  # fmt: skip
-        body.append("".join(f"<td>{cell}</td>" for cell in cells))
-    note = "<p>Paired t-tests with seeds as units, adjusted by Holm; bold where p &lt; 0.05. Intervals: hierarchical bootstrap.</p>"
-    return _table(heads, body) + note
-
-
-def _dice_table(plan: Plan, summary: Sequence[Mapping[str, Any]], task: str) -> str:
-    of_task = {(row["site"], row["arm"]): row for row in summary if row["task"] == task}
-    sites = sorted({site for site, _ in of_task if site != "all"}) + ["all"]
-    body = []
-    for arm in plan.arms:
-        cells = []
-        for site in sites:
-            row = of_task.get((site, arm))
-            cells.append(f"{row['dice']:.3f} ± {row['sd_over_seeds']:.3f}" if row else "")
-        body.append(f"<td>{escape(arm)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells))
-    return f"<h3>{task}</h3>" + _table(("arm", *sites), body) + "<p>Mean over seeds ± sd over seeds.</p>"
-
-
-def _cost_table(plan: Plan, cost: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for arm in plan.arms:
-        rows = [row for row in cost if row["arm"] == arm]
-        if rows:
-            means = [float(np.mean([row[key] for row in rows])) for key in ("seconds", "bytes_down", "bytes_up")]
-            body.append(f"<td>{escape(arm)}</td><td>{means[0]:.0f}</td><td>{means[1]:.3g}</td><td>{means[2]:.3g}</td>")
-    return _table(("arm", "seconds", "bytes down", "bytes up"), body)
-
-
-def _table(heads: Sequence[str], body: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
+    return {"arm": arm, "seed": seed, "rounds": len(rounds), "steps": steps, **total}

@@ -41,6 +41,8 @@ def test_quick_replaces_values(tmp_path):
         ({"seeds": "3"}, "seeds", "'3'"),
         ({"arms": {"a": {"polici": "x"}, "b": {}}}, "arms.a.polici", "unknown key"),
         ({"arms": {"../a": {}, "b": {}}}, "arms", r"'\.\./a'"),
+        ({"arms": {"a": {"scans": 0}, "b": {}}}, "arms.a.scans", "0"),
+        ({"arms": {"a": {"at": "home"}, "b": {}}}, "arms.a.at", "'home'"),
         ({"contrasts": [["a", "c"]]}, "contrasts", r"\['a', 'c'\]"),
         ({"contrasts": [["a", "a"]]}, "contrasts", r"\['a', 'a'\]"),
     ],

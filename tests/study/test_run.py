@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.networks.weights import read_weights
+from fedsr_monai.sites.check import check_site
+from fedsr_monai.sites.site import load_site
 from fedsr_monai.study import run as module
 from fedsr_monai.study.run import run_study
 
@@ -76,12 +79,69 @@ def test_table_four_runs_resumes_and_adds_up(tmp_path, monkeypatch):
         }
     page = report.read_text()
     assert "8 of 8 runs" in page and "+FL+MIL+SCIE" in page
+    for heading in (
+        "Contrasts of the plan",
+        "Methods and sites",
+        "Structures",
+        "Training",
+        "Errors of one scan",
+        "Cost",
+    ):
+        assert f"<h2>{heading}</h2>" in page
+    assert {float(row["steps"]) for row in rows(tmp_path / "study" / "cost.csv")} == {2}
+    assert all(math.isfinite(float(row["ncc"])) for row in results if row["task"] == "registration")
 
 
 def test_a_folder_of_another_plan_is_left_alone(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({"name": "another"}))
     with pytest.raises(UserError, match="a study of other settings"):
         run_study(PLANS / "table4.json", tmp_path, quick=True)
+
+
+PLAN = {
+    "name": "x",
+    "question": "y?",
+    "sites": {"anatomies": True},
+    "arms": {"few": {"scans": 1}, "all": {}, "alone": {"policy": "local", "at": "unseen"}},
+    "contrasts": [["few", "all"]],
+    "seeds": [0],
+    "unseen": ["young"],
+}
+
+
+def write_plan(folder: Path, **changes) -> Path:
+    path = folder / "x.json"
+    path.write_text(json.dumps(PLAN | changes))
+    return path
+
+
+def test_arms_have_the_sites_and_scans_that_they_ask_for(tmp_path, site_folder, monkeypatch):
+    folders, jobs = [site_folder("clinic"), site_folder("young")], {}
+
+    def noted(job):
+        jobs[job.arm] = job
+        return "not trained here"
+
+    monkeypatch.setattr(module, "run_job", noted)
+    with pytest.raises(UserError, match="not trained here"):
+        run_study(write_plan(tmp_path), tmp_path / "study", sites=folders)
+    found = {arm: [load_site(folder) for folder in job.members] for arm, job in jobs.items()}
+    assert {arm: [(site.name, len(site.training)) for site in sites] for arm, sites in found.items()} == {
+        "few": [("clinic", 1)],
+        "all": [("clinic", 2)],
+        "alone": [("young", 2)],
+    }
+    assert [len(job.unseen) for job in (jobs["few"], jobs["all"], jobs["alone"])] == [1, 1, 0]
+    assert check_site(found["few"][0].root) == []
+    with pytest.raises(UserError, match="found 2 training scans, expected the 5 that an arm"):
+        run_study(write_plan(tmp_path, arms={"few": {"scans": 5}, "all": {}}), tmp_path / "five", sites=folders)
+
+
+def test_semi_real_sites_need_the_folder_of_their_people(tmp_path):
+    with pytest.raises(UserError, match="no folder of label maps, .* name the folder with --anatomies"):
+        run_study(write_plan(tmp_path), tmp_path / "study")
+    with pytest.raises(UserError, match="sites: found it and anatomies"):
+        run_study(write_plan(tmp_path), tmp_path / "study", anatomies=tmp_path, sites=[tmp_path])
 
 
 @pytest.mark.slow
