@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from fedsr_monai.atlas.build import build_atlas, grid_affine
+from fedsr_monai.atlas.templates import high_resolution_templates
+from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.spatial.grid import Grid
 
 
@@ -27,3 +30,18 @@ def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tu
     """
     image, label, _ = build_atlas(spacing, shape)
     return torch.from_numpy(image)[None], torch.from_numpy(label)[None]
+
+
+def native_atlas() -> tuple[torch.Tensor, torch.Tensor, Grid]:
+    """Return the project's atlas at its own resolution of 1 mm, in the same space as `standard_atlas`.
+
+    Returns:
+        Image float32 and labels uint8, both [1, D, H, W], and their grid.
+
+    Raises:
+        UserError: the packages that the atlas is built from are not installed.
+    """
+    templates = high_resolution_templates()
+    label = np.where(templates.mask & (templates.label < NUM_CLASSES), templates.label, 0).astype(np.uint8)
+    image = np.clip(templates.t1 / np.percentile(templates.t1[templates.mask], 99.9), 0, 1).astype(np.float32)
+    return torch.from_numpy(image)[None], torch.from_numpy(label)[None], Grid(templates.affine, label.shape)

@@ -13,7 +13,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.inference.scans import ResultFiles
 from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.labels.label_map import write_label_map
-from fedsr_monai.spatial.displacement import field_on_scan, labels_under_field, write_displacement
+from fedsr_monai.spatial.displacement import field_for, field_on_scan, labels_under_field, write_displacement
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import header_from_meta
 from fedsr_monai.transforms.labels_on_scan import own_grid
@@ -38,16 +38,18 @@ def write_results(
     ddf: torch.Tensor | None,
     files: ResultFiles,
     out: Path,
+    atlas: tuple[torch.Tensor, Grid] | None = None,
     folder_tables: bool = True,
 ) -> None:
     """Write the label map of a scan, and with a deformation the atlas labels that it carries over and the deformation itself.
 
     Args:
-        workflow: network, with its atlas where there is a deformation, and grid.
+        workflow: its grid.
         data: "image", the preprocessed scan, and "pred", its labels [1, D, H, W] on the voxels of its file.
         ddf: displacement [3, D, H, W] in voxels of the grid, or None.
         files: paths below `out`.
         out: folder of the results.
+        atlas: labels [1, D, H, W] of the atlas and their grid, at any resolution; needed with a deformation.
         folder_tables: see `write_label_map`.
     """
     scan = data["image"]
@@ -55,10 +57,12 @@ def write_results(
     write_label_map(out / files.labels, data["pred"][0].cpu().numpy(), header, folder_tables)
     if ddf is None:
         return
+    assert atlas is not None
     own = Grid(*own_grid(scan))
     field = field_on_scan(ddf.float(), workflow.grid, own)
-    network = workflow.network
-    labels = labels_under_field(network.atlas_label[0], field, workflow.grid, own, network.num_classes)
+    label, grid = atlas
+    moved = field_for(field, workflow.grid, grid)
+    labels = labels_under_field(label.to(moved.device), moved, grid, own, workflow.network.num_classes)
     write_label_map(out / files.atlas_labels, labels[0].cpu().numpy(), header, folder_tables)
     write_displacement(out / files.warp, field, workflow.grid, own, header)
 

@@ -13,9 +13,11 @@ import torch
 from monai.data import MetaTensor
 
 from fedsr_monai import __version__
+from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
 from fedsr_monai.inference import bids
+from fedsr_monai.inference.interleaved import on_network_grid
 from fedsr_monai.inference.ledger import Ledger, Source, file_sha256
 from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
@@ -29,6 +31,7 @@ from fedsr_monai.prepare import require_itk
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.dicom import find_series, require_dicom
+from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
@@ -46,6 +49,7 @@ class Options:
     quality: bool = True
     keep_rejected: bool = False
     dicom_seg: bool = False
+    fast: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def segment(
     masks: Sequence[str | os.PathLike] = (),
     progress: bool = True,
     accurate: bool = False,
+    fast: bool = False,
     quality: bool = True,
     keep_rejected: bool = False,
     overwrite: bool = False,
@@ -94,7 +99,7 @@ def segment(
     For each scan, `<scan>` being its file name without its suffix, `out` receives `<scan>_dseg.nii.gz`, its table
     of labels and its row of `volumes.csv` (see `write_label_map`); with `register` also `<scan>_atlas-dseg.nii.gz`, the
     atlas labels carried over by the registration, and `<scan>_warp.nii.gz`, the deformation (see `write_displacement`).
-    An atlas that was built for it is kept in `out/atlas`. Whatever is wrong with a scan costs that scan alone.
+    The project's atlas, at its own resolution of 1 mm, is kept in `out/atlas`. Whatever is wrong with a scan costs that scan alone.
 
     Each result is judged without a reference (see `assess`) and has a row in `quality.csv`. One that is rejected is an error,
     and its files are not written.
@@ -119,6 +124,8 @@ def segment(
         masks: with `raw`, the brain masks of the scans, in their order; without them the brain is searched for.
         progress: show a bar, or one line per scan when standard error is not a terminal.
         accurate: average the network's answers to the scan and to its mirror image; takes twice the time in the network.
+        fast: one pass of the network per scan, whose answer is interpolated to the scan's voxels; otherwise scans finer than
+            the network's grid take eight, one per shift of the grid by half a voxel (see `InterleavedInferer`).
         quality: judge the results; False leaves out the registration where it is not asked for.
         keep_rejected: write results that are rejected all the same, each with a note (`<scan>_dseg.rejected`) that says why.
         overwrite: replace files whoever wrote them.
@@ -168,7 +175,7 @@ def segment(
         raise UserError("--dicom_seg", found, expected, "leave one of them out")
     if dicom_seg:
         require_dicom(seg=True)
-    options = Options(register, refine, raw or dataset, accurate, quality, keep_rejected, dicom_seg)
+    options = Options(register, refine, raw or dataset, accurate, quality, keep_rejected, dicom_seg, fast)
     if dataset:
         wanted, errors = bids.list_scans(Path(scans[0]), participants, sessions)
     else:
@@ -179,7 +186,7 @@ def segment(
         require_itk()
     out = Path(out)
     with Progress(total=len(wanted), desc="segment", unit="scan", quiet=not progress) as bar:
-        workflow = load_workflow(bundle, weights, site, device)
+        workflow = load_workflow(bundle, weights, site, device, fineness=1 if fast else None)
         make_folder(out)
         run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
         run.begin()
@@ -232,6 +239,7 @@ class Run:
         self.load: Callable[[Scan], MetaTensor] = load_stripped
         self.judges = options.quality
         self.atlas: Path | None = None
+        self.atlas_labels: tuple[torch.Tensor, Grid] | None = None  # at the finest resolution that there is
         self.settings: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -257,19 +265,20 @@ class Run:
         if options.raw:
             assert atlas is not None
             self.load = LoadRaw(atlas, workflow.grid, self.out)
-        writes_atlas = options.register and self.site is None
+        native = native_atlas() if options.register and self.site is None else None
         if options.register:
+            assert atlas is not None
             own = self.out / ATLAS_FILES[1]
             self.atlas = own if self.site is None else Path(load_site(self.site).atlas["label"])
+            self.atlas_labels = (atlas[1], workflow.grid) if native is None else native[1:]
         files = list(bids.DATASET_FILES) if self.dataset else [SLICER_TABLE, FREESURFER_TABLE]
-        with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if writes_atlas else ())], Source("", "", {})):
+        with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if native else ())], Source("", "", {})):
             if self.dataset:
                 bids.write_dataset_files(self.out, self.dataset)
             else:
                 write_folder_tables(self.out)
-            if writes_atlas:
-                assert atlas is not None
-                write_atlas(self.out, atlas, workflow.grid)
+            if native:
+                write_atlas(self.out, *native)
         weights = file_sha256(workflow.weights)
         site = None if self.site is None else str(self.site)
         self.settings = {"version": __version__, "weights": weights, "site": site, **asdict(options)}
@@ -319,7 +328,7 @@ class Run:
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text("\n".join(quality.reasons) + "\n")
         ddf = answer.ddf if options.register else None
-        write_results(workflow, data, ddf, scan.files, self.out, folder_tables=self.dataset is None)
+        write_results(workflow, data, ddf, scan.files, self.out, self.atlas_labels, folder_tables=self.dataset is None)
         if options.dicom_seg:
             self._write_dicom_seg(scan, data["pred"][0].cpu().numpy(), quality)
         if self.dataset:
@@ -344,15 +353,15 @@ class Run:
 def judge(
     workflow: Workflow, image: torch.Tensor, answer: Answer, volumes: dict[int, float], outside_percent: float
 ) -> Quality:
-    """Return the quality of an answer to a scan [1, 1, D, H, W] on the grid; see `assess`."""
-    network = workflow.network
+    """Return the quality of an answer to a scan [1, 1, D, H, W], on the network's grid; see `assess`."""
+    network, grid = workflow.network, workflow.grid
     assert answer.ddf is not None
     ddf = answer.ddf[None].float()
     warped = warp(network.atlas_image, ddf)
     return assess(
-        segmentation=answer.logits.argmax(dim=0).cpu().numpy(),
+        segmentation=on_network_grid(answer.logits, grid).argmax(dim=0).cpu().numpy(),
         registration=network.warp_labels(ddf)[0, 0].cpu().numpy(),
-        image=image[0, 0].cpu().numpy(),
+        image=on_network_grid(image, grid)[0, 0].cpu().numpy(),
         warped_atlas=warped[0, 0].cpu().numpy(),
         ddf=ddf[0].cpu(),
         volumes=volumes,

@@ -34,9 +34,9 @@ class Workflow:
         grid: of the network.
         device: where the network is.
         weights: file that they came from.
-        preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the network's input on the grid.
+        preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the inferer's input, on the grid or a finer one.
         inferer: calls the network.
-        postprocessing: from logits on the grid ("pred") to labels on the voxels of the scan.
+        postprocessing: from logits on the grid of the input ("pred") to labels on the voxels of the scan.
     """
 
     network: FedSRNet
@@ -53,6 +53,7 @@ def load_workflow(
     weights: str | os.PathLike | None = None,
     site: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
+    fineness: int | None = None,
 ) -> Workflow:
     """Build the network, read its weights and take the reader and the writer off the bundle's transforms.
 
@@ -63,6 +64,7 @@ def load_workflow(
         weights: checkpoint; by default the bundle's models/model.pt.
         site: site folder whose grid is used; by default the bundle's own grid.
         device: by default the first GPU, or the CPU where there is none.
+        fineness: see `ResampleToGrid`; by default the bundle's.
 
     Raises:
         UserError: there is no such bundle, site, device or checkpoint; or the weights are those of a site, and the site is not given.
@@ -72,6 +74,8 @@ def load_workflow(
     values: dict[str, Any] = {"bundle_root": str(root), "dataset_dir": None if site is None else str(site)}
     if weights is not None:
         values["ckpt_path"] = str(weights)
+    if fineness is not None:
+        values["fineness"] = fineness
     if device is not None:
         values["device"] = f"$torch.device('{find_device(device)}')"
     parser.update(values)
@@ -134,7 +138,7 @@ def get_atlas(site: str | os.PathLike | None, grid: Grid) -> Atlas:
 ATLAS_FILES = ("atlas/image.nii.gz", "atlas/label.nii.gz")
 
 
-def write_atlas(out: Path, atlas: Atlas, grid: Grid) -> None:
-    """Write the project's atlas to `out/atlas`, for whoever applies a deformation."""
-    for file, volume in zip(ATLAS_FILES, atlas):
+def write_atlas(out: Path, image: torch.Tensor, label: torch.Tensor, grid: Grid) -> None:
+    """Write the project's atlas [1, D, H, W] to `out/atlas`, for whoever applies a deformation."""
+    for file, volume in zip(ATLAS_FILES, (image, label)):
         write_volume(out / file, volume[0].numpy(), grid.affine)

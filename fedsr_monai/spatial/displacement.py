@@ -26,6 +26,12 @@ def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
     return sample(ddf, voxel_map(grid.affine, scan.affine), scan.shape, padding_mode="border")
 
 
+def field_for(field: torch.Tensor, grid: Grid, atlas: Grid) -> torch.Tensor:
+    """Return a field [3, D, H, W] that counts in voxels of `grid` in voxels of another grid of the same space."""
+    turn = np.linalg.inv(atlas.affine[:3, :3]) @ grid.affine[:3, :3]
+    return torch.einsum("ij,jxyz->ixyz", torch.as_tensor(turn, dtype=field.dtype, device=field.device), field)
+
+
 def labels_under_field(
     label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int
 ) -> torch.Tensor:
@@ -40,7 +46,7 @@ def labels_under_field(
         scan: where the field was sampled.
         num_classes: number of labels, background included.
     """
-    fractions = torch.nn.functional.one_hot(label[0].long(), num_classes).movedim(-1, 0).float()
+    fractions = torch.zeros(num_classes, *label.shape[1:], device=label.device).scatter_(0, label.long(), 1)
     matrix = voxel_map(grid.affine, scan.affine)
 
     def largest(values: torch.Tensor) -> torch.Tensor:

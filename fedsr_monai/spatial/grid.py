@@ -20,3 +20,11 @@ class Grid:
     def spacing(self) -> float:
         """Return the side in millimetres of a cube as large as a voxel."""
         return float(np.abs(np.linalg.det(self.affine[:3, :3])) ** (1 / 3))
+
+    def finer(self, factor: int) -> Grid:
+        """Return the grid of `factor` times as many voxels along each axis, every `factor`-th of which is one of this grid's."""
+        if factor == 1:
+            return self
+        affine = np.array(self.affine, dtype=float)
+        affine[:3, :3] /= factor
+        return Grid(affine, tuple(factor * size for size in self.shape))

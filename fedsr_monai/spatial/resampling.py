@@ -78,12 +78,22 @@ def sample(
     return torch.cat(slabs, dim=1)
 
 
-def resample_image(volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """Resample a volume [C, D, H, W] to another grid: low-passed where that is coarser, linear, 0 outside; float32."""
+def resample_image(
+    volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int], resolution: np.ndarray | None = None
+) -> torch.Tensor:
+    """Resample a volume [C, D, H, W] to another grid: low-passed where that is coarser, linear, 0 outside; float32.
+
+    Args:
+        volume: any type.
+        matrix: from `voxel_map`, grid to volume.
+        shape: of the grid.
+        resolution: like `matrix`, of the grid whose voxels set the low-pass; by default the grid itself.
+    """
     volume = volume.float()
-    if is_identity(matrix, volume.shape[1:], shape):
+    if resolution is None and is_identity(matrix, volume.shape[1:], shape):
         return volume
-    smooth = np.stack([low_pass(channel, matrix) for channel in volume.cpu().numpy()])
+    resolution = matrix if resolution is None else resolution
+    smooth = np.stack([low_pass(channel, resolution) for channel in volume.cpu().numpy()])
     return sample(torch.from_numpy(smooth).to(volume.device), matrix, shape)
 
 

@@ -29,14 +29,16 @@ def remove_strays(logits: torch.Tensor, fraction: float = 0.1) -> torch.Tensor:
     """
     labels = logits.argmax(dim=0).cpu().numpy()
     result = logits
-    for label in np.unique(labels[labels > 0]):
-        pieces, count = ndimage.label(labels == label, structure=NEIGHBOURS)
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        pieces, count = ndimage.label(labels[box] == label, structure=NEIGHBOURS)
         sizes = np.bincount(pieces.ravel(), minlength=count + 1)
         sizes[0] = sizes[1:].max()
         stray = (sizes < fraction * sizes[0])[pieces]
         if stray.any():
             result = logits.clone() if result is logits else result
-            result[int(label), torch.from_numpy(stray).to(logits.device)] = -torch.inf
+            result[label][box][torch.from_numpy(stray).to(logits.device)] = -torch.inf
     return result
 
 

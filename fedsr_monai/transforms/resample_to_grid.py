@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -13,6 +14,7 @@ from monai.utils import TraceKeys, ensure_tuple_rep
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import resample_image, resample_labels, voxel_map
 
+FINE = 0.75  # voxels are clearly finer than a grid's if their side is below this fraction
 RESAMPLE = {"image": resample_image, "label": resample_labels}
 
 
@@ -26,6 +28,11 @@ class ResampleToGrid(InvertibleTransform):
     Args:
         grid: the target.
         kind: "image" (low-pass and linear) or "label" (the same on one-hot maps, then argmax).
+        fineness: images whose voxels are clearly finer than the grid's go to the grid that is this many times finer
+            (`Grid.finer`), low-passed as for the grid itself, for ``InterleavedInferer``.
+
+    Raises:
+        ValueError: an unknown kind, or a fineness for labels.
 
     Example::
 
@@ -33,24 +40,36 @@ class ResampleToGrid(InvertibleTransform):
         on_grid = ResampleToGrid(standard_grid(2.0, (80, 96, 80)))(scan)
     """
 
-    def __init__(self, grid: Grid, kind: str = "image") -> None:
+    def __init__(self, grid: Grid, kind: str = "image", fineness: int = 1) -> None:
         if kind not in RESAMPLE:
             raise ValueError(f"ResampleToGrid() 'kind' is {kind!r}; expected one of {sorted(RESAMPLE)}")
-        self.grid, self.kind = grid, kind
+        if fineness < 1 or (fineness > 1 and kind != "image"):
+            raise ValueError(
+                f"ResampleToGrid() 'fineness' is {fineness!r} for kind {kind!r}; expected 1, or more of images"
+            )
+        self.grid, self.kind, self.fineness = grid, kind, fineness
 
     def __call__(self, volume: MetaTensor) -> MetaTensor:
-        """Return the volume [C, D, H, W] on the grid."""
-        matrix = voxel_map(volume.affine.cpu().numpy(), self.grid.affine)
-        result = RESAMPLE[self.kind](volume.as_subclass(torch.Tensor), matrix, self.grid.shape)
-        result = _with_meta(result, volume, self.grid.affine)
-        own = {"affine": volume.affine.cpu().tolist()}
+        """Return the volume [C, D, H, W] on the grid, or on the finer one."""
+        affine = volume.affine.cpu().numpy()
+        finer = self.fineness > 1 and Grid(affine, tuple(volume.shape[1:])).spacing < FINE * self.grid.spacing
+        grid = self.grid.finer(self.fineness) if finer else self.grid
+        matrix = voxel_map(affine, grid.affine)
+        if finer:
+            result = resample_image(
+                volume.as_subclass(torch.Tensor), matrix, grid.shape, voxel_map(affine, self.grid.affine)
+            )
+        else:
+            result = RESAMPLE[self.kind](volume.as_subclass(torch.Tensor), matrix, grid.shape)
+        result = _with_meta(result, volume, grid.affine)
+        own = {"affine": volume.affine.cpu().tolist(), "grid": np.asarray(grid.affine).tolist()}
         return self.push_transform(result, orig_size=list(volume.shape[1:]), extra_info=own)
 
     def inverse(self, volume: MetaTensor) -> MetaTensor:
-        """Return a volume [C, *grid.shape] on the grid that the scan came from."""
+        """Return a volume on the grid of a resampled scan on the grid that the scan came from."""
         info = self.pop_transform(volume)
         affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
-        matrix = voxel_map(self.grid.affine, affine.numpy())
+        matrix = voxel_map(np.asarray(info[TraceKeys.EXTRA_INFO]["grid"]), affine.numpy())
         result = RESAMPLE[self.kind](volume.as_subclass(torch.Tensor), matrix, info[TraceKeys.ORIG_SIZE])
         return _with_meta(result, volume, affine)
 
@@ -66,11 +85,17 @@ class ResampleToGridd(MapTransform, InvertibleTransform):
     """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` is one for all keys or one per key."""
 
     def __init__(
-        self, keys: KeysCollection, grid: Grid, kind: str | Sequence[str] = "image", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        grid: Grid,
+        kind: str | Sequence[str] = "image",
+        allow_missing_keys: bool = False,
+        fineness: int = 1,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.resample = {
-            k: ResampleToGrid(grid, kind) for k, kind in zip(self.keys, ensure_tuple_rep(kind, len(self.keys)))
+            k: ResampleToGrid(grid, kind, fineness if kind == "image" else 1)
+            for k, kind in zip(self.keys, ensure_tuple_rep(kind, len(self.keys)))
         }
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:

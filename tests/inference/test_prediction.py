@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 
+from fedsr_monai.inference.interleaved import InterleavedInferer, on_network_grid
 from fedsr_monai.inference.prediction import ask, flip_average
 from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.networks import FedSRNet
@@ -19,7 +19,8 @@ def workflow(phantom) -> Workflow:
     torch.manual_seed(0)
     network = FedSRNet().set_atlas(*phantom).eval()
     grid = Grid(np.diag([-6.0, 6.0, 6.0, 1.0]), (32, 32, 32))
-    return Workflow(network, grid, torch.device("cpu"), Path("model.pt"), Compose([]), SimpleInferer(), Compose([]))
+    inferer = InterleavedInferer(grid)
+    return Workflow(network, grid, torch.device("cpu"), Path("model.pt"), Compose([]), inferer, Compose([]))
 
 
 @pytest.fixture
@@ -57,3 +58,27 @@ def test_both_heads_in_one_pass(workflow, scan, monkeypatch):
     answer = ask(workflow, scan, register=True)
     assert torch.equal(answer.logits, logits) and torch.equal(answer.ddf, ddf)
     assert len(passes) == 2  # the scan and the atlas
+
+
+@torch.no_grad()
+def test_a_finer_scan_is_answered_voxel_by_voxel(workflow, scan, monkeypatch):
+    fine = torch.nn.functional.interpolate(scan, scale_factor=2, mode="trilinear")
+    seen = []
+    assert torch.equal(workflow.inferer(fine, lambda image: seen.append(image.shape) or image), fine)  # each voxel once
+    assert seen == 8 * [(1, 1, 32, 32, 32)]
+
+    answer = ask(workflow, fine, register=True)
+    coarse = ask(workflow, on_network_grid(fine, workflow.grid), register=True)
+    assert torch.equal(on_network_grid(answer.logits, workflow.grid), coarse.logits)
+    assert torch.equal(answer.ddf, coarse.ddf)  # the registration stays on the network's grid
+    shifted = workflow.network(fine[:, :, 1::2, ::2, 1::2])
+    torch.testing.assert_close(answer.logits[:, 1::2, ::2, 1::2], shifted[0])
+
+    averaged = ask(workflow, fine, register=False, accurate=True).logits
+    mirrored = ask(workflow, fine.flip(2), register=False, accurate=True).logits
+    torch.testing.assert_close(averaged, mirrored.flip(1), rtol=0, atol=1e-4)
+
+
+def test_an_image_on_another_grid_is_an_error(workflow):
+    with pytest.raises(ValueError, match=r"\(1, 33, 32\)|\(32, 33, 32\)"):
+        workflow.inferer(torch.zeros(1, 1, 32, 33, 32), workflow.network)

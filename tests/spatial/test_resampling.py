@@ -145,3 +145,30 @@ def test_slabs_and_one_piece_are_the_same(monkeypatch):
     assert torch.equal(
         sample(volume, matrix, (17, 23, 19), lambda part: part.argmax(0, keepdim=True)), whole.argmax(0, keepdim=True)
     )
+
+
+def test_fine_scans_go_to_the_finer_grid_at_the_resolution_of_the_grid():
+    ramp = np.add.outer(np.add.outer(np.arange(40.0), 2 * np.arange(40.0)), 3 * np.arange(40.0)) + 1
+    scan = Grid(np.diag([1.0, 1.0, 1.0, 1.0]), (40, 40, 40))
+    coarse = Grid(np.array([[2.0, 0, 0, 4], [0, 2, 0, 4], [0, 0, 2, 4], [0, 0, 0, 1]]), (16, 16, 16))
+    volume = MetaTensor(torch.from_numpy(ramp)[None].float(), affine=torch.as_tensor(scan.affine))
+    there = ResampleToGrid(coarse, fineness=2)
+    fine, plain = there(volume), ResampleToGrid(coarse)(volume)
+    assert fine.shape == (1, 32, 32, 32) and plain.shape == (1, 16, 16, 16)
+    torch.testing.assert_close(fine[:, ::2, ::2, ::2].as_tensor(), plain.as_tensor())
+    torch.testing.assert_close(
+        fine.as_tensor()[0, 1:21, 1:21, 1:21], torch.from_numpy(ramp)[5:25, 5:25, 5:25].float(), atol=1e-2, rtol=0
+    )
+    back = there.inverse(fine)
+    assert back.shape == volume.shape
+    torch.testing.assert_close(
+        back.as_tensor()[0, 8:28, 8:28, 8:28], volume.as_tensor()[0, 8:28, 8:28, 8:28], atol=0.1, rtol=0
+    )
+    assert there(MetaTensor(torch.ones(1, 20, 20, 20), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))).shape == (
+        1,
+        16,
+        16,
+        16,
+    )
+    with pytest.raises(ValueError, match="'fineness' is 2 for kind 'label'"):
+        ResampleToGrid(coarse, "label", 2)
