@@ -36,3 +36,5 @@ def knows_both(monkeypatch, phantom):
     prediction = Prediction(logits, torch.zeros(1, 3, *label.shape[1:]), image[None])
     monkeypatch.setattr(FedSRNet, "forward", lambda self, scan: logits)
     monkeypatch.setattr(FedSRNet, "predict", lambda self, scan: prediction)
+    # It does not look at the scan, and so cannot tell the grids of a fine scan apart.
+    monkeypatch.setattr("fedsr_monai.transforms.resample_to_grid.FINE", 0)
