@@ -48,19 +48,20 @@ class InterleavedInferer(Inferer):
         Raises:
             ValueError: the shape of the image is not a multiple of that of the grid.
         """
-        factor = fineness(inputs, self.grid)
+        image = inputs.as_subclass(torch.Tensor)  # a MetaTensor's affine would be that of none of the coarse grids
+        factor = fineness(image, self.grid)
         result = None
         for offset in product(range(factor), repeat=3):
             lattice = (slice(None), slice(None), *(slice(start, None, factor) for start in offset))
             if first is None or any(offset):
-                with self.arithmetic(inputs.device):
-                    logits = network(inputs[lattice].contiguous(), *args, **kwargs).float()
+                with self.arithmetic(image.device):
+                    logits = network(image[lattice].contiguous(), *args, **kwargs).float()
             else:
                 logits = first.float()
             if factor == 1:
                 return logits
             if result is None:
-                result = logits.new_empty(*logits.shape[:2], *inputs.shape[2:])
+                result = logits.new_empty(*logits.shape[:2], *image.shape[2:])
             result[lattice] = logits
         assert result is not None
         return result

@@ -193,7 +193,13 @@ def test_inference_names_the_grid_of_the_training(bundle):
     )
     assert inference["preprocessing"]["transforms"][2:4] == [
         {"_target_": "fedsr_monai.transforms.CheckScand", "keys": "image", "grid": "@grid"},
-        {"_target_": "fedsr_monai.transforms.ResampleToGridd", "keys": "image", "kind": "image", "grid": "@grid"},
+        {
+            "_target_": "fedsr_monai.transforms.ResampleToGridd",
+            "keys": "image",
+            "kind": "image",
+            "grid": "@grid",
+            "fineness": "@fineness",
+        },
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scipy.spatial.transform import Rotation
 
-from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.atlas.standard import standard_atlas, standard_grid
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError, UserErrors
 from fedsr_monai.inference.segment import segment as segment_and_judge
@@ -171,16 +171,16 @@ def test_refined_steps_change_the_deformation(scan, weights, site_folder, tmp_pa
 def test_registration_without_a_site_builds_the_atlas_and_keeps_it(scan, weights, tmp_path):
     segment([scan()], tmp_path / "out", weights=weights, register=True)
     atlas = nib.load(tmp_path / "out" / "atlas" / "label.nii.gz")
-    assert atlas.shape == (80, 96, 80) and len(np.unique(atlas.dataobj)) == 14
-    assert np.array_equal(atlas.affine, standard_grid(2.0, (80, 96, 80)).affine)
+    assert len(np.unique(atlas.dataobj)) == 14
+    assert np.array_equal(np.abs(np.diag(atlas.affine)), [1, 1, 1, 1])  # its own resolution, finer than the network's
     # A network that has learnt nothing moves nothing: its labels are the atlas' where it lies.
     labels = np.asarray(nib.load(tmp_path / "out" / "scan_atlas-dseg.nii.gz").dataobj)
-    volume = torch.from_numpy(np.asarray(atlas.dataobj))[None].float()
-    expected = resample_labels(volume, voxel_map(atlas.affine, OBLIQUE.affine), OBLIQUE.shape)[0].numpy()
-    assert np.mean(dice(labels, expected)) > 0.85  # at 4 mm from 2 mm, with and without a low-pass
-    # Weights that were trained with this atlas belong to this grid, and need no site.
-    image = torch.from_numpy(nib.load(tmp_path / "out" / "atlas" / "image.nii.gz").get_fdata(dtype=np.float32))[None]
-    torch.save(FedSRNet().set_atlas(image, volume.to(torch.uint8)).state_dict(), tmp_path / "trained.pt")
+    fractions = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(atlas.dataobj)).long(), 14).movedim(-1, 0)
+    expected = sample(fractions.float(), voxel_map(atlas.affine, OBLIQUE.affine), OBLIQUE.shape).argmax(dim=0)
+    assert np.mean(dice(labels, expected.numpy())) > 0.97
+    # Weights that were trained with the project's atlas belong to this grid, and need no site.
+    trained = FedSRNet().set_atlas(*standard_atlas(2.0, (80, 96, 80)))
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
     assert segment([scan()], tmp_path / "again", weights=tmp_path / "trained.pt")[0].is_file()
 
 
@@ -270,7 +270,7 @@ def test_freesurfer_volumes_are_scans(scan, weights, site_folder, tmp_path):
     first, second = segment([path, tmp_path / "brain.mgz"], tmp_path / "out", weights=weights, site=site)
     assert second == tmp_path / "out" / "brain_dseg.nii.gz"
     same = np.asarray(nib.load(first).dataobj) == np.asarray(nib.load(second).dataobj)
-    assert same.mean() > 0.999  # .mgz keeps its affine in float32
+    assert same.mean() > 0.98  # .mgz keeps its affine in float32, and this network knows no label from another
 
 
 def test_weights_and_scan_are_read_once(scan, weights, site_folder, monkeypatch, tmp_path):
