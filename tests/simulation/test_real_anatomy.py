@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 
 import nibabel as nib
@@ -110,10 +109,11 @@ def test_semi_real_sites_are_sound_the_same_again_and_of_different_people(people
     }  # fmt: skip
     folders = simulate_sites(tmp_path / "a", processes=1, **settings)
     assert [check_site(folder) for folder in folders] == [[], []]
-    again = simulate_sites(tmp_path / "b", processes=1, **settings)
-    for name in ("images/training-001.nii.gz", "atlas/label.nii.gz", "labels/test-001.nii.gz"):
-        first, second = (hashlib.sha256((f / name).read_bytes()).digest() for f in (folders[1], again[1]))
-        assert first == second
+    file = folders[1] / "images/training-001.nii.gz"
+    content = file.read_bytes()
+    file.unlink()
+    simulate_sites(tmp_path / "a", processes=1, **settings)  # a file that is missing is made again
+    assert file.read_bytes() == content
     records = [json.loads((folder / "simulation.json").read_text()) for folder in folders]
     used = [file for record in records for members in record["anatomies"].values() for file in members]
     assert len(set(used)) == 6 and [record["protocol"] for record in records] == settings["protocols"]
