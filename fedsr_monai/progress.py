@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ class Progress(tqdm):
     Args:
         *args: as for tqdm.
         quiet: show neither bar nor lines.
+        announce: log a line at the beginning too, for items that take minutes.
         **kwargs: as for tqdm, without `disable`.
 
     Example::
@@ -30,8 +31,9 @@ class Progress(tqdm):
     """
 
     total: float | None
+    drawn: ClassVar[list[Progress]] = []  # the bars on the terminal, innermost last
 
-    def __init__(self, *args: Any, quiet: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, quiet: bool = False, announce: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, disable=True if quiet else None, **kwargs)
         self.logs = self.disable and not quiet
         if self.logs:  # tqdm leaves these out of a bar that is not drawn
@@ -40,6 +42,16 @@ class Progress(tqdm):
             self.start_t = time.time()
             if self.total is None and self.iterable is not None and hasattr(self.iterable, "__len__"):
                 self.total = len(self.iterable)
+            if announce and self.total and self.n < self.total:
+                logger.info(f"{self.desc}: {self.unit} {self.n + 1} of {self.total} begins")
+        if not self.disable:
+            self.drawn.append(self)
+
+    def close(self) -> None:
+        """Take the bar off the terminal, as tqdm does."""
+        if self in self.drawn:
+            self.drawn.remove(self)
+        super().close()
 
     def __iter__(self) -> Iterator:
         if not self.logs:
@@ -60,6 +72,12 @@ class Progress(tqdm):
             parts.append(f"about {self.format_interval(left)} left")
         logger.info(", ".join(parts) + (f": {self.postfix}" if self.postfix else ""))
         return True
+
+
+def doing(what: str) -> None:
+    """Say on the bar, if there is one, what is being done with the present item."""
+    if Progress.drawn:
+        Progress.drawn[-1].set_postfix_str(what)
 
 
 def say(line: object) -> None:

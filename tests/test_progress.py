@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import logging
 
-from fedsr_monai.progress import Progress
+from fedsr_monai.progress import Progress, doing
 
 
 class Terminal(io.StringIO):
@@ -27,6 +27,23 @@ def test_a_log_counts_on_from_what_was_finished(caplog):
         bar.update()
         bar.update()
     assert [message.split(",")[0] for message in caplog.messages] == ["fedsr: site 5 of 6", "fedsr: site 6 of 6"]
+
+
+def test_a_log_says_that_long_work_begins(caplog):
+    caplog.set_level(logging.INFO, "fedsr_monai.progress")
+    for total, initial in ((6, 4), (2, 2), (0, 0)):  # nothing is left of the last two
+        Progress(total=total, initial=initial, desc="prepare", unit="scan", announce=True, file=io.StringIO()).close()
+    assert caplog.messages == ["prepare: scan 5 of 6 begins"]
+
+
+def test_a_bar_says_what_is_being_done(caplog):
+    caplog.set_level(logging.INFO, "fedsr_monai.progress")
+    terminal = Terminal()
+    with Progress(total=2, desc="segment", unit="scan", file=terminal):
+        doing("finding the brain")
+    shown = terminal.getvalue()
+    doing("nothing, without a bar")
+    assert "finding the brain" in shown and terminal.getvalue() == shown and caplog.messages == []
 
 
 def test_a_terminal_gets_a_bar_at_once_and_no_lines(caplog):

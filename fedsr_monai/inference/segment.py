@@ -28,7 +28,7 @@ from fedsr_monai.inference.workflow import ATLAS_FILES, Workflow, get_atlas, loa
 from fedsr_monai.labels.label_map import FREESURFER_TABLE, SLICER_TABLE, write_folder_tables
 from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
-from fedsr_monai.progress import Progress, say
+from fedsr_monai.progress import Progress, doing, say
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.dicom import find_series, require_dicom
 from fedsr_monai.spatial.grid import Grid
@@ -185,7 +185,7 @@ def segment(
     if options.raw:
         require_itk()
     out = Path(out)
-    with Progress(total=len(wanted), desc="segment", unit="scan", quiet=not progress) as bar:
+    with Progress(total=len(wanted), desc="segment", unit="scan", quiet=not progress, announce=options.raw) as bar:
         workflow = load_workflow(bundle, weights, site, device, fineness=1 if fast else None)
         make_folder(out)
         run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
@@ -313,6 +313,7 @@ class Run:
         outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), workflow.grid)) if brain.any() else 0.0
         data = workflow.preprocessing({"image": loaded})
         image = data["image"].as_tensor()[None].to(workflow.device)
+        doing("labelling")
         answer = ask(workflow, image, options.register or self.judges, options.refine, options.accurate)
         data["pred"] = answer.logits
         data = workflow.postprocessing(data)

@@ -13,6 +13,7 @@ from fedsr_monai.prepare.bias import correct_bias
 from fedsr_monai.prepare.brain_mask import atlas_brain_on, filled, head_without_neck, is_stripped, mask_near
 from fedsr_monai.prepare.itk_image import one_thread
 from fedsr_monai.prepare.quality import Quality, check_alignment, quality
+from fedsr_monai.progress import doing
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import Volume
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
@@ -60,9 +61,12 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
     """
     mask_from = "given" if mask is not None else "stripped" if is_stripped(scan.voxels, scan.affine) else "computed"
     own = Grid(scan.affine, scan.voxels.shape)
+    doing("aligning to the atlas" if mask_from == "computed" else "correcting the bias field")
     if mask_from == "computed":
         alignment = align(head_without_neck(scan.voxels, scan.affine), scan.affine, atlas, grid, whole_head=True)
+        doing("correcting the bias field")
         corrected = correct_bias(scan.voxels, atlas_brain_on(own, atlas, grid, alignment.matrix), scan.affine)
+        doing("finding the brain")
         for levels in (MIDDLE, FINE):  # the brain is registered better than the head was, and is then found better
             mask = mask_near(atlas_brain_on(own, atlas, grid, alignment.matrix), corrected, scan.affine)
             check_mask(mask, scan, name, mask_from)
@@ -72,6 +76,7 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
         mask = filled(scan.voxels > 0 if mask is None else mask)
         check_mask(mask, scan, name, mask_from)
         brain = np.where(mask, correct_bias(scan.voxels, mask, scan.affine), 0)
+        doing("aligning to the atlas")
         alignment = align(brain, scan.affine, atlas, grid)
     assert mask is not None  # given or found
     found = judge(alignment, brain, own, atlas, grid, name)

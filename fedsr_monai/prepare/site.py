@@ -135,7 +135,7 @@ def prepare_site(
     faults = dict(found.refused)
     for fault in faults.values():
         say(f"fedsr: {fault}")
-    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan") as bar:
+    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc="prepare", unit="scan", announce=True) as bar:
         for job, refusal in run_jobs(missing, processes):
             if refusal:
                 faults[job.source.name] = refusal

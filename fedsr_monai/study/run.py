@@ -95,7 +95,7 @@ def run_study(
             jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
     missing = [job for job in jobs if not _is_done(job)]
     failed = []
-    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run") as bar:
+    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run", announce=True) as bar:
         for job, fault in _run(missing, processes):
             bar.update()
             if fault:

@@ -20,6 +20,7 @@ from fedsr_monai.flare.startup_kit import prepare_startup_kit
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+SITES = {"a": 3, "b": 2, "c": 1}
 FAIL = {"fail": "$@output_dir + '/fail'"}  # a file in the site's own folder says how
 
 
@@ -28,9 +29,7 @@ def simulate(inputs, tmp_path):
     """Run a job in the simulator; returns the run folder, which server and sites share here."""
 
     def run(rounds: int, threads: int, own: dict | None = None, **options) -> Path:
-        job = export_job(
-            tmp_path / f"job-{rounds}", {"a": 3, "b": 2, "c": 1}, rounds, run="run", bundle=inputs / "bundle", **options
-        )
+        job = export_job(tmp_path / f"job-{rounds}", SITES, rounds, run="run", bundle=inputs / "bundle", **options)
         workspace = tmp_path / f"workspace-{rounds}"
         workspace.mkdir()
         prepare_startup_kit(workspace, inputs / "data" / "{SITE_NAME}", tmp_path / "state")
@@ -48,17 +47,20 @@ def simulate(inputs, tmp_path):
     return run
 
 
-def test_the_recipe_ends_in_the_bits_of_fedsr_federate(inputs, federated, tmp_path, table):
-    """`recipe.execute(SimEnv(...))`, FLARE's current way to the simulator."""
+def test_the_recipe_ends_in_the_bits_of_fedsr_federate(inputs, reference, tmp_path, table):
+    """`recipe.execute(SimEnv(...))`, FLARE's current way to the simulator; the server's files are the job's result."""
     own = tmp_path / "sim" / "first" / "local" / "fedsr.json"
     own.parent.mkdir(parents=True)
     own.write_text(json.dumps({"bundles": {"bundle": str(inputs / "bundle")}}))
-    recipe = FedSRRecipe("first", 2, {"a": 3, "b": 2, "c": 1}, run="run", bundle=inputs / "bundle", min_sites=3)
+    recipe = FedSRRecipe("first", 3, SITES, run="run", bundle=inputs / "bundle", min_sites=3)
     extra = {"site": inputs / "data" / "{SITE_NAME}", "state": tmp_path / "state"}
     recipe.execute(SimEnv(clients=recipe.sites, workspace_root=str(tmp_path / "sim"), extra=extra))
     run = tmp_path / "state" / "run"
-    assert [row["status"] for row in table(run / "participation.csv")] == ["ok"] * 6
-    assert differing(run, federated(tmp_path / "twin", 2), 2) == []
+    assert [row["status"] for row in table(run / "participation.csv")] == ["ok"] * 9
+    assert differing(run, reference, 3) == []
+    (result,) = (tmp_path / "sim").rglob("simulate_job/fedsr/server")
+    kept = {"round_0002.safetensors", "round_0003.safetensors", "state.json"}
+    assert {path.name for path in result.iterdir()} == kept
 
 
 def differing(run: Path, reference: Path, round: int) -> list[str]:
@@ -74,26 +76,11 @@ def differing(run: Path, reference: Path, round: int) -> list[str]:
     return found
 
 
-def test_three_sites_and_rounds_end_in_the_bits_of_fedsr_federate(simulate, reference, table):
-    run = simulate(3, threads=3, min_sites=3)
-    assert differing(run, reference, 3) == []
-    assert [row["status"] for row in table(run / "participation.csv")] == ["ok"] * 9
-    result = next(run.parents[1].glob("workspace-3/server/simulate_job/fedsr/server"))
-    assert {path.name for path in result.iterdir()} == {
-        "round_0002.safetensors",
-        "round_0003.safetensors",
-        "state.json",
-    }
-
-
-def test_fewer_threads_than_sites_end_in_the_same_bits(simulate, federated, tmp_path):
-    """A thread takes one site after the other, each time in a new process: two rounds, as each takes one process per site."""
-    run = simulate(2, threads=2, min_sites=3)
-    assert differing(run, federated(tmp_path / "twin", 2), 2) == []
-
-
 def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simulate, federated, tmp_path, table):
-    """b's process dies in the second round. The job ends without it; the next one finds its heads and states on the disk."""
+    """b's process dies in the second round. The job ends without it; the next one finds its heads and states on the disk.
+
+    That job has fewer threads than sites: a thread takes one site after the other, each time in a new process.
+    """
     flags = [folder / "sites" / "b" / "fail" for folder in (tmp_path / "state" / "run", tmp_path / "twin")]
     for flag, what in zip(flags, ("die 2", "raise 2")):
         flag.parent.mkdir(parents=True)
@@ -104,7 +91,7 @@ def test_a_killed_process_is_named_and_a_later_job_takes_the_site_up_again(simul
     assert rows[4]["reason"] == "no result before the round was closed"
     assert not (run / "sites" / "b" / "model.pt").exists()
 
-    run = simulate(3, threads=3, own={"overrides": FAIL}, min_sites=3)
+    run = simulate(4, threads=2, own={"overrides": FAIL}, min_sites=3)
     rows = table(run / "participation.csv")
-    assert [row["status"] for row in rows] == ["ok"] * 4 + ["timeout"] + ["ok"] * 4
-    assert differing(run, federated(tmp_path / "twin", 3, overrides=FAIL), 3) == []
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["timeout"] + ["ok"] * 7
+    assert differing(run, federated(tmp_path / "twin", 4, overrides=FAIL), 4) == []
