@@ -29,6 +29,7 @@ TOY = {
     r"fedsr prepare": "--spacing 4 --shape 40 48 40 --processes 1 --test 1 --validation 0",
 }
 REPLACED = {
+    r"--sites 4": "--sites 2",
     r"--rounds \d+": "--rounds 1",
     r"--methods n4_syn": "--methods none",
     r"--epoch_length 3": "--epoch_length 1",

@@ -20,14 +20,48 @@ STAGES = ["simulate", "check", "federate", "personalise", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def interrupted(tmp_path_factory) -> tuple[Path, int, str]:
+    """The folder of a demo that Ctrl-C stopped while it simulated, its exit status and what it wrote to standard error."""
     out = tmp_path_factory.mktemp("demo") / "demo"
+    process = subprocess.Popen(
+        [*COMMAND, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        # what a shell starts in the background, tests too, ignores SIGINT, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "sites" / "adult-3t" / "images").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends: to the workers too
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert not list(out.rglob("*.part"))
+    return out, process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def demo(interrupted) -> tuple[Path, subprocess.CompletedProcess]:
+    """The same command again, which goes on and completes."""
+    out = interrupted[0]
     return out, subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_an_interrupt_is_one_line(interrupted):
+    _, status, errors = interrupted
+    assert errors.splitlines()[-1] == "fedsr: interrupted; run the same command again to resume"
+    assert "terminating" not in errors and "Traceback" not in errors
+    assert status == 130
 
 
 def test_every_stage_says_one_line(demo):
@@ -73,28 +107,3 @@ def test_again_changes_no_weight(demo):
     assert again.returncode == 0
     assert again.stdout.splitlines()[len(STAGES) :] == first.stdout.splitlines()[len(STAGES) :]
     assert before and {file: file.read_bytes() for file in files} == before
-
-
-def test_interrupted_is_one_line_and_resumes(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, str(tmp_path / "demo")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,
-        # what a shell starts in the background, tests too, ignores SIGINT, and so do its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "demo" / "sites" / "adult-3t" / "images").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends: to the workers too
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert errors.splitlines()[-1] == "fedsr: interrupted; run the same command again to resume"
-    assert "terminating" not in errors and "Traceback" not in errors
-    assert process.returncode == 130
-    assert not list((tmp_path / "demo").rglob("*.part"))
