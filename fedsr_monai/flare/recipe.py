@@ -72,7 +72,7 @@ class FedSRRecipe(Recipe):
         recipe = FedSRRecipe("first", rounds=20, sites=["hospital-a", "hospital-b"])
         recipe.export("jobs")                                # jobs/first, as `fedsr export-job jobs/first` writes it
         recipe.execute(SimEnv(clients=recipe.sites, extra={"site": "/data/{SITE_NAME}"}))
-        recipe.execute(ProdEnv("coordinator@example.org"))   # with the sites' startup kits set up by `fedsr flare-site`
+        recipe.execute(ProdEnv("KIT", username="coordinator@example.org"))   # at sites set up by `fedsr flare-site`
     """
 
     def __init__(

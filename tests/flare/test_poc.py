@@ -17,6 +17,7 @@ def test_real_processes_over_mutual_tls(tmp_path):
     for line in (
         "0 differ from fedsr federate",
         "9 of 9 results ok",  # a job process was killed, and restarted
+        "submitted by recipe.execute(ProdEnv(...))",
         "7 of 9 results ok",  # one was killed that may not be restarted
         "submitted again: FINISHED:COMPLETED, 0 tensors differ",  # after an abort
     ):

@@ -2,13 +2,14 @@
 
     python tests/helpers/poc.py [--folder KEEP]
 
-It provisions certificates with FLARE, starts a server and three sites as a hospital would, and submits jobs of `fedsr export-job`.
-In the first, hospital-b's job process is killed in the second round: it is restarted, and the downloaded model and all sites' networks are
-those of `fedsr federate` to the last bit. In the second, hospital-c's process is killed and may not be restarted: the job completes with
-the other two, and the table says who was missing. A third job is aborted in the second round, whose rows are in the table all the same,
-and submitted again: it resumes, and ends in the same bits as the first. Everything runs in a network
-namespace of its own (FLARE listens on all interfaces) and a process namespace of its own, whose end is the end of every process in
-it, whatever happened. Linux with unprivileged user namespaces; takes five to eight minutes.
+It provisions certificates with FLARE, starts a server and three sites as a hospital would, and submits jobs of `fedsr
+export-job`. In the first, hospital-b's job process is killed in the second round: it is restarted, and the downloaded
+model and all sites' networks are those of `fedsr federate` to the last bit. In the second, which the recipe submits
+through FLARE's `ProdEnv`, hospital-c's process is killed and may not be restarted: the job completes with the other
+two, and the table says who was missing. A third job is aborted in the second round, whose rows are in the table all
+the same, and submitted again: it resumes, and ends in the same bits as the first. Everything runs in a network
+namespace of its own (FLARE listens on all interfaces) and a process namespace of its own, whose end is the end of
+every process in it, whatever happened. Linux with unprivileged user namespaces; takes five to eight minutes.
 """
 
 from __future__ import annotations
@@ -134,7 +135,6 @@ def run(folder: Path) -> int:
     sites = [f"{name}={images}" for name, images in SITES.items()]
     common = ["--rounds", str(ROUNDS), "--override", *OVERRIDES, "--sites", *sites]
     fedsr("export-job", "restarted", "--min_sites", "3", *common)
-    fedsr("export-job", "lost", "--min_sites", "2", "--wait", "20", *common)
     fedsr("export-job", "aborted", "--min_sites", "3", *common)
     forbid_restarts(kits / "hospital-c" / "local" / "resources.json")
     say(f"provisioned: {', '.join(certificates)} at every site; jobs exported")
@@ -145,10 +145,10 @@ def run(folder: Path) -> int:
     say(f"started: {', '.join(sorted(SITES))} are connected over gRPC")
 
     states = kits / "localhost" / "fedsr"
-    good = run_job(session, folder / "restarted", states, "hospital-b")
+    good = run_job(session, session.submit_job(str(folder / "restarted")), states / "restarted", "hospital-b")
     if good is not None:
         good = compare(folder, kits, good)
-    lost = run_job(session, folder / "lost", states, "hospital-c")
+    lost = run_job(session, submit_recipe(kits / COORDINATOR), states / "lost", "hospital-c")
     resumed = abort_and_resubmit(session, folder, states)
     session.close()
     return 0 if good and resumed and lost is not None and check_lost(lost) else 1
@@ -186,13 +186,25 @@ def forbid_restarts(file: Path) -> None:
     file.write_text(json.dumps(resources))
 
 
-def run_job(session, job: Path, states: Path, victim: str) -> Path | None:
-    """Submit a job, kill the victim's job process in the second round, and return the run folder in the downloaded result."""
-    number = session.submit_job(str(job))
-    kill(victim, states / job.name / "server" / "state.json")
-    say(f"{job.name}: the job process of {victim} is killed in round 2")
+def submit_recipe(kit: Path) -> str:
+    """Submit the job "lost" by `recipe.execute(ProdEnv(...))`, and return its number."""
+    from nvflare.recipe import ProdEnv
+
+    from fedsr_monai.flare.recipe import FedSRRecipe
+
+    overrides = {key: int(value) for key, value in (word.split("=") for word in OVERRIDES)}
+    recipe = FedSRRecipe("lost", ROUNDS, SITES, min_sites=2, wait=20, overrides=overrides)
+    number = recipe.execute(ProdEnv(str(kit), login_timeout=60, username=COORDINATOR)).get_job_id()
+    say("lost: submitted by recipe.execute(ProdEnv(...))")
+    return number
+
+
+def run_job(session, number: str, run_folder: Path, victim: str) -> Path | None:
+    """Kill the victim's job process in the second round, and return the run folder in the downloaded result."""
+    kill(victim, run_folder / "server" / "state.json")
+    say(f"{run_folder.name}: the job process of {victim} is killed in round 2")
     status = wait(session, number)
-    say(f"{job.name}: {status}")
+    say(f"{run_folder.name}: {status}")
     if status != "FINISHED:COMPLETED":
         return None
     result = Path(session.download_job_result(number))  # somewhere below the coordinator's kit
