@@ -69,9 +69,10 @@ def sections(sources: Sources) -> Iterator[tuple[str, str, str]]:
 
 
 def subtitle(sources: Sources) -> str:
-    """Return the line below the title: policy, rounds and date."""
+    """Return the line below the title: baseline, policy, rounds and date."""
     run = sources.run
-    parts = [f"policy {run['policy']}"] if "policy" in run else []
+    parts = [f"baseline {run['baseline']}"] if run.get("baseline") else []
+    parts += [f"policy {run['policy']}"] if "policy" in run else []
     if sources.participation:
         parts.append(f"{len({row['round'] for row in sources.participation})} of {run.get('rounds', '?')} rounds")
     parts.append(f"written {datetime.now():%d %B %Y, %H:%M}")

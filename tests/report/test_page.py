@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.tables import METRIC_COLUMNS, read_measures
 from fedsr_monai.files import write_csv
 from fedsr_monai.report import write_report
+from fedsr_monai.report.page import subtitle
 from fedsr_monai.report.training import epoch_positions
 from fedsr_monai.simulation.sites import RECORD
 
@@ -190,3 +192,8 @@ def test_each_scan_has_a_row_with_the_agreement_of_its_heads(evaluation, tmp_pat
     assert [cell[1] for cell in scan[4:8]] == ["0.500", "0.812", "0.062", "0.875"]
     assert [cell[1] for cell in scan[-3:]] == ["0", "0", "1"] and scan[-1][0] == "warn"
     assert [cell[1] for cell in page.row("north")[11:12]] == ["0.875"]
+
+
+def test_the_line_below_the_title_names_a_baseline():
+    run = {"baseline": "brbs", "policy": "pooled"}
+    assert subtitle(SimpleNamespace(run=run, participation=[])).startswith("baseline brbs · policy pooled · ")
