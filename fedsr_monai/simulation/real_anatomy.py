@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -54,8 +54,8 @@ class RealAnatomy:
         mask: the brain with the fluid between its parts.
         csf: none here, because the label map shows the fluid in the sulci.
         texture_2009c, texture_mni152: smoothed noise of two kinds; a scanner's profile chooses between them.
-        ventricle_distance: signed mm to the lateral ventricles, negative inside.
         affine: [4, 4], voxel to mm in the space of the atlas.
+        spacing: size of a voxel in mm, of the person.
     """
 
     label: np.ndarray
@@ -64,8 +64,15 @@ class RealAnatomy:
     csf: np.ndarray
     texture_2009c: np.ndarray
     texture_mni152: np.ndarray
-    ventricle_distance: np.ndarray
     affine: np.ndarray
+    spacing: np.ndarray
+
+    @cached_property
+    def ventricle_distance(self) -> np.ndarray:
+        """Signed mm to the lateral ventricles, negative inside; few scanners ask for it."""
+        inside = self.label == 4
+        there, within = (ndimage.distance_transform_edt(mask, self.spacing) for mask in (~inside, inside))
+        return (there - within).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -105,8 +112,6 @@ def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealA
     mask &= height > LOWEST
     nearest = ndimage.distance_transform_edt(~known, spacing, return_distances=False, return_indices=True)
     regions = np.where(mask, regions[tuple(nearest)], 0).astype(np.uint8)
-    ventricles = regions == 4
-    signed = ndimage.distance_transform_edt(~ventricles, spacing) - ndimage.distance_transform_edt(ventricles, spacing)
     rng = np.random.default_rng(zlib.crc32(Path(path).name.encode()))
     textures = [_texture(rng, regions.shape, np.divide(sigma, spacing)) for sigma in TEXTURE_SMOOTHNESS]
     return RealAnatomy(
@@ -116,8 +121,8 @@ def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealA
         csf=np.zeros(regions.shape, np.float32),
         texture_2009c=textures[0],
         texture_mni152=textures[1],
-        ventricle_distance=signed.astype(np.float32),
         affine=affine,
+        spacing=spacing,
     )
 
 
