@@ -240,22 +240,24 @@ def _losses(run: Path, loss: str) -> dict[int, float]:
 
 def error_maps(plan: Plan, finished: Finished) -> str:
     """Draw where each arm is wrong in one scan of the first seed: the voxels whose label is not the reference's."""
-    kept = {}
+    stored = {}
     for arm in plan.arms:
         run = finished.get((arm, plan.seeds[0]))
-        files = sorted((run / "evaluation" / "cases").glob("*/*.npz")) if run else []
-        if files:
-            kept[arm] = files[0]
-    if not kept:
+        if run:
+            folder = run / "evaluation" / "cases"
+            stored[arm] = {file.relative_to(folder): file for file in folder.glob("*/*.npz")}
+    scans = sorted(set.intersection(*map(set, stored.values()))) if stored else []
+    if not scans:
         return ""
+    kept = {arm: files[scans[0]] for arm, files in stored.items()}
     result = []
     for task, key in (("segmentation", "segmentation"), ("registration", "warped_label")):
         volumes: dict[str, np.ndarray] = {}
         wrong = {}
         for arm, file in kept.items():
-            with np.load(file) as stored:
-                volumes = {name: stored[name] for name in ("image", "label", "spacing")}
-                wrong[arm] = stored[key] != stored["label"]
+            with np.load(file) as content:
+                volumes = {name: content[name] for name in ("image", "label", "spacing")}
+                wrong[arm] = content[key] != content["label"]
         figure, axes, _, index = panels(volumes, ["Scan", *(f"{arm}: {int(w.sum())}" for arm, w in wrong.items())])
         for row, (plane, axis) in enumerate(ROWS.items()):
             scan = slice_of(volumes["image"], axis, index[plane])
@@ -265,7 +267,8 @@ def error_maps(plan: Plan, finished: Finished) -> str:
                     marked = slice_of(errors, axis, index[plane])
                     show(axes[row, column], np.ma.masked_equal(marked, 0), voxel_ratio(volumes, axis), **_MARKED)
         image = base64.b64encode(encode(figure)).decode("ascii")
-        text = f"{task}: voxels whose label is not the reference's, and their number in the whole scan"
+        where = f"{scans[0].parent.name}, {scans[0].stem}"
+        text = f"{task}, {where}: voxels whose label is not the reference's, and their number in the whole scan"
         result.append(
             f'<figure><div class="scroll"><img alt="{text}" src="data:image/webp;base64,{image}"></div>'
             f"<figcaption>{text.capitalize()}.</figcaption></figure>"

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from fedsr_monai.study.page import band_chart, common_cases, paper_tables, significantly_best, structure_chart
+from fedsr_monai.study.page import (
+    band_chart,
+    common_cases,
+    error_maps,
+    paper_tables,
+    significantly_best,
+    structure_chart,
+)
 from fedsr_monai.study.plan import Arm, Plan
 
 PLAN = Plan("x", "y?", {}, {"good": Arm(), "bad": Arm()}, (("good", "bad"),), seeds=(0, 1, 2))
@@ -68,3 +75,21 @@ def test_the_scale_covers_the_band(low):
     chart = band_chart({"good": [(1, 4.0), (2, 4.0)]}, {"good": [(1, low, 5.0), (2, low, 5.0)]}, "loss", {"good": ""})
     heights = [float(p.split(",")[1]) for p in chart.split('<polygon points="')[1].split('"')[0].split()]
     assert 28 <= min(heights) and max(heights) <= 210 - 34
+
+
+def test_errors_are_of_a_scan_that_every_arm_was_measured_on(tmp_path):
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[2:6, 2:6, 2:6] = 2
+    finished = {}
+    for arm, scans in (("good", ("a/one", "b/two")), ("bad", ("b/two",))):
+        finished[arm, 0] = tmp_path / arm
+        for scan in scans:
+            found = label.copy()
+            found[2, 2, : 3 + (arm == "bad")] = 0  # 1 and 2 voxels of the cube
+            path = tmp_path / arm / "evaluation" / "cases" / f"{scan}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = label.astype(np.float32) / 2
+            np.savez(path, image=image, label=label, spacing=(2, 2, 2), segmentation=found, warped_label=found)
+    page = error_maps(PLAN, finished)
+    assert "Segmentation, b, two: voxels" in page and page.count("<img") == 2
+    assert error_maps(PLAN, {}) == ""
