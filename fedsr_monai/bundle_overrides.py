@@ -48,14 +48,22 @@ LEAST = {
     "seed": 0,
     "search_interval": 1,
     "search_start": 0,
+    "phi_warmup": 0,
 }
-CHOICES = {"preset": ("small", "full")}
+CHOICES = {
+    "preset": ("small", "full"),
+    "sa_statistics": ("normalised", "convolution"),
+    "phi": ("parzen", "infonce", "scans"),
+}
+SCIE = ("gate", "normalise", "film_difference", "attention")  # and true, for the first, or false
+SCIE_OF_CONVOLUTION = ("normalise", "film_difference")  # they read these statistics
 RANGES = {
     "learning_rate": (1e-12, 1e3),
     "search_learning_rate": (1e-12, 1e3),
     "spacing": (0.1, 100),
     "sa_alpha": (0, 1),
     "exact_registration": (0, 1),
+    "heads_first": (0, 1),
 }
 MISSING = object()
 DEEPEST = 4  # levels of lists and objects in a value
@@ -93,6 +101,10 @@ def check_overrides(
             raise UserError(f"overrides: {key}", found="a value", expected="none", fix=fix)
     for key, value in overrides.items():
         _check_value(key, value, value_of(config, key))
+    settings = config | dict(overrides)
+    if settings.get("scie") in SCIE_OF_CONVOLUTION and settings.get("sa_statistics") != "convolution":
+        found, expected = f"{settings['scie']} with sa_statistics {settings.get('sa_statistics')}", "convolution"
+        raise UserError("overrides: scie", found=found, expected=expected, fix="add sa_statistics=convolution")
 
 
 def _check_value(key: str, value: Any, own: Any) -> None:
@@ -102,6 +114,9 @@ def _check_value(key: str, value: Any, own: Any) -> None:
         return
     if key == "device":
         find_device(value)
+    elif key == "scie":
+        if not isinstance(value, bool) and value not in SCIE:
+            raise UserError(where, found=repr(value), expected=f"true, false or one of {', '.join(SCIE)}")
     elif key in CHOICES:
         check_choice(where, value, CHOICES[key])
     elif name in LEAST and not (value is None and own is None):

@@ -25,7 +25,21 @@ from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_site
 
 SHARED = ("encoder.", "sa.")
-LOSS_IDS = ("mutual_information", "registration_weights", "segmentation_weights", "exact_registration")
+# What a run trains by, beside its network: the personalised phase goes on with it. Not its schedule (learning_rate, epochs),
+# nor what tells the phases apart (frozen, sa_alpha, heads_first).
+LOSS_IDS = (
+    "mutual_information",
+    "phi",
+    "phi_fraction",
+    "phi_warmup",
+    "random_atlas",
+    "registration_weights",
+    "segmentation_weights",
+    "exact_registration",
+    "both_targets",
+    "sa_scans_only",
+    "fused",
+)
 # They are arguments of `personalise`, or follow from them.
 RESERVED_IDS = (
     "dataset_dir",
@@ -176,12 +190,15 @@ def initial_tensors(weights: Path, run: Path | None, record: RunRecord | None, s
         site: name of the site.
 
     Raises:
-        UserError: a file cannot be read, or `weights` lacks the encoder or the SA features.
+        UserError: a file cannot be read, or `weights` lacks the encoder.
     """
     tensors = read_tensors(weights) if weights.suffix == ".safetensors" else read_weights(weights)
-    own = run / "sites" / site / "model.pt" if run is not None else None
-    if own is not None and own.is_file():
-        tensors = read_weights(own) | tensors
+    # The one network of a pooled run is every site's own.
+    names = (site, "pooled") if record is not None and record.pooled else (site,)
+    own = [run / "sites" / name / "model.pt" for name in names] if run is not None else []
+    found_own = next((path for path in own if path.is_file()), None)
+    if found_own is not None:
+        tensors = read_weights(found_own) | tensors
     elif record is not None and record.from_weights:
         begun_with = record.initial_weights()
         if begun_with is None:
@@ -190,14 +207,14 @@ def initial_tensors(weights: Path, run: Path | None, record: RunRecord | None, s
             raise UserError(f"{record.path}: from_weights", found=found, expected=expected, fix="restore it")
         tensors = read_weights(begun_with) | tensors
     initial = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEAD_PREFIXES)}
-    for part in SHARED:
-        if not any(key.startswith(part) for key in initial):
-            raise UserError(
-                f"{weights}: {part}*",
-                found="nothing",
-                expected="the encoder and the SA features of a federation",
-                fix="name a run of the policy fedsr or fedavg, or a model.pt",
-            )
+    # Without SA features (a policy that shares the encoder alone) the training initialises them from the site's atlas.
+    if not any(key.startswith("encoder.") for key in initial):
+        raise UserError(
+            f"{weights}: encoder.*",
+            found="nothing",
+            expected="the encoder of a federation",
+            fix="name a run of a policy that shares it, or a model.pt",
+        )
     return initial
 
 

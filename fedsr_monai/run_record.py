@@ -36,6 +36,7 @@ class RunRecord:
         bundle: what the record says about the bundle; `trusted_bundle` finds it.
         from_weights: path and sha256 of the weights that the run began with; empty if it began with random ones.
         baseline: the method that was trained in the place of FedSR, if any.
+        pooled: the run trained one network on the scans of all sites.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class RunRecord:
     bundle: Mapping[str, Any]
     from_weights: Mapping[str, Any]
     baseline: str | None = None
+    pooled: bool = False
 
     def initial_weights(self) -> Path | None:
         """Return the weights that the run began with; None if they were random or do not exist here.
@@ -88,6 +90,7 @@ def read_run(run: str | os.PathLike) -> RunRecord:
         _mapping(path, "bundle", content.get("bundle", {})),
         from_weights,
         baseline,
+        content.get("policy") == "pooled",
     )
 
 

@@ -155,7 +155,7 @@ def test_other_settings_are_refused(ward, run, tmp_path):
     [
         ({"global_weights": "nowhere.pt"}, r"^nowhere.pt: found no such file, expected a run folder of fedsr federate or a file of weights; correct the path$"),
         ({"global_weights": "ward"}, r"ward: found no server/state.json, expected a run folder of fedsr federate; name one, or a file of weights$"),
-        ({"global_weights": "empty.safetensors"}, r"empty.safetensors: encoder.\*: found nothing, expected the encoder and the SA features"),
+        ({"global_weights": "empty.safetensors"}, r"empty.safetensors: encoder.\*: found nothing, expected the encoder of a federation"),
         ({"site": "run"}, r"run.*site.json"),
         ({"epochs": 0}, r"^epochs: found 0, expected a whole number of at least 1; correct it$"),
         ({"epoch_length": "3"}, r"^epoch_length: found '3', expected a whole number of at least 1; correct it$"),

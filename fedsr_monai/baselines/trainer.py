@@ -29,9 +29,11 @@ class PairTrainer(JointTrainer):
     """
 
     network: PairNet
+    mixes_sites = True  # the atlas goes with the first scan; the others are its partners
 
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
         self.network.train()
+        self._begin_step(batchdata)
         scans = pad_to_stride(batchdata["image"].to(self.state.device).as_subclass(torch.Tensor))
         self._measuring = False  # there is no mutual information whose gradient could be measured
         return self._report(self.step(scans, self._draw()))

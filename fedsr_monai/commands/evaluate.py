@@ -15,6 +15,7 @@ def evaluate(
     figures: int = 1,
     device: str | None = None,
     bundle: str | None = None,
+    sa: str = "learned",
 ) -> None:
     """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
 
@@ -30,6 +31,8 @@ def evaluate(
         figures: number of scans per site whose volumes are kept for the figures of the report
         device: cpu, cuda or cuda:N; by default the first GPU, if there is one
         bundle: folder of the bundle that the run trains, if it is none of those that come with the package
+        sa: SA features to measure with: learned, or to see whether the network uses them: permuted (channels in random
+            order), zero, atlas (what they are initialised with) or site (of the site's own scans)
 
     Example:
         fedsr evaluate runs/first
@@ -37,10 +40,16 @@ def evaluate(
     """
     from fedsr_monai.evaluation.run import evaluate as run
     from fedsr_monai.evaluation.run import summary_lines
+    from fedsr_monai.evaluation.sa_variants import LEARNED, effect_lines
     from fedsr_monai.evaluation.stages import comparison_lines
 
     is_run = Path(sources[0], "run.json").is_file()
-    summary = run(sources if is_run else expand_sites(sources), out, weights, section, device, figures, bundle=bundle)
-    folder = Path(out or Path(sources[0]) / "evaluation")
-    print("\n".join([*summary_lines(summary), *(comparison_lines(folder) if is_run else [])]))
+    folders = sources if is_run else expand_sites(sources)
+    summary = run(folders, out, weights, section, device, figures, bundle=bundle, sa=sa)
+    evaluation = Path(sources[0]) / "evaluation"
+    folder = Path(out or (evaluation if sa == LEARNED else evaluation / f"sa-{sa}"))
+    lines = summary_lines(summary)
+    if is_run:
+        lines += comparison_lines(folder) if sa == LEARNED else effect_lines(evaluation, folder, sa)
+    print("\n".join(lines))
     print(folder)

@@ -35,7 +35,8 @@ def export_job(
         rounds: communication rounds in total
         run: name of the run, under which server and sites keep its state; by default the name of the job's folder
         local_epochs: epochs that a site trains each round
-        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas)
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep and fedper (encoder; heads first,
+            or together with it), fedavg (everything but the atlas)
         weighting: of the sites in the average: images (by their number) or uniform
         min_sites: fewest acceptable results that complete a round; by default half of the sites
         wait: seconds that the other sites have once min_sites have answered

@@ -35,7 +35,8 @@ def federate(
         out: run folder
         rounds: communication rounds in all; give more to a finished run to continue it
         local_epochs: epochs that a site trains in each round
-        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder), fedavg (everything but the atlas),
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep and fedper (encoder; heads first,
+            or together with it), fedavg (everything but the atlas),
             local (nothing), pooled (one training on all images); by default fedsr, and pooled with --baseline
         weighting: of the sites in the aggregation: images (by their number) or uniform
         participation: fraction of the sites asked in each round, above 0 and up to 1

@@ -15,13 +15,14 @@ from torch import nn
 from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
 from fedsr_monai.networks import FedSRNet, Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
+from fedsr_monai.networks.sa import profile
 from fedsr_monai.spatial.warping import warp
 
 # The lambdas of eq. 11 and 12. The paper's l_smo = 7.5 belongs to another form of smoothness and to images of another
 # scale; these belong to the forms in fedsr_monai.losses (mean squared forward differences of a half-resolution field,
 # in its voxels).
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
-SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "mutual_information": 0.1}
+SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "general": 0.0, "mutual_information": 0.1}
 
 soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
 
@@ -57,8 +58,13 @@ class Labelled(NamedTuple):
 
 def mutual_information(estimator: nn.Module, pooled: list[torch.Tensor], network: FedSRNet, head: str) -> torch.Tensor:
     """Return Phi of a head (eq. 6): the mean over its three scales of the MI of pooled f_d and the SA vector."""
-    vectors = getattr(network.sa, head)
-    return sum(estimator(p, vectors[scale], f"{head}.{scale}") for scale, p in enumerate(pooled)) / len(pooled)
+    vectors, total = getattr(network.sa, head), torch.zeros((), device=pooled[0].device)
+    for scale, features in enumerate(pooled):
+        sa, key = vectors[scale], f"{head}.{scale}"
+        # An SA tensor with a variance over scans gives the estimator its unit.
+        spread = () if sa.ndim == 1 else ((sa[1].clamp(min=0.0) + 1e-6).sqrt(),)
+        total = total + estimator(features, profile(sa), key, *spread)
+    return total / len(pooled)
 
 
 def registration_losses(
@@ -71,7 +77,7 @@ def registration_losses(
 
     Args:
         network: its atlas image is warped, its SA vectors are compared with.
-        found: the registration to `target`.
+        found: the registration to `target`; without pooled f_d there is no mutual information.
         target: what the atlas was registered to.
         atlas_fractions: label fractions of the atlas, [1, classes, D/2, H/2, W/2].
         estimator: of mutual information; None leaves the term out.
@@ -82,7 +88,7 @@ def registration_losses(
         "smoothness": smoothness(found.ddf),
         "dice": soft_dice(warp(atlas_fractions.expand_as(target.fractions), found.ddf), target.fractions),
     }
-    if estimator is not None:
+    if estimator is not None and found.pooled:
         losses["mutual_information"] = -mutual_information(estimator, found.pooled, network, "registration")
     return losses
 
@@ -99,16 +105,25 @@ def segmentation_losses(
     Args:
         network: its SA vectors are compared with.
         labelled: images by kind of their labels, "exact" or "pseudo".
-        pooled: pooled f_d of f1, f2, f3 of the segmentation head.
+        pooled: pooled f_d of f1, f2, f3 of the segmentation head; empty for no mutual information.
         estimator: of mutual information; None leaves the term out.
     """
     losses = {
         kind: dice_cross_entropy(images.logits, images.label, probability=images.probability)
         for kind, images in labelled.items()
     }
-    if estimator is not None:
+    if estimator is not None and pooled:
         losses["mutual_information"] = -mutual_information(estimator, pooled, network, "segmentation")
     return losses
+
+
+def general_loss(labelled: Mapping[str, Labelled], weights: Mapping[str, float]) -> torch.Tensor:
+    """Return the segmentation loss of the general branch: the same as that of the other, on logits without SCIE."""
+    kinds = [
+        weights[kind] * dice_cross_entropy(images.logits, images.label, probability=images.probability)
+        for kind, images in labelled.items()
+    ]
+    return torch.stack(kinds).sum()
 
 
 def weighted(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float | torch.Tensor]) -> torch.Tensor:

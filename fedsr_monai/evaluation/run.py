@@ -15,6 +15,7 @@ from fedsr_monai.bundle_path import bundle_path, training_files
 from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.evaluation.sa_variants import LEARNED, VARIANTS, change_sa
 from fedsr_monai.evaluation.site import evaluate_network
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
@@ -155,6 +156,7 @@ def evaluate(
     figures: int = 1,
     progress: bool = True,
     bundle: str | os.PathLike | None = None,
+    sa: str = LEARNED,
 ) -> dict[str, Any]:
     """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
 
@@ -171,6 +173,8 @@ def evaluate(
         figures: number of scans per site whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
         bundle: folder of the bundle that the run trains, where it is none of those that are installed.
+        sa: SA features to measure with: as learned, or "permuted", "zero", "atlas" or "site" (`change_sa`), which go to
+            sa-<name>/ in the run's evaluation.
 
     Returns:
         The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as
@@ -195,14 +199,15 @@ def evaluate(
                 expected="it alone",
                 fix="evaluate runs one by one, or name site folders",
             )
-        models, target = models_of_run(first, bundle=bundle), Path(out or first / "evaluation")
-        for stage, earlier in earlier_models(first, bundle).items():
+        folder = first / "evaluation" if sa == LEARNED else first / "evaluation" / f"sa-{sa}"
+        models, target = models_of_run(first, bundle=bundle), Path(out or folder)
+        for stage, earlier in earlier_models(first, bundle).items() if sa == LEARNED else ():
             evaluate_models(earlier, target / stage, section, device, 0, progress, stage)
     elif out is None:
         raise UserError("--out", found="nothing", expected="it for site folders", fix="name a folder for the tables")
     else:
         models, target = models_of_sites(folders, weights), Path(out)
-    return evaluate_models(models, target, section, device, figures, progress)
+    return evaluate_models(models, target, section, device, figures, progress, sa=sa)
 
 
 def evaluate_models(
@@ -213,6 +218,7 @@ def evaluate_models(
     figures: int = 1,
     progress: bool = True,
     stage: str = "",
+    sa: str = LEARNED,
 ) -> dict[str, Any]:
     """Measure every model on its site's labelled scans, write the tables to `out`, and return their summary.
 
@@ -224,17 +230,21 @@ def evaluate_models(
         figures: number of scans per site whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
         stage: earlier stage of a run that the models belong to, for the progress.
+        sa: SA features to measure with (`change_sa`).
 
     Raises:
         UserError: a site violates the contract, a section has no labelled scans, or weights do not fit.
     """
     check_choice("section", section, SECTIONS)
+    check_choice("sa", sa, VARIANTS)
     check_whole_number("figures", figures, least=0)
     device = find_device(device)
     out = Path(out)
     ensure_fit(model.site for model in models)
     for model in models:
-        evaluate_network(load_network(model, device), model.site, section, device, out, figures, progress, stage)
+        network = load_network(model, device)
+        change_sa(network.eval(), sa, model.site)
+        evaluate_network(network, model.site, section, device, out, figures, progress, stage)
     return read_json(out / "metrics.json", "the summary of an evaluation", "evaluate again")
 
 

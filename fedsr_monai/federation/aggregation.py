@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -156,26 +157,22 @@ RULES: dict[str, Rule] = {
 def aggregate_sa(
     site_vectors: Mapping[str, torch.Tensor],
     weights: Weights,
-    previous: torch.Tensor,
     mutual_information: MutualInformation,
     steps: int = 5,
     lr: float = 0.02,
-    alpha: float = 0.1,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the next global SA vector: argmax_f sum_n w_n Phi(f_n, f) (Algorithm 1), then the moving average of eq. 7.
+    """Return the next global SA vector: argmax_f sum_n w_n Phi(f_n, f) (Algorithm 1).
 
     The ascent begins at f0 and takes `steps` steps of length `lr` * |f0| along the gradient, so that it means the same at every
-    scale of the features. A step that does not raise the sum is halved: the result is never worse than f0. Then
-    f <- (1 - alpha) * previous + alpha * f.
+    scale of the features. A step that does not raise the sum is halved: the result is never worse than f0. The moving
+    average of eq. 7 runs at the sites alone, which begin each round with the global vector.
 
     Args:
         site_vectors: the vector [C] of each site.
         weights: by site, sum 1.
-        previous: the last global vector [C].
         mutual_information: Phi(pooled [1, C], sa [C]) -> scalar, differentiable in `sa`.
         steps, lr: of the ascent.
-        alpha: weight of the new vector in the moving average.
         start: f0 [C]; by default the weighted mean of the sites' vectors.
     """
     sites = sorted(site_vectors)
@@ -202,7 +199,7 @@ def aggregate_sa(
             best = candidate
         else:
             step /= 2
-    return ((1 - alpha) * previous.double() + alpha * best).to(previous.dtype)
+    return best
 
 
 def aggregate(
@@ -231,8 +228,10 @@ def aggregate(
     if mutual_information is not None:
         for key in result:
             if key.startswith("sa."):
-                vectors = {site: update[key] for site, update in kept.items()}
-                result[key] = aggregate_sa(vectors, weights, sent[key], mutual_information, start=following[key])
+                # Mean and variance over scans [2, C]: the mean is what mutual information is about.
+                mean: Any = 0 if sent[key].ndim == 2 else ...
+                vectors = {site: update[key][mean] for site, update in kept.items()}
+                result[key][mean] = aggregate_sa(vectors, weights, mutual_information, start=following[key][mean])
     return result
 
 

@@ -164,6 +164,15 @@ class FedSRAlgo(MonaiAlgo):
                 expected="a monai.engines.Trainer",
                 fix="correct the bundle's train configuration",
             )
+        if self.policy.heads_first:
+            if not hasattr(self.trainer, "heads_first"):
+                raise UserError(
+                    f"{self.bundle_root}: train#trainer",
+                    found=f"{type(self.trainer).__name__}, which trains heads and encoder together",
+                    expected=f"one with 'heads_first' for the policy {self.policy.name}",
+                    fix="choose the policy fedper",
+                )
+            self.trainer.heads_first = self.policy.heads_first
         self.evaluator = None
         self.losses = EpochLosses()
         self.losses.attach(self.trainer)

@@ -28,12 +28,15 @@ class Policy:
         ascends_sa: whether the server moves the `sa.*` vectors along the gradient of the mutual information (Algorithm 1 of the
             paper), instead of averaging them like everything else.
         pools_images: whether all images are trained on in one place, as if the sites were one.
+        heads_first: fraction of a round's steps in which the heads learn with the encoder frozen, before the encoder
+            learns with the heads frozen; 0 trains both together.
     """
 
     name: str
     shares: tuple[str, ...] = ()
     ascends_sa: bool = False
     pools_images: bool = False
+    heads_first: float = 0.0
 
     @property
     def exchanges(self) -> bool:
@@ -65,13 +68,16 @@ class Policy:
         return shared
 
 
-# The paper's method, its two federated baselines (FedRep shares a representation, FedAvg everything that is trained), and
-# the two ends between which they are: every site alone, and all images in one place.
+# The paper's method and its two federated baselines: FedRep (Collins et al. 2021) shares a representation, and heads and
+# representation learn in turn; FedAvg shares everything that is trained. FedPer (Arivazhagan et al. 2019) shares the same
+# as FedRep and trains it together with the heads. The two ends between which they are: every site alone, and all images in
+# one place.
 POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
         Policy("fedsr", shares=("encoder.", "sa."), ascends_sa=True),
-        Policy("fedrep", shares=("encoder.",)),
+        Policy("fedrep", shares=("encoder.",), heads_first=0.5),
+        Policy("fedper", shares=("encoder.",)),
         Policy("fedavg", shares=("encoder.", "registration.", "sa.", "segmentation.")),
         Policy("local"),
         Policy("pooled", pools_images=True),

@@ -62,8 +62,8 @@ def federate(
         rounds: communication rounds in all; a finished run continues when it is given more (with a learning rate scheduled over
             the run, it is then not the run that had them from the start).
         bundle: folder or name of the bundle that the sites run.
-        policy: fedsr, fedrep, fedavg, local (nothing is exchanged) or pooled (one client with all images); by default fedsr, and
-            pooled with a baseline.
+        policy: fedsr, fedrep, fedper, fedavg, local (nothing is exchanged) or pooled (one client with all images); by default
+            fedsr, and pooled with a baseline.
         local_epochs: epochs per round at each site.
         weighting: of the sites, by number of `images` or `uniform`.
         min_sites: fewest acceptable results that make a round; by default half of those asked.

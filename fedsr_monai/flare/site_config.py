@@ -19,7 +19,7 @@ from fedsr_monai.files import read_json
 
 FILE = "fedsr.json"
 # fedavg sends the heads too: a site has to allow it.
-POLICIES = ("fedsr", "fedrep")
+POLICIES = ("fedsr", "fedrep", "fedper")
 SITE_NAME = "{SITE_NAME}"
 KINDS = {"site": str, "state": str, "bundles": dict, "overrides": dict, "policies": list, "privacy": dict}
 NAMES = {str: "text", dict: "an object", list: "a list"}

@@ -1,7 +1,22 @@
 """Losses of eq. 6 and 8 to 12, as functions of tensors. They know neither network nor training."""
 
-from fedsr_monai.losses.mutual_information import InfoNCE, ParzenMI
+from fedsr_monai.losses.mutual_information import (
+    Balanced,
+    InfoNCE,
+    ParzenMI,
+    ScanNCE,
+    mutual_information_estimator,
+)
 from fedsr_monai.losses.registration import local_cross_correlation, smoothness
 from fedsr_monai.losses.segmentation import dice_cross_entropy
 
-__all__ = ["InfoNCE", "ParzenMI", "dice_cross_entropy", "local_cross_correlation", "smoothness"]
+__all__ = [
+    "Balanced",
+    "InfoNCE",
+    "ParzenMI",
+    "ScanNCE",
+    "dice_cross_entropy",
+    "local_cross_correlation",
+    "mutual_information_estimator",
+    "smoothness",
+]

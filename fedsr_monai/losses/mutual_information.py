@@ -1,15 +1,20 @@
 """Phi(f_d, f) of eq. 6: mutual information of globally pooled features and the site-aggregated (SA) vector.
 
-Two estimators with one call, `estimator(pooled, sa, key) -> scalar` in nats, larger is better. Neither differentiates
-the SA vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
+The estimators have one call, `estimator(pooled, sa, key, spread) -> scalar` in nats, larger is better. None
+differentiates the SA vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch import nn
 from torch.nn import functional as F
+
+from fedsr_monai.checks import check_choice
 
 
 def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
@@ -35,18 +40,51 @@ class ParzenMI(nn.Module):
         super().__init__()
         self.histogram = GlobalMutualInformationLoss(kernel_type="gaussian", num_bins=num_bins)
 
-    def forward(self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "") -> torch.Tensor:
-        """Return the mean over the batch, of pooled features [B, C] and an SA vector [C]; `key` is not used."""
+    def forward(
+        self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "", spread: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the mean over the batch, of pooled features [B, C] and an SA vector [C]; the rest is not used."""
         pooled = _to_unit_range(pooled.float())
         return -self.histogram(pooled[:, None], _to_unit_range(sa.float()).expand_as(pooled)[:, None])
 
 
-class InfoNCE(nn.Module):
+class Queued(nn.Module):
+    """Keep the latest features by key (head and scale), as the negatives of an estimator across scans.
+
+    The queues are state: they are saved with the site.
+
+    Args:
+        queue: features that are kept per key.
+        temperature: of the softmax over scores.
+    """
+
+    def __init__(self, queue: int, temperature: float) -> None:
+        super().__init__()
+        self.queue = queue
+        self.temperature = temperature
+        self.queues: dict[str, torch.Tensor] = {}
+
+    def remember(self, key: str, features: torch.Tensor) -> None:
+        """Add features [B, C] to the queue of a key, in training mode."""
+        if key and self.training:
+            earlier = self.queues.get(key)
+            latest = features.detach() if earlier is None else torch.cat([earlier, features.detach()])
+            self.queues[key] = latest[-self.queue :]
+
+    def get_extra_state(self) -> dict[str, torch.Tensor]:
+        """Return the queues for the state dict."""
+        return dict(self.queues)
+
+    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore the queues from a state dict."""
+        self.queues = dict(state)
+
+
+class InfoNCE(Queued):
     """Normalised InfoNCE: tell the pooled feature from a queue of earlier ones by its similarity to the SA vector.
 
-    A lower bound of mutual information capped at log(queue + 1). The queue of each key (head and scale) is state: it is
-    saved with the site. Without a key, or with an empty queue (the server's ascent), it is the scaled cosine
-    similarity.
+    A lower bound of mutual information capped at log(queue + 1). Without a key, or with an empty queue (the server's
+    ascent), it is the scaled cosine similarity.
 
     Args:
         queue: earlier features that are kept per key.
@@ -54,18 +92,18 @@ class InfoNCE(nn.Module):
     """
 
     def __init__(self, queue: int = 16, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.queue = queue
-        self.temperature = temperature
-        self.queues: dict[str, torch.Tensor] = {}
+        super().__init__(queue, temperature)
 
-    def forward(self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "") -> torch.Tensor:
+    def forward(
+        self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "", spread: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the mean bound over the batch.
 
         Args:
             pooled: features [B, C].
             sa: SA vector [C].
             key: names the queue ("segmentation.0"); empty for none.
+            spread: not used.
         """
         pooled = F.normalize(pooled.float(), dim=-1)
         anchor = F.normalize(sa.float(), dim=-1)
@@ -77,15 +115,112 @@ class InfoNCE(nn.Module):
             negative = (earlier @ anchor / self.temperature).expand(len(pooled), -1)
             scores = torch.cat([positive[:, None], negative], dim=1)
             bound = positive - scores.logsumexp(dim=1) + torch.log(torch.tensor(float(scores.shape[1])))
-        if key and self.training:
-            latest = pooled.detach() if earlier is None else torch.cat([earlier, pooled.detach()])
-            self.queues[key] = latest[-self.queue :]
+        self.remember(key, pooled)
         return bound.mean()
 
-    def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """Return the queues for the state dict."""
-        return dict(self.queues)
 
-    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore the queues from a state dict."""
-        self.queues = dict(state)
+class ScanNCE(Queued):
+    """InfoNCE across scans: tell what is common to all sites, the SA vector, from the profiles of other scans.
+
+    The score of two profiles is minus their mean squared difference in units of the spread over scans, so that channels
+    count alike and an offset that all profiles share says nothing (cosine similarities of pooled features are 0.99 and
+    more). The scan is the anchor, the SA vector its positive, and the site's earlier scans are the negatives: the bound
+    rises when a scan comes nearer to what is common than to the other scans of its own site. Capped at log(queue + 1).
+    Without a key, or with an empty queue (the server's ascent, whose maximum is then the mean of the sites), it is the
+    score alone.
+
+    Args:
+        queue: earlier profiles that are kept per key.
+        temperature: of the softmax over scores.
+    """
+
+    def __init__(self, queue: int = 16, temperature: float = 1.0) -> None:
+        super().__init__(queue, temperature)
+
+    def forward(
+        self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "", spread: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the mean bound over the batch.
+
+        Args:
+            pooled: profiles [B, C].
+            sa: SA vector [C].
+            key: names the queue ("segmentation.0"); empty for none.
+            spread: standard deviation over scans, [C]; by default that of the queue, or one number for all channels
+                where the queue is too short for it.
+        """
+        pooled, sa = pooled.float(), sa.float()
+        earlier = self.queues.get(key) if key else None
+        if spread is None and earlier is not None and len(earlier) > 1:
+            spread = earlier.std(dim=0)
+        elif spread is None:
+            spread = sa.detach().square().mean().sqrt().expand_as(sa)
+        positive = self._score(pooled, sa, spread)
+        bound = positive
+        if earlier is not None:
+            scores = torch.cat([positive[:, None], self._score(pooled[:, None], earlier, spread)], dim=1)
+            bound = positive - scores.logsumexp(dim=1) + math.log(scores.shape[1])
+        self.remember(key, pooled)
+        return bound.mean()
+
+    def _score(self, one: torch.Tensor, other: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        return -((one - other) / (spread + 1e-3)).square().mean(dim=-1) / self.temperature
+
+
+class Balanced(nn.Module):
+    """An estimator whose weight follows the size of its gradient, so that it neither rules the others nor vanishes.
+
+    The trainer multiplies the weight of the mutual information by `scale`, and reports what it measured to `measured`.
+    The factor is state: it is saved with the site.
+
+    Args:
+        estimator: of the mutual information.
+        fraction: the norm of its gradient as a fraction of that of all other terms that is aimed at.
+        warmup: steps over which the weight rises from 0.
+        interval: steps between two measurements; each costs one more backward pass.
+    """
+
+    def __init__(self, estimator: nn.Module, fraction: float = 0.05, warmup: int = 0, interval: int = 4) -> None:
+        super().__init__()
+        self.estimator = estimator
+        self.fraction, self.warmup, self.interval = fraction, warmup, interval
+        self.factor: torch.Tensor
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(
+        self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "", spread: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return what the estimator returns."""
+        return self.estimator(pooled, sa, key, spread)
+
+    def ramp(self, iteration: int) -> float:
+        """Return how much of the weight counts at an iteration, from 1 on."""
+        return min(1.0, iteration / self.warmup) if self.warmup else 1.0
+
+    def scale(self, iteration: int) -> float:
+        """Return what the weight is multiplied by at an iteration."""
+        return float(self.factor) * self.ramp(iteration)
+
+    def measured(self, fraction: float, iteration: int) -> None:
+        """Move the factor by what was measured, by no more than a hundredfold at once, and within 1e-4 to 1e4."""
+        found = fraction / self.ramp(iteration)
+        if found > 0 and math.isfinite(found):
+            self.factor.mul_(min(100.0, max(0.01, self.fraction / found))).clamp_(1e-4, 1e4)
+
+
+ESTIMATORS: dict[str, Callable[[], nn.Module]] = {"parzen": ParzenMI, "infonce": InfoNCE, "scans": ScanNCE}
+
+
+def mutual_information_estimator(name: str, fraction: float | None = None, warmup: int = 0) -> nn.Module:
+    """Return an estimator of Phi (for configs).
+
+    Args:
+        name: a key of `ESTIMATORS`.
+        fraction, warmup: see `Balanced`; without a fraction the weight stays what it is.
+
+    Raises:
+        UserError: there is no such estimator.
+    """
+    check_choice("phi", name, ESTIMATORS)
+    estimator = ESTIMATORS[name]()
+    return estimator if fraction is None else Balanced(estimator, fraction, warmup)

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsr_monai.networks.encoder import conv_block
-from fedsr_monai.networks.scie import SCIE
+from fedsr_monai.networks.sa import channel_statistics
+from fedsr_monai.networks.scie import DESIGNS
 from fedsr_monai.spatial.warping import compose, integrate, resize_ddf, warp
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -45,21 +46,43 @@ def double(features: torch.Tensor) -> torch.Tensor:
 
 
 class SCIELevel(nn.Module):
-    """One scale of a head: [features from below + skip] -> 3x3x3 convolution -> f_d -> SCIE(f_d, SA vector)."""
+    """One scale of a head: [features from below + skip] -> 3x3x3 convolution -> f_d -> SCIE(f_d, SA vector).
 
-    def __init__(self, in_channels: int, channels: int, scie: bool) -> None:
+    Args:
+        in_channels, channels: of the convolution.
+        scie: a key of `fedsr_monai.networks.scie.DESIGNS`; None leaves SCIE out.
+        statistics: what is pooled, one of `fedsr_monai.networks.sa.STATISTICS`.
+    """
+
+    def __init__(self, in_channels: int, channels: int, scie: str | None, statistics: str) -> None:
         super().__init__()
-        self.conv = conv_block(in_channels, channels)
-        self.scie = SCIE(channels) if scie else None
+        self.replaces_norm = scie == "normalise"
+        self.of_convolution = statistics == "convolution"
+        self.conv = conv_block(in_channels, channels, norm=not self.replaces_norm)
+        length = 2 * channels if self.of_convolution else channels
+        self.scie = None if scie is None else DESIGNS[scie](channels, length)
 
-    def forward(self, inputs: list[torch.Tensor], sa: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return enhanced features [B, C, ...] and the globally pooled f_d [B, C] that mutual information is measured
-        on.
+    def forward(
+        self, inputs: list[torch.Tensor], sa: torch.Tensor, guided: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return enhanced features [B, C, ...] and the pooled f_d, [B, C] or [B, 2 C], that mutual information is
+        measured on; without `guided` the features as they are before SCIE.
         """
-        features = self.conv(torch.cat(inputs, dim=1))
-        pooled = features.mean(dim=(2, 3, 4))
-        if self.scie is not None:
-            features = self.scie(features, sa)
+        x = torch.cat(inputs, dim=1)
+        if not self.of_convolution:
+            features = self.conv(x)
+            pooled = features.mean(dim=(2, 3, 4))
+            if self.scie is not None and guided:
+                features = self.scie(features, sa)
+            return features, pooled
+        output = self.conv.conv(x)
+        pooled = channel_statistics(output)
+        if self.scie is not None and self.replaces_norm:
+            common = sa if guided else torch.zeros_like(sa)  # mean 0 and spread 1: instance normalisation
+            return self.conv.adn(self.scie(output, common, pooled)), pooled
+        features = self.conv.adn(output)
+        if self.scie is not None and guided:
+            features = self.scie(features, sa, pooled)
         return features, pooled
 
 
@@ -75,14 +98,25 @@ class SegmentationHead(nn.Module):
         widths: channels of the five encoder stages.
         channels: channels of this head at 1/2, 1/4, 1/8, 1/16.
         num_classes: channels of the logits.
-        scie: False leaves SCIE out (the ablation of Table IV).
+        scie, statistics: see `SCIELevel`.
     """
 
-    def __init__(self, widths: Sequence[int], channels: Sequence[int], num_classes: int, scie: bool) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        channels: Sequence[int],
+        num_classes: int,
+        scie: str | None,
+        statistics: str = "normalised",
+    ) -> None:
         super().__init__()
         half, f1, f2, f3 = channels
         self.levels = nn.ModuleList(
-            [SCIELevel(f2 + widths[2], f1, scie), SCIELevel(f3 + widths[3], f2, scie), SCIELevel(widths[4], f3, scie)]
+            [
+                SCIELevel(f2 + widths[2], f1, scie, statistics),
+                SCIELevel(f3 + widths[3], f2, scie, statistics),
+                SCIELevel(widths[4], f3, scie, statistics),
+            ]
         )
         self.fine = conv_block(f1 + widths[1], half)
         self.spread = nn.Conv3d(half, 8 * widths[0], kernel_size=1)
@@ -91,16 +125,19 @@ class SegmentationHead(nn.Module):
         self.detail_logits = nn.Conv3d(2 * widths[0], num_classes, kernel_size=1, bias=False)
         nn.init.zeros_(self.detail_logits.weight)
 
-    def forward(self, features: list[torch.Tensor], sa: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(
+        self, features: list[torch.Tensor], sa: list[torch.Tensor], guided: bool = True
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits [B, classes, D, H, W] and the pooled f_d of f1, f2, f3.
 
         Args:
             features: of the encoder, five stages.
             sa: the segmentation head's SA vectors of f1, f2, f3.
+            guided: False leaves SCIE out of this pass.
         """
-        x, pooled3 = self.levels[2]([features[4]], sa[2])
-        x, pooled2 = self.levels[1]([double(x), features[3]], sa[1])
-        x, pooled1 = self.levels[0]([double(x), features[2]], sa[0])
+        x, pooled3 = self.levels[2]([features[4]], sa[2], guided)
+        x, pooled2 = self.levels[1]([double(x), features[3]], sa[1], guided)
+        x, pooled1 = self.levels[0]([double(x), features[2]], sa[0], guided)
         x = self.fine(torch.cat([double(x), features[1]], dim=1))
         x = pixelshuffle(self.spread(x), spatial_dims=3, scale_factor=2)
         x = torch.cat([x, features[0]], dim=1)
@@ -141,7 +178,7 @@ class RegistrationHead(nn.Module):
     uses what the other knows.
 
     Args:
-        widths, channels, scie: as for `SegmentationHead`.
+        widths, channels, scie, statistics: as for `SegmentationHead`.
         num_classes: label channels of the guidance.
         label_guidance: feed predicted and warped labels to the half-resolution level.
         passes: how often that level is applied.
@@ -153,18 +190,19 @@ class RegistrationHead(nn.Module):
         widths: Sequence[int],
         channels: Sequence[int],
         num_classes: int,
-        scie: bool,
+        scie: str | None,
         label_guidance: bool = True,
         passes: int = 2,
         integrate: bool = True,
+        statistics: str = "normalised",
     ) -> None:
         super().__init__()
         half, f1, f2, f3 = channels
         self.levels = nn.ModuleList(
             [
-                SCIELevel(f2 + 2 * widths[2], f1, scie),
-                SCIELevel(f3 + 2 * widths[3], f2, scie),
-                SCIELevel(2 * widths[4], f3, scie),
+                SCIELevel(f2 + 2 * widths[2], f1, scie, statistics),
+                SCIELevel(f3 + 2 * widths[3], f2, scie, statistics),
+                SCIELevel(2 * widths[4], f3, scie, statistics),
             ]
         )
         self.fine = conv_block(f1 + 2 * widths[1] + (2 * num_classes if label_guidance else 0), half)

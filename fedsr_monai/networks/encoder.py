@@ -9,8 +9,8 @@ from monai.networks.blocks import Convolution
 from torch import nn
 
 
-def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolution:
-    """Return a block of 3x3x3 convolution, instance normalisation and leaky ReLU.
+def conv_block(in_channels: int, out_channels: int, stride: int = 1, norm: bool = True) -> Convolution:
+    """Return a block of 3x3x3 convolution, instance normalisation (unless `norm` is False) and leaky ReLU.
 
     Instance normalisation keeps no running statistics, so there is nothing site-specific in it to leak or to average
     wrongly.
@@ -21,7 +21,7 @@ def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> Convolut
         out_channels=out_channels,
         strides=stride,
         kernel_size=3,
-        adn_ordering="NA",
+        adn_ordering="NA" if norm else "A",
         norm=("instance", {"affine": True}),
         # Not in place: the normalisation's output is a view, of which autograd would keep a copy.
         act=("leakyrelu", {"negative_slope": 0.1}),

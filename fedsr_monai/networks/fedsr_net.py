@@ -14,7 +14,8 @@ from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.networks.decoder import RegistrationHead, SegmentationHead
 from fedsr_monai.networks.encoder import Encoder
 from fedsr_monai.networks.label_fractions import label_fractions, predicted_fractions
-from fedsr_monai.networks.sa import SARepresentation
+from fedsr_monai.networks.sa import STATISTICS, SARepresentation
+from fedsr_monai.networks.scie import DESIGNS, OF_CONVOLUTION
 from fedsr_monai.spatial.warping import resize_ddf, warp
 
 # widths: encoder stages at strides 1..16; channels: both heads at 1/2, 1/4, 1/8, 1/16.
@@ -67,14 +68,18 @@ class FedSRNet(nn.Module):
     Args:
         preset: "small" (two CPU cores) or "full" (128^3 on a GPU).
         num_classes: labels with background.
-        scie: False leaves the SCIE blocks out (ablation).
+        scie: design of the SCIE blocks, a key of `fedsr_monai.networks.scie.DESIGNS`; True is "gate", False leaves them
+            out (ablation).
         label_guidance, passes: see `RegistrationHead`.
         integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity
             fields.
         spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
+        sa_statistics: what the SA vectors hold of f_d: "normalised", the mean of each channel after instance
+            normalisation, or "convolution", mean and log spread before it, with their variance over scans.
 
     Raises:
-        ValueError: an unknown preset.
+        ValueError: an unknown preset, design or kind of statistics, or a design that reads the convolution's statistics
+            without them.
 
     Examples:
         >>> import torch
@@ -90,21 +95,31 @@ class FedSRNet(nn.Module):
         self,
         preset: str = "small",
         num_classes: int = NUM_CLASSES,
-        scie: bool = True,
+        scie: bool | str = True,
         label_guidance: bool = True,
         passes: int = 2,
         integrate: bool = True,
         spatial_shape: Sequence[int] = (STRIDE, STRIDE, STRIDE),
+        sa_statistics: str = "normalised",
     ) -> None:
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"FedSRNet() 'preset' is {preset!r}; expected one of {sorted(PRESETS)}")
+        design = ("gate" if scie else None) if isinstance(scie, bool) else scie
+        if design is not None and design not in DESIGNS:
+            raise ValueError(f"FedSRNet() 'scie' is {scie!r}; expected True, False or one of {sorted(DESIGNS)}")
+        if sa_statistics not in STATISTICS:
+            raise ValueError(f"FedSRNet() 'sa_statistics' is {sa_statistics!r}; expected one of {list(STATISTICS)}")
+        if design in OF_CONVOLUTION and sa_statistics != "convolution":
+            raise ValueError(f"FedSRNet() 'scie' {design!r} needs sa_statistics 'convolution', not {sa_statistics!r}")
         widths, channels = PRESETS[preset]["widths"], PRESETS[preset]["channels"]
         self.num_classes = num_classes
         self.encoder = Encoder(widths)
-        self.registration = RegistrationHead(widths, channels, num_classes, scie, label_guidance, passes, integrate)
-        self.segmentation = SegmentationHead(widths, channels, num_classes, scie)
-        self.sa = SARepresentation(channels[1:])
+        self.registration = RegistrationHead(
+            widths, channels, num_classes, design, label_guidance, passes, integrate, sa_statistics
+        )
+        self.segmentation = SegmentationHead(widths, channels, num_classes, design, sa_statistics)
+        self.sa = SARepresentation(channels[1:], sa_statistics)
         self.register_buffer("atlas_image", torch.zeros(1, 1, *spatial_shape))
         self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
 
@@ -153,11 +168,11 @@ class FedSRNet(nn.Module):
         """Return the one-hot map, float32 [B, classes, D, H, W], of label ids [B, 1, D, H, W]."""
         return F.one_hot(label[:, 0].long(), self.num_classes).movedim(-1, 1).float()
 
-    def segment(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def segment(self, features: list[torch.Tensor], guided: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits [B, classes, D, H, W] (float32) and the pooled f_d of f1, f2, f3, from encoder features of
-        scans.
+        scans; without `guided` SCIE is left out of this pass.
         """
-        logits, pooled = self.segmentation(features, self.sa.segmentation.vectors())
+        logits, pooled = self.segmentation(features, self.sa.segmentation.vectors(), guided)
         return logits.float(), pooled
 
     def align(

@@ -8,48 +8,84 @@ import torch
 from torch import nn
 
 HEADS = ("registration", "segmentation")
+# What is pooled of f_d: its mean after instance normalisation, or mean and spread of the convolution's output before it.
+STATISTICS = ("normalised", "convolution")
+# Of the statistics over scans, until scans have been seen: a spread of 0.05, about what they have at random weights.
+INITIAL_VARIANCE = 0.05**2
+
+
+def channel_statistics(output: torch.Tensor) -> torch.Tensor:
+    """Return mean and log standard deviation of each channel, float32 [B, 2 C], of a convolution's output
+    [B, C, D, H, W].
+    """
+    variance, mean = torch.var_mean(output.float(), dim=[2, 3, 4], correction=0)
+    return torch.cat([mean, 0.5 * torch.log(variance + 1e-6)], dim=1)
+
+
+def whitened(statistics: torch.Tensor, sa: torch.Tensor, limit: float = 5.0) -> torch.Tensor:
+    """Return how far statistics [B, 2 C] are from an SA tensor [2, 2 C], in standard deviations over scans, within
+    +- `limit`: a scan that is further off says no more than that.
+    """
+    deviation = (statistics - sa[0]) / (sa[1].clamp(min=0.0) + 1e-6).sqrt()
+    return deviation.clamp(-limit, limit)
+
+
+def profile(sa: torch.Tensor) -> torch.Tensor:
+    """Return the SA vector itself: the tensor [C], or the first row of mean and variance [2, 2 C]."""
+    return sa if sa.dim() == 1 else sa[0]
 
 
 class SAVectors(nn.Module):
-    """The SA vectors of one head: buffers "0", "1", "2" for the scales f1, f2, f3 (1/4, 1/8, 1/16 of the grid)."""
+    """The SA vectors of one head: buffers "0", "1", "2" for the scales f1, f2, f3 (1/4, 1/8, 1/16 of the grid).
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    Each is [C], the pooled features, or with the statistics of the convolution [2, 2 C]: their mean over scans (the
+    vector) and their variance over scans (by which they are whitened).
+    """
+
+    def __init__(self, lengths: Sequence[int], statistics: str = "normalised") -> None:
         super().__init__()
         for scale, length in enumerate(lengths):
-            self.register_buffer(str(scale), torch.zeros(length))
+            shape = (length,) if statistics == "normalised" else (2, 2 * length)
+            self.register_buffer(str(scale), torch.zeros(shape))
 
     def __getitem__(self, scale: int) -> torch.Tensor:
         return self.get_buffer(str(scale))
 
     @torch.jit.export
     def vectors(self) -> list[torch.Tensor]:
-        """Return the vectors of f1, f2, f3, [C] each."""
+        """Return the tensors of f1, f2, f3."""
         return [getattr(self, "0"), getattr(self, "1"), getattr(self, "2")]  # noqa: B009 (TorchScript has no indexing of buffers)
 
 
 class SARepresentation(nn.Module):
-    """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32 [C]
-    each.
+    """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32.
 
     They are buffers: no optimiser touches them. They move by `update` (eq. 7) during local training and by the server's
     ascent.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], statistics: str = "normalised") -> None:
         super().__init__()
-        self.registration = SAVectors(lengths)
-        self.segmentation = SAVectors(lengths)
+        self.registration = SAVectors(lengths, statistics)
+        self.segmentation = SAVectors(lengths, statistics)
 
     @torch.no_grad()
     def update(self, head: str, pooled: Sequence[torch.Tensor], alpha: float) -> None:
         """Move the vectors of a head towards pooled features, outside autograd: eq. 7, f <- (1 - alpha) f + alpha *
-        pooled.
+        pooled. The variance, where there is one, moves in the same way, towards the squared deviation from f.
 
         Args:
             head: "registration" or "segmentation".
-            pooled: globally pooled f_d of the scales f1, f2, f3, [B, C] each; averaged over the batch.
+            pooled: pooled f_d of the scales f1, f2, f3, [B, C] or [B, 2 C] each; averaged over the batch.
             alpha: the paper's smoothing coefficient; 1 sets the vector (initialisation from the labelled atlas).
         """
         vectors = getattr(self, head)
         for scale, feature in enumerate(pooled):
-            vectors[scale].lerp_(feature.detach().float().mean(dim=0), alpha)
+            vector, feature = vectors[scale], feature.detach().float()
+            if vector.ndim == 2:
+                if alpha == 1:  # one image has no variance over scans
+                    vector[1].fill_(INITIAL_VARIANCE)
+                else:
+                    vector[1].lerp_((feature - vector[0]).square().mean(dim=0), alpha)
+                vector = vector[0]
+            vector.lerp_(feature.mean(dim=0), alpha)

@@ -1,5 +1,7 @@
-"""Site-common information enhancer (Section II-C): a site-aggregated vector guides a feature map by channel and by
-position.
+"""Site-common information enhancer (Section II-C): a site-aggregated (SA) vector guides the features f_d of its scale.
+
+The paper names the block and its inputs but not its inside. `DESIGNS` holds several readings behind one call; what
+they were measured to do is in `docs/method.md`.
 """
 
 from __future__ import annotations
@@ -7,41 +9,140 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedsr_monai.networks.sa import profile, whitened
+
 
 class SCIE(nn.Module):
-    """Guide decoder features f_d with the site-aggregated (SA) vector of the same scale.
+    """`gate`: guide f_d by channel and by position.
 
-    By channel: a gate and a shift from an MLP on [globally pooled f_d, SA vector]. By position: an attention map, the
+    By channel: a gate and a shift from an MLP on [pooled f_d, SA vector]. By position: an attention map, the
     similarity of each voxel's projected feature to the projected SA vector, that weighs a learned part of every
-    channel. The
-    block is residual and its last layers are zero at initialisation, when it is exactly the identity: learning decides
-        how
-    much guidance to take.
-
-    The paper names the block and its inputs but not its inside; this is our choice, see `docs/method.md`.
+    channel. The block is residual and its last layers are zero at initialisation, when it is exactly the identity:
+    learning decides how much guidance to take.
 
     Args:
-        channels: channels of f_d, and the length of the SA vector.
+        channels: channels of f_d.
+        length: of the SA vector; by default one number per channel.
         projection: length of the common space in which similarity is measured.
     """
 
-    def __init__(self, channels: int, projection: int = 16) -> None:
+    def __init__(self, channels: int, length: int | None = None, projection: int = 16) -> None:
         super().__init__()
-        self.channel_mlp = nn.Sequential(
-            nn.Linear(2 * channels, channels), nn.SiLU(), nn.Linear(channels, 2 * channels)
-        )
+        length = channels if length is None else length
+        self.channel_mlp = nn.Sequential(nn.Linear(2 * length, channels), nn.SiLU(), nn.Linear(channels, 2 * channels))
         nn.init.zeros_(self.channel_mlp[-1].weight)
         nn.init.zeros_(self.channel_mlp[-1].bias)
         self.query = nn.Conv3d(channels, projection, kernel_size=1)
-        self.key = nn.Linear(channels, projection)
+        self.key = nn.Linear(length, projection)
         self.place_scale = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: torch.Tensor, sa: torch.Tensor) -> torch.Tensor:
-        """Return enhanced features [B, C, D, H, W] of features [B, C, D, H, W] and an SA vector [C]."""
-        pooled = features.mean(dim=(2, 3, 4))
-        sa = sa.to(pooled.dtype)
-        gate, shift = self.channel_mlp(torch.cat([pooled, sa.expand_as(pooled)], dim=1)).chunk(2, dim=1)
-        key = self.key(sa) / self.key.out_features**0.5
+    def forward(self, features: torch.Tensor, sa: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
+        """Return enhanced features [B, C, D, H, W].
+
+        Args:
+            features: [B, C, D, H, W].
+            sa: SA vector [C], or mean and variance over scans [2, 2 C].
+            statistics: of the convolution's output, [B, 2 C], with an SA tensor of this kind; pooled f_d if None.
+        """
+        pooled = features.mean(dim=(2, 3, 4)) if statistics is None else whitened(statistics, sa)
+        vector = profile(sa).to(pooled.dtype)
+        gate, shift = self.channel_mlp(torch.cat([pooled, vector.expand_as(pooled)], dim=1)).chunk(2, dim=1)
+        key = self.key(vector) / self.key.out_features**0.5
         attention = torch.sigmoid(torch.einsum("bkdhw,k->bdhw", self.query(features), key))[:, None]
         scale = 1 + gate[:, :, None, None, None] + attention * self.place_scale[:, None, None, None].to(attention.dtype)
         return features * scale + shift[:, :, None, None, None]
+
+
+class Normalise(nn.Module):
+    """`normalise`: the statistics of the scan go in, those of all sites come out.
+
+    Adaptive instance normalisation (Huang and Belongie, 2017) with the SA vector for the style: it takes the place of
+    the block's instance normalisation, and a learned affine map per channel follows.
+
+    Args:
+        channels: channels of f_d.
+        length: of the SA vector, mean and log spread of each channel.
+    """
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: torch.Tensor, sa: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
+        """Return features [B, C, D, H, W] with site-common statistics, from a convolution's output; see `SCIE`."""
+        assert statistics is not None
+        mean, log_spread = statistics.chunk(2, dim=1)
+        common_mean, common_log_spread = sa[0].chunk(2)
+        scale = torch.exp(common_log_spread - log_spread)
+        shift = (common_mean - mean * scale) * self.gain + self.shift
+        scale = scale * self.gain
+        return torch.addcmul(
+            shift[:, :, None, None, None].to(features.dtype),
+            features,
+            scale[:, :, None, None, None].to(features.dtype),
+        )
+
+
+class FiLMDifference(nn.Module):
+    """`film_difference`: a gain and a shift per channel from how the scan differs from what is common to the sites.
+
+    The difference is whitened, so that it is of order one whatever the channel. It is what instance normalisation takes
+    away. Exactly the identity at initialisation.
+
+    Args:
+        channels: channels of f_d.
+        length: of the SA vector, mean and log spread of each channel.
+    """
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(length, channels), nn.SiLU(), nn.Linear(channels, 2 * channels))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, features: torch.Tensor, sa: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
+        """Return enhanced features [B, C, D, H, W]; see `SCIE`."""
+        assert statistics is not None
+        gain, shift = self.mlp(whitened(statistics, sa)).chunk(2, dim=1)
+        return features * (1 + gain[:, :, None, None, None]) + shift[:, :, None, None, None]
+
+
+class Attention(nn.Module):
+    """`attention`: every voxel attends to a few tokens that are made of the scan's profile and the SA vector.
+
+    What it reads is weighed by a number per channel, zero at initialisation.
+
+    Args:
+        channels: channels of f_d.
+        length: of the SA vector.
+        tokens: how many.
+        projection: length of queries and keys.
+    """
+
+    def __init__(self, channels: int, length: int, tokens: int = 4, projection: int = 16) -> None:
+        super().__init__()
+        self.query = nn.Conv3d(channels, projection, kernel_size=1)
+        self.keys = nn.Linear(2 * length, tokens * projection)
+        self.values = nn.Linear(2 * length, tokens * channels)
+        self.scale = nn.Parameter(torch.zeros(channels))
+        self.tokens = tokens
+
+    def forward(self, features: torch.Tensor, sa: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
+        """Return enhanced features [B, C, D, H, W]; see `SCIE`."""
+        own = features.mean(dim=(2, 3, 4)) if statistics is None else whitened(statistics, sa)
+        both = torch.cat([own, profile(sa).to(own.dtype).expand_as(own)], dim=1)
+        keys = self.keys(both).unflatten(1, [self.tokens, -1])
+        values = self.values(both).unflatten(1, [self.tokens, -1])
+        scores = torch.einsum("bpdhw,btp->btdhw", self.query(features), keys) / keys.shape[2] ** 0.5
+        read = torch.einsum("btdhw,btc->bcdhw", scores.softmax(dim=1).to(values.dtype), values)
+        return features + self.scale[:, None, None, None].to(read.dtype) * read
+
+
+DESIGNS: dict[str, type[nn.Module]] = {
+    "gate": SCIE,
+    "normalise": Normalise,
+    "film_difference": FiLMDifference,
+    "attention": Attention,
+}
+OF_CONVOLUTION = ("normalise", "film_difference")  # designs that read statistics from before the normalisation

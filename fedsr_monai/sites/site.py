@@ -109,6 +109,17 @@ def load_atlas(sites: Sites) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(image.astype(np.float32))[None], torch.from_numpy(label.astype(np.uint8))[None]
 
 
+def load_atlases(sites: Sites) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Read the atlases of several sites, by name (see `load_atlas`); nothing where there is one site, as it needs no
+    choice.
+
+    Raises:
+        UserError: a folder violates the contract, or an atlas volume cannot be read.
+    """
+    loaded = load_sites(sites)
+    return {site.name: load_atlas(site) for site in loaded} if len(loaded) > 1 else {}
+
+
 def site_grid(sites: Sites) -> Grid:
     """Return the grid of the (first) site's atlas.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedsr_monai.checks import check_choice, check_whole_number, is_whole_number
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.sa_variants import VARIANTS
 from fedsr_monai.files import read_json
 
 SHIPPED, RANDOM = "shipped", "random"  # as `from_weights`: the weights that come with the bundle, and none
@@ -56,10 +57,12 @@ class Plan:
         arms: by name.
         contrasts: pairs (arm, reference) that are tested.
         seeds: one run per arm and seed; seeds are the units of the tests.
-        rounds, steps: communication rounds, and training steps per round and site.
+        rounds, steps: communication rounds, and training steps per round and site; the pooled arm takes the steps of all
+            sites.
         overrides: values for ids of the bundle's `train.json`, the same in every arm.
         personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that do it.
         unseen: names of sites that take part in no round; they are measured, and fitted if the arm personalises.
+        sa: changes of the SA features whose effect on every run is measured (`evaluation.sa_variants.VARIANTS`).
     """
 
     name: str
@@ -73,6 +76,7 @@ class Plan:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     personalise: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 1, "epoch_length": 10})
     unseen: tuple[str, ...] = ()
+    sa: tuple[str, ...] = ()
 
 
 def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
@@ -102,6 +106,7 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
         "overrides",
         "personalise",
         "unseen",
+        "sa",
     }
     for key in sorted(set(content) - known):
         raise UserError(
@@ -113,6 +118,8 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
     for key in ("rounds", "steps"):
         if key in content and not is_whole_number(content[key], 1):
             raise UserError(f"{path}: {key}", found=repr(content[key]), expected="a whole number of at least 1")
+    for variant in content.get("sa", ()):
+        check_choice(f"{path}: sa", variant, VARIANTS[1:])
     seeds = content.get("seeds", [0, 1, 2])
     if not isinstance(seeds, list) or not seeds or not all(is_whole_number(seed, 0) for seed in seeds):
         raise UserError(f"{path}: seeds", found=repr(seeds), expected="a list of whole numbers")
@@ -128,6 +135,7 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
         seeds=tuple(seeds),
         **{key: content[key] for key in ("rounds", "steps", "overrides", "personalise") if key in content},
         unseen=tuple(content.get("unseen", ())),
+        sa=tuple(content.get("sa", ())),
     )
 
 

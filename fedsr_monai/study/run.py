@@ -17,6 +17,7 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites
+from fedsr_monai.federation.policies import find_policy
 from fedsr_monai.federation.runner import federate
 from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
@@ -58,7 +59,8 @@ def run_study(
 
     Args:
         plan: the plan's JSON file.
-        out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, summary.csv, contrasts.csv, cost.csv and report.html.
+        out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, summary.csv, contrasts.csv, mechanism.csv, sa.csv, cost.csv
+            and report.html.
         quick: the plan's own quick size, which shows that everything runs, and no accuracy.
         processes: runs at once, one thread each if there are several.
         anatomies: folder of label maps of people: the plan's simulated sites become semi-real ones (docs/simulate.md).
@@ -138,7 +140,10 @@ def run_job(job: Job) -> str | None:
 
 def _train(job: Job) -> None:
     plan, arm = job.plan, job.plan.arms[job.arm]
-    overrides: dict[str, Any] = {"epoch_length": plan.steps, "val_interval": 10**6, **plan.overrides, **arm.overrides}
+    policy = arm.policy or ("pooled" if arm.baseline else "fedsr")
+    clients = len(job.members) if find_policy(policy).pools_images else 1  # one client takes the steps of all sites
+    steps = {"epoch_length": plan.steps * clients, "val_interval": 10**6}
+    overrides: dict[str, Any] = {**steps, **plan.overrides, **arm.overrides}
     weights = arm.from_weights
     if weights == RANDOM:
         weights = None
@@ -168,6 +173,8 @@ def _train(job: Job) -> None:
             models += models_of_sites([folder], models[0].weights)
     figures = int(job.seed == plan.seeds[0])  # of the error maps
     evaluate_models(models, job.run / "evaluation", figures=figures, progress=False)
+    for variant in plan.sa:
+        evaluate_models(models, job.run / "evaluation" / f"sa-{variant}", figures=0, progress=False, sa=variant)
     (job.run / "evaluation" / "done").touch()
 
 
@@ -183,5 +190,5 @@ def _pretrained(job: Job, settings: Mapping[str, Any], overrides: Mapping[str, A
 def _of_site_bundle(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overrides that the personalised phase has too: what an arm switches off in the rounds stays off after them."""
     config = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))
-    reserved = ("epochs", "epoch_length", "seed", "val_interval")
+    reserved = ("epochs", "epoch_length", "seed", "val_interval", "sa_alpha", "heads_first")  # own to the phase
     return {key: value for key, value in overrides.items() if key.split("#")[0] in config and key not in reserved}

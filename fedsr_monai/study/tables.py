@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from fedsr_monai.evaluation.sa_variants import effect
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, spread
 from fedsr_monai.files import write_csv
+from fedsr_monai.handlers import read_history
 from fedsr_monai.study.plan import Plan
 from fedsr_monai.study.statistics import contrast, holm
 
 TASKS = ("registration", "segmentation")
 SUMMARY_COLUMNS = ("task", "site", "arm", "dice", "sd_over_seeds", "hd95_mm", "missed", "seeds", "cases")
 CONTRAST_COLUMNS = ("task", "site", "arm", "reference", "difference", "low", "high", "p", "p_holm", "seeds", "cases")
+SA_COLUMNS = ("task", "arm", "sa", "difference", "p", "scans", "seeds")
+MECHANISM_COLUMNS = ("arm", "seed", "phi_gradient", "phi_gradient_low", "phi_gradient_high", "sa_entropy", "rounds")
 COST_COLUMNS = ("arm", "seed", "rounds", "steps", "seconds", "bytes_down", "bytes_up")
 # Beside the measures of a structure: NCC of its case (of the registration), seconds and bytes of its whole run.
 RESULT_COLUMNS = ("arm", "seed", *METRIC_COLUMNS, "ncc", "seconds", "bytes")
@@ -72,6 +76,8 @@ def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]
         ("summary", SUMMARY_COLUMNS, found.summary),
         ("contrasts", CONTRAST_COLUMNS, found.contrasts),
         ("cost", COST_COLUMNS, found.cost),
+        ("mechanism", MECHANISM_COLUMNS, [_mechanism(*key, run) for key, run in sorted(finished.items())]),
+        *([("sa", SA_COLUMNS, sa_rows(plan, finished))] if plan.sa else []),
     ):
         write_csv(out / f"{name}.csv", columns, content)
     return found
@@ -156,6 +162,49 @@ def matrix(values: Mapping[tuple, float], task: str, arm: str, site: str) -> dic
         if (of_task, of_arm) == (task, arm) and site in ("all", of_site):
             found.setdefault(seed, {})[of_site, case] = value
     return found
+
+
+def sa_rows(plan: Plan, finished: Mapping[tuple[str, int], Path]) -> list[dict[str, Any]]:
+    """Return what each change of the SA features did to each arm, over its scans, with the mean over its seeds."""
+    result = []
+    for task in TASKS:
+        for arm in plan.arms:
+            runs = [run / "evaluation" for (name, _), run in sorted(finished.items()) if name == arm]
+            learned = [read_measures(run / "metrics.csv", METRIC_COLUMNS) for run in runs]
+            for variant in plan.sa if runs else ():
+                changed = [read_measures(run / f"sa-{variant}" / "metrics.csv", METRIC_COLUMNS) for run in runs]
+                found = effect(learned, changed, task)
+                result.append(
+                    {
+                        "task": task,
+                        "arm": arm,
+                        "sa": variant,
+                        "difference": found.difference,
+                        "p": found.p,
+                        "scans": found.scans,
+                        "seeds": len(runs),
+                    }
+                )
+    return result
+
+
+def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
+    """Return how far the mutual information acted in the second half of a run's rounds (`JointTrainer`)."""
+    rows = read_history(run / "history.csv") if (run / "history.csv").is_file() else []
+    rounds = max((int(row["round"]) for row in rows), default=-1) + 1
+    late = [row for row in rows if int(row["round"]) >= rounds // 2]
+    fractions = [float(row["phi_gradient"]) for row in late if row.get("phi_gradient")]
+    entropies = [float(row["sa_entropy"]) for row in late if row.get("sa_entropy")]
+    low, middle, high = np.quantile(fractions, [0.1, 0.5, 0.9]) if fractions else [float("nan")] * 3
+    return {
+        "arm": arm,
+        "seed": seed,
+        "phi_gradient": float(middle),
+        "phi_gradient_low": float(low),
+        "phi_gradient_high": float(high),
+        "sa_entropy": spread(entropies)["mean"],
+        "rounds": rounds,
+    }
 
 
 def _cost(arm: str, seed: int, run: Path) -> dict[str, Any]:

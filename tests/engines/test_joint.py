@@ -7,8 +7,9 @@ import torch
 from ignite.engine import Events
 
 from fedsr_monai.engines import JointTrainer, freeze, head_optimizers
+from fedsr_monai.errors import UserError
 from fedsr_monai.federation.site_state import collect_state, seed_everything
-from fedsr_monai.losses import InfoNCE, ParzenMI
+from fedsr_monai.losses import Balanced, InfoNCE, ParzenMI
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
@@ -112,8 +113,10 @@ def test_segmentation_alone(phantom, scan, labelled):
     trainer.run()
     assert moved(trainer, "registration.", before) == [] and moved(trainer, "sa.registration", before) == []
     assert moved(trainer, "segmentation.", before) and moved(trainer, "encoder.", before)
-    losses = {"loss", "segmentation", "exact", "mutual_information"}
-    assert set(trainer.state.output) == losses | {"phi_gradient", "sa_entropy"}
+    losses = {"loss", "segmentation", "exact"}
+    # A scan without labels is not computed, and the drawn image tells the mutual information nothing.
+    of_scan = {"mutual_information", "phi_gradient", "sa_entropy"} if labelled else set()
+    assert set(trainer.state.output) == losses | of_scan
 
 
 def test_registration_alone(phantom, scan):
@@ -228,6 +231,70 @@ def test_grids_that_are_no_multiple_of_16(phantom, scan):
     )
     trainer.run()
     assert all(value == value for value in trainer.state.output.values())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_both_targets_register_the_scan_in_every_step(phantom, scan, fused):
+    options = {"random_atlas": random_atlas(), "exact_registration": 1.0, "both_targets": True, "fused": fused}
+    trainer = make_trainer(phantom, unlabelled(scan), **options)
+    fields = []
+    trainer.network.registration.register_forward_hook(lambda module, inputs, output: fields.append(output[0].shape[0]))
+    trainer.run()
+    assert fields == [2] and "pseudo" in trainer.state.output
+
+
+def test_the_general_branch_is_a_loss_of_its_own_without_scie(phantom, scan):
+    weights = {"pseudo": 0.5, "general": 2.0}
+    trainer = make_trainer(phantom, unlabelled(scan), segmentation_weights=weights)
+    trainer.run()
+    output = trainer.state.output
+    # At initialisation SCIE is the identity: both branches say the same.
+    assert output["general"] == pytest.approx(output["exact"] + 0.5 * output["pseudo"], rel=1e-4)
+
+
+def test_heads_learn_before_the_encoder_where_they_take_turns(phantom, scan):
+    trainer = make_trainer(phantom, unlabelled(scan, 2), heads_first=0.5)
+    states = [state_of(trainer, "")]
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: states.append(state_of(engine, "")))
+    trainer.run()
+    moves = [
+        {key.split(".")[0] for key in after if not key.startswith("sa.") and not torch.equal(before[key], after[key])}
+        for before, after in zip(states, states[1:])
+    ]
+    assert moves == [{"registration", "segmentation"}, {"encoder"}]
+
+
+def test_each_scan_is_registered_with_the_atlas_of_its_site(phantom, scan):
+    other = (0.5 * phantom[0], phantom[1])
+    data = [{"image": scan["image"], "name": [f"{site}/scan"]} for site in ("b", "a", "b")]
+    trainer = make_trainer(phantom, data, atlases={"a": phantom, "b": other})
+    atlases = []
+    trainer.network.segmentation.register_forward_hook(
+        lambda module, inputs, output: atlases.append(float(trainer.network.atlas_image.max()))
+    )
+    trainer.run()
+    high, low = float(phantom[0].max()), float(other[0].max())
+    assert atlases == [low, high, low]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are(phantom, scan):
+    trainer = make_trainer(phantom, [{"image": scan["image"] * float("nan")}])
+    before = state_of(trainer, "encoder.")
+    with pytest.raises(UserError, match="^training, iteration 1: found NaN or an infinite value in the gradient"):
+        trainer.run()
+    assert moved(trainer, "encoder.", before) == []
+
+
+def test_a_balanced_estimator_holds_its_part_of_the_gradient(phantom, scan):
+    fractions = []
+    for estimator in (ParzenMI(), Balanced(ParzenMI(), fraction=0.05, interval=1)):
+        trainer = make_trainer(phantom, unlabelled(scan, 3), mutual_information=estimator)
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: fractions.append(engine.state.output.get("phi_gradient"))
+        )
+        trainer.run()
+    assert fractions[3] == pytest.approx(fractions[0])  # the first is measured before anything is changed
+    assert all(0.01 < fraction < 0.2 for fraction in fractions[4:])
 
 
 def test_resumed_training_equals_an_uninterrupted_one(phantom, scan):

@@ -67,35 +67,39 @@ def test_the_order_of_the_sites_does_not_matter(phi, rule):
     assert all(torch.equal(forward[key], backward[key]) for key in forward)
 
 
-def test_sa_rises_above_the_mean_and_is_smoothed():
+def test_sa_rises_above_the_mean():
     vectors = {site: update["sa.segmentation.0"] for site, update in updates(1).items()}
     weights = {"a": 0.6, "b": 0.3, "c": 0.1}
-    previous = torch.zeros(16)
 
     def total(vector):
         return sum(weights[site] * float(correlation(vectors[site][None], vector)) for site in vectors)
 
-    mean = aggregate_sa(vectors, weights, previous, correlation, steps=0, alpha=1.0)
-    risen = aggregate_sa(vectors, weights, previous, correlation, alpha=1.0)
+    mean = aggregate_sa(vectors, weights, correlation, steps=0).float()
+    risen = aggregate_sa(vectors, weights, correlation).float()
     assert torch.allclose(mean, sum(weights[site] * vectors[site] for site in vectors))
     assert total(risen) > total(mean) + 1e-3
     assert (risen - mean).norm() <= 5 * 0.02 * mean.norm() + 1e-6
 
-    previous = torch.rand(16)
-    smoothed = aggregate_sa(vectors, weights, previous, correlation, alpha=0.1)
-    assert torch.allclose(smoothed, 0.9 * previous + 0.1 * risen, atol=1e-6)
-
 
 def test_sa_never_falls_below_the_mean_however_long_the_step():
     vectors = {"a": torch.rand(16, generator=torch.Generator().manual_seed(3))}
-    result = aggregate_sa(vectors, {"a": 1.0}, torch.zeros(16), correlation, lr=100.0, alpha=1.0)
+    result = aggregate_sa(vectors, {"a": 1.0}, correlation, lr=100.0).float()
     assert float(correlation(vectors["a"][None], result)) >= 1 - 1e-6
 
 
 def test_a_flat_objective_leaves_the_mean():
     vectors = {"a": torch.zeros(4), "b": torch.zeros(4)}
-    result = aggregate_sa(vectors, {"a": 0.5, "b": 0.5}, torch.ones(4), lambda x, f: (f * x[0]).sum(), alpha=0.5)
-    assert result.tolist() == [0.5] * 4
+    result = aggregate_sa(vectors, {"a": 0.5, "b": 0.5}, lambda x, f: (f * x[0]).sum())
+    assert result.tolist() == [0.0] * 4
+
+
+def test_of_mean_and_variance_over_scans_the_mean_ascends():
+    sent = {"sa.segmentation.0": torch.rand(2, 16, generator=torch.Generator().manual_seed(7))}
+    two = {site: {"sa.segmentation.0": torch.stack([u["sa.segmentation.0"]] * 2)} for site, u in updates().items()}
+    weights = {"a": 0.2, "b": 0.3, "c": 0.5}
+    result = aggregate(two, weights, sent, correlation)["sa.segmentation.0"]
+    plain = aggregate(two, weights, sent, None)["sa.segmentation.0"]
+    assert torch.equal(result[1], plain[1]) and not torch.equal(result[0], plain[0])
 
 
 def test_only_sa_keys_ascend():

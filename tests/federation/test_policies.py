@@ -26,6 +26,7 @@ STATE = {
     [
         ("fedsr", ["encoder.b", "encoder.w", "sa.registration.0", "sa.segmentation.0"]),
         ("fedrep", ["encoder.b", "encoder.w"]),
+        ("fedper", ["encoder.b", "encoder.w"]),
         (
             "fedavg",
             [
@@ -72,7 +73,7 @@ def test_whole_numbers_are_refused_by_name():
 
 def test_unknown_policy_is_named():
     with pytest.raises(
-        UserError, match=r"^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled"
+        UserError, match=r"^policy: found 'fedprox', expected one of fedsr, fedrep, fedper, fedavg, local, pooled"
     ):
         find_policy("fedprox")
 

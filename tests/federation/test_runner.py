@@ -348,7 +348,10 @@ def test_other_settings_on_the_same_folder_are_refused_by_key(whole, arguments, 
     [
         ({"rounds": 0}, "^rounds: found 0, expected a whole number of at least 1; correct it$"),
         ({"rounds": "many"}, "^rounds: found 'many', expected a whole number of at least 1; correct it$"),
-        ({"policy": "fedprox"}, "^policy: found 'fedprox', expected one of fedsr, fedrep, fedavg, local, pooled"),
+        (
+            {"policy": "fedprox"},
+            "^policy: found 'fedprox', expected one of fedsr, fedrep, fedper, fedavg, local, pooled",
+        ),
         ({"weighting": "median"}, "^weighting: found 'median', expected one of images, uniform"),
         ({"participation": 0}, "^participation: found 0, expected a fraction above 0 and up to 1"),
         ({"min_sites": 4}, "^min_sites: found 4, expected 1 to 3, the sites asked in a round"),

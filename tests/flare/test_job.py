@@ -67,7 +67,7 @@ def test_without_names_every_connected_site_takes_part(tmp_path):
         ("--sites a b --min_sites 3", "min_sites: found 3, expected at most 2, the number of sites; correct it"),
         (
             "--sites a --policy pooled",
-            "job: policy: found 'pooled', which exchanges nothing, expected one of fedsr, fedrep, fedavg; choose one of them",
+            "job: policy: found 'pooled', which exchanges nothing, expected one of fedsr, fedrep, fedper, fedavg; choose one of them",
         ),
         ("--sites a --rounds 0", "job: rounds: found 0, expected a whole number of at least 1; correct it"),
         ("--sites a --wait -1", "wait (seconds): found -1, expected a whole number of at least 0; correct it"),
@@ -117,7 +117,11 @@ def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, ca
         "components": [{"id": "x"}, {**launcher, "path": RESTARTING_LAUNCHER}],
     }
     found = read_site_config(kit, "a")
-    assert (found.site, found.state, found.policies) == (str(inputs / "data" / "a"), kit / "fedsr", ("fedsr", "fedrep"))
+    assert (found.site, found.state, found.policies) == (
+        str(inputs / "data" / "a"),
+        kit / "fedsr",
+        ("fedsr", "fedrep", "fedper"),
+    )
 
 
 def test_preparing_a_startup_kit_again_keeps_its_other_entries(tmp_path, inputs):

@@ -35,7 +35,7 @@ def test_settings_survive_json_and_add_what_federate_adds():
         ({"local_epochs": True}, "^job: local_epochs: found True, expected a whole number"),
         (
             {"policy": "local"},
-            "^job: policy: found 'local', which exchanges nothing, expected one of fedsr, fedrep, fedavg",
+            "^job: policy: found 'local', which exchanges nothing, expected one of fedsr, fedrep, fedper, fedavg",
         ),
         ({"policy": "all"}, "^policy: found 'all', expected one of fedsr"),
         (

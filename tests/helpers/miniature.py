@@ -67,6 +67,7 @@ class MiniTrainer(Trainer):
         super().__init__(**kwargs)
         self.network, self.optimizers, self.fail = network, optimizers, fail
         self.mutual_information = Queue()
+        self.heads_first = 0.0  # it trains both together, whatever the policy says
 
     def maybe_fail(self) -> None:
         """Do once what the file of `fail` says, at the epoch that it says: "raise 1", "nan 1", "die 2", "hang 2"."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedsr_monai.losses import InfoNCE, ParzenMI
+from fedsr_monai.losses import InfoNCE, ParzenMI, ScanNCE, mutual_information_estimator
 
 
 def profiles(channels: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,3 +104,38 @@ def test_infonce_queue_is_in_the_state_dict():
     assert torch.equal(other.queues["segmentation.2"], estimator.queues["segmentation.2"])
     assert torch.equal(other(pooled[None], sa, "segmentation.2"), estimator(pooled[None], sa, "segmentation.2"))
     assert len(other.queues["segmentation.2"]) == len(estimator.queues["segmentation.2"]) == 4
+
+
+def test_scans_are_told_apart_whatever_all_profiles_share():
+    torch.manual_seed(0)
+    bounds = {}
+    for offset in (0.0, 100.0):
+        estimator, spread = ScanNCE(queue=8).train(), torch.full((16,), 0.5)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(8):
+            estimator(offset + 0.5 * torch.randn(1, 16, generator=generator), torch.full((16,), offset), "k", spread)
+        estimator.eval()
+        near = estimator(torch.full((1, 16), offset), torch.full((16,), offset), "k", spread)
+        far = estimator(estimator.queues["k"][:1], torch.full((16,), offset), "k", spread)
+        assert near > far + 0.2 and near <= math.log(9)
+        bounds[offset] = float(near)
+    assert bounds[0.0] == pytest.approx(bounds[100.0], abs=1e-3)
+
+
+def test_the_mean_of_the_sites_is_the_best_for_scan_nce():
+    sites = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    vector = sites.mean(dim=0).requires_grad_(True)
+    sum(ScanNCE()(site[None], vector) for site in sites).backward()
+    assert vector.grad.abs().max() < 1e-4
+
+
+def test_balanced_weight_rises_and_follows_what_was_measured():
+    balanced = mutual_information_estimator("scans", fraction=0.05, warmup=10)
+    assert balanced.scale(5) == 0.5 and balanced.scale(10) == balanced.scale(99) == 1.0
+    balanced.measured(0.5, 20)
+    assert balanced.scale(20) == pytest.approx(0.1)
+    balanced.measured(0.025, 5)  # at half of the weight that is half of the aim: as it should be
+    assert balanced.scale(20) == pytest.approx(0.1)
+    other = mutual_information_estimator("scans", fraction=0.05)
+    other.load_state_dict(balanced.state_dict())
+    assert other.scale(1) == pytest.approx(0.1)

@@ -6,6 +6,7 @@ import torch
 from fedsr_monai.networks import FedSRNet, decoder
 from fedsr_monai.networks.fedsr_net import crop_to, pad_to_stride
 from fedsr_monai.networks.label_fractions import predicted_fractions
+from fedsr_monai.networks.scie import DESIGNS
 
 
 @pytest.fixture
@@ -67,9 +68,12 @@ def test_registration_does_not_move_the_segmentation_head(network, phantom):
     assert all(p.grad is not None for p in network.encoder.parameters())
 
 
-@pytest.mark.parametrize("scie", [True, False])
-def test_torchscript_equals_eager_on_other_images(phantom, scie):
-    network = stir(FedSRNet("small", scie=scie).set_atlas(*phantom)).eval()
+@pytest.mark.parametrize(
+    ("scie", "statistics"),
+    [(True, "normalised"), (False, "normalised"), *((design, "convolution") for design in DESIGNS)],
+)
+def test_torchscript_equals_eager_on_other_images(phantom, scie, statistics):
+    network = stir(FedSRNet("small", scie=scie, sa_statistics=statistics).set_atlas(*phantom)).eval()
     traced, scripted = torch.jit.trace(network, torch.rand(1, 1, 32, 32, 32)), torch.jit.script(network)
     image, other = torch.rand(1, 1, 32, 32, 32), torch.rand(2, 1, 20, 33, 17)
     with torch.no_grad():
@@ -295,6 +299,8 @@ def test_presets_differ_in_width_only():
 def test_errors_name_what_is_wrong(network, phantom):
     with pytest.raises(ValueError, match=r"^FedSRNet\(\) 'preset' is 'huge'; expected one of \['full', 'small'\]$"):
         FedSRNet("huge")
+    with pytest.raises(ValueError, match=r"^FedSRNet\(\) 'scie' 'normalise' needs sa_statistics 'convolution'"):
+        FedSRNet(scie="normalise")
     with pytest.raises(
         ValueError,
         match=r"^set_atlas\(\) 'label' has shape \(1, 32, 32, 30\), 'image' has \(1, 32, 32, 32\); they must match$",

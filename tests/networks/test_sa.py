@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
-from fedsr_monai.networks.sa import SARepresentation
+from fedsr_monai.networks.sa import SARepresentation, channel_statistics, whitened
 
 
 def filled() -> SARepresentation:
@@ -58,3 +60,21 @@ def test_kept_in_the_state_dict_and_not_a_parameter():
     other = SARepresentation([4, 6, 8])
     other.load_state_dict(sa.state_dict())
     assert all(torch.equal(other.segmentation[scale], sa.segmentation[scale]) for scale in range(3))
+
+
+def test_statistics_of_the_convolution_are_mean_and_log_spread():
+    torch.manual_seed(0)
+    output = 2 * torch.randn(1, 3, 20, 20, 20) + torch.tensor([1.0, -1.0, 0.0])[:, None, None, None]
+    expected = torch.tensor([[1.0, -1.0, 0.0, *[math.log(2)] * 3]])
+    torch.testing.assert_close(channel_statistics(output), expected, atol=0.1, rtol=0)
+
+
+def test_mean_and_variance_over_scans_are_those_of_the_scans():
+    torch.manual_seed(0)
+    sa = SARepresentation([4, 4, 4], "convolution")
+    sa.update("registration", [torch.zeros(1, 8)] * 3, alpha=1.0)
+    for _ in range(3000):
+        sa.update("registration", [3 + 2 * torch.randn(1, 8)] * 3, alpha=0.01)
+    mean, variance = sa.registration[0]
+    assert (mean - 3).abs().max() < 0.6 and (variance.sqrt() - 2).abs().max() < 0.5
+    torch.testing.assert_close(whitened(mean[None] + 2 * variance.sqrt(), sa.registration[0]), torch.full((1, 8), 2.0))
