@@ -40,7 +40,7 @@ PLAN = Path(__file__).with_suffix(".json")
 SHARED = ("encoder.", "sa.")
 TASKS = ("segmentation", "registration")
 COLUMNS = (
-    "arm", "seed", "task", "dice", "scans", *(f"{name}_{what}" for name in ("permuted", "zero", "atlas", "site") for what in ("delta", "p")),
+    "arm", "seed", "task", "dice", "scans", *(f"{name}_{what}" for name in ("permuted", "zero", "atlas") for what in ("delta", "p")),
     "phi_gradient", "sa_entropy", "steps", "seconds",
 )  # fmt: skip
 

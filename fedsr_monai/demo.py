@@ -120,9 +120,12 @@ def run_demo(
                 epochs=epochs[folder],
                 epoch_length=size.fitting_steps,
                 search=True,
-                # new heads gain nothing from other weights of the losses before they have learnt something
+                # new heads gain nothing from other weights of the losses before they have learnt something; a few moves
+                # are all that so few steps allow
                 overrides={
-                    "search_start": epochs[folder] * size.fitting_steps // 2,
+                    "search_start": epochs[folder] * size.fitting_steps // 4,
+                    "search_interval": 2,
+                    "search_learning_rate": 0.05,
                     "learning_rate": fitting_rate,
                     "val_interval": epochs[folder] + 1,
                 },
