@@ -17,8 +17,10 @@ def label(
     segmentation head on the corrected labels. The same command continues with what was trained.
 
     Args:
-        studies: folder of NIfTI scans, skull-stripped and roughly in the atlas' space; corrected labels go to labels/ in it
-        out: folder for MONAI Label's app with the copy of the bundle; by default <studies>-label beside the scans
+        studies: folder of NIfTI scans, skull-stripped and roughly in the atlas' space; corrected labels go to labels/ in it. Or
+            the DICOMweb address of a PACS, whose MR series are served; corrected labels go there as DICOM SEG
+        out: folder for MONAI Label's app with the copy of the bundle; by default <studies>-label beside the scans; needed
+            for a PACS
         weights: checkpoint to serve; by default the one that comes with the bundle
         site: site folder whose grid and atlas are used, with the weights of that site
         host: address to listen on; the default can be reached from this machine only
@@ -26,6 +28,7 @@ def label(
 
     Example:
         fedsr label scans
+        fedsr label http://127.0.0.1:8042/dicom-web --out label
         fedsr label scans --site sites/adult-3t --weights runs/first/sites/adult-3t/model.pt
     """
     from fedsr_monai.monai_label.server import serve

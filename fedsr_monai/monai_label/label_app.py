@@ -26,6 +26,7 @@ from fedsr_monai.inference.segment import segment
 from fedsr_monai.monai_label.app import BUNDLE, STATS, served_site
 from fedsr_monai.monai_label.stats import read_stats
 from fedsr_monai.monai_label.submitted import SERVED, with_own_ids
+from fedsr_monai.spatial.nifti import volume_stem
 
 RAW = f"{BUNDLE}_raw"
 
@@ -137,9 +138,9 @@ class SubmittedTrainTask(BundleTrainTask):
             UserError: a submitted label map has a segment that is not one of the structures; it names the file.
         """
         items = []
-        for image in sorted(datastore.get_labeled_images()):
-            label = Path(datastore.get_label_uri(image, DefaultLabelTag.FINAL))
-            info = datastore.get_label_info(image, DefaultLabelTag.FINAL).get("label_info") or []
-            label = with_own_ids(label, info, Path(self.bundle_path) / "eval" / "labels")
-            items.append({"image": datastore.get_image_uri(image), "label": str(label)})
+        # By the list of pairs: a datastore of DICOM has other names for labels than for images.
+        for item in sorted(datastore.datalist(), key=lambda item: item["image"]):
+            info = datastore.get_label_info(volume_stem(item["label"]), DefaultLabelTag.FINAL).get("label_info") or []
+            label = with_own_ids(Path(item["label"]), info, Path(self.bundle_path) / "eval" / "labels")
+            items.append({"image": item["image"], "label": str(label)})
         return items

@@ -23,16 +23,29 @@ def serve(
 ) -> None:
     """Turn this process into MONAI Label's server; does not return.
 
+    Of a PACS, MR series are listed, and what MONAI Label keeps of them lies in the app folder, unless its own environment
+    variables say otherwise.
+
     Raises:
-        UserError: MONAI Label is not installed here, the folder of scans does not exist, the port is taken, or the app
-            cannot be made (see `make_app`).
+        UserError: MONAI Label is not installed here, the folder of scans does not exist, a PACS has no `out`, the port is taken,
+            or the app cannot be made (see `make_app`).
     """
-    studies = Path(studies).absolute()
     require_monai_label()
-    if not studies.is_dir():
-        raise UserError(studies, found="no such folder", expected="one with NIfTI scans", fix="check the path")
+    settings = {}
+    if is_url(studies):
+        if out is None:
+            raise UserError("--out", found="nothing", expected="a folder, for the scans of a PACS", fix="add it")
+        app = Path(out).absolute()
+        settings = {
+            "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality": "MR"}',
+            "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(app / "dicom"),
+        }
+    else:
+        studies = Path(studies).absolute()
+        if not studies.is_dir():
+            raise UserError(studies, found="no such folder", expected="one with NIfTI scans", fix="check the path")
+        app = studies.with_name(f"{studies.name}-label") if out is None else Path(out).absolute()
     check_port(host, port)
-    app = studies.with_name(f"{studies.name}-label") if out is None else Path(out).absolute()
     bundle = make_app(app, weights, site)
     print(f"{bundle}: the copy of the bundle that is served; training writes its models/model.pt")
     if host not in LOOPBACK:
@@ -40,11 +53,18 @@ def serve(
             f"{host}:{port}: everyone who can reach this address can read the scans; MONAI Label does not ask for a password by default"
         )
     print(f"http://{host}:{port} is the address for 3D Slicer; stop with Ctrl-C", flush=True)
+    # MONAI Label's converter to DICOM SEG lies beside this Python, whether its environment is active or not.
+    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     startup = str(Path(__file__).with_name("startup"))
     path = os.pathsep.join(part for part in (startup, os.environ.get("PYTHONPATH")) if part)
     arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
     command = [sys.executable, "-m", "monailabel.main", *arguments]
-    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
+    os.execve(sys.executable, command, settings | os.environ | {"PYTHONPATH": path, "PATH": programs})
+
+
+def is_url(studies: str | os.PathLike) -> bool:
+    """Return whether scans are asked of a PACS (DICOMweb) instead of a folder."""
+    return str(studies).startswith(("http://", "https://"))
 
 
 def check_port(host: str, port: int) -> None:

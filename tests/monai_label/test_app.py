@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
+from fedsr_monai.monai_label import server
 from fedsr_monai.monai_label.app import copy_bundle, make_app
 from fedsr_monai.monai_label.server import check_port
 from fedsr_monai.networks import FedSRNet
@@ -98,3 +100,22 @@ def test_the_environment_of_training_says_where_to_go(tmp_path, capsys):
     assert main(["label", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("fedsr: MONAI Label: found none in this environment") and "make label-env" in message
+
+
+def test_a_pacs_is_served_by_its_address(monkeypatch, tmp_path, capsys):
+    started = []
+    monkeypatch.setattr(server, "require_monai_label", lambda: None)
+    monkeypatch.setattr(server, "make_app", lambda app, *_: app / "model")
+    monkeypatch.setattr(os, "execve", lambda program, command, environment: started.append((command, environment)))
+    monkeypatch.setenv("MONAI_LABEL_DICOMWEB_SEARCH_FILTER", '{"PatientID": "7"}')
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = "http://127.0.0.1:8042/dicom-web"
+    with pytest.raises(UserError, match="--out: found nothing, expected a folder, for the scans of a PACS"):
+        server.serve(address, port=port)
+    server.serve(address, tmp_path / "app", port=port)
+    ((command, environment),) = started
+    assert command[command.index("--studies") + 1] == address
+    assert environment["MONAI_LABEL_DICOMWEB_CACHE_PATH"] == str(tmp_path / "app" / "dicom")
+    assert environment["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"] == '{"PatientID": "7"}'  # the user's own goes first
