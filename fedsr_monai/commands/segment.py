@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,8 @@ def how_to_warp(result: Result) -> str:
     scan = result.scan
     warp = next(file for file in result.files if file.name.endswith(("_warp.nii.gz", "_xfm.nii.gz")))
     grid = result.labels if scan.path.is_dir() else scan.path  # ANTs reads no folder
-    line = (
-        f"antsApplyTransforms -d 3 -i {result.atlas} -r {grid} -t {warp} -n GenericLabel -o {scan.name}_labels.nii.gz"
+    files = {"-i": result.atlas, "-r": grid, "-t": warp, "-n": "GenericLabel", "-o": f"{scan.name}_labels.nii.gz"}
+    line = "antsApplyTransforms -d 3 " + " ".join(
+        f"{option} {shlex.quote(str(file))}" for option, file in files.items()
     )
     return f"the atlas of the deformations is {result.atlas}; to carry its labels over with ANTs:\n  {line}"

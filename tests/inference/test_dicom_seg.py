@@ -194,7 +194,8 @@ def test_a_series_is_chosen_by_number(tmp_path, voxels, run):
     results = []
     run(study, series="4", dicom_seg=True, register=True, on_result=results.append)
     assert pydicom.dcmread(tmp_path / "out" / "study_dseg.dcm").SeriesNumber == 1004
-    assert "-r " + str(results[0].labels) in how_to_warp(dataclasses.replace(results[0], atlas=Path("atlas")))
+    line = how_to_warp(dataclasses.replace(results[0], atlas=Path("my atlas")))
+    assert "-i 'my atlas' -r " + str(results[0].labels) in line  # ANTs reads no folder; the line is to be copied
 
 
 def test_the_command_says_what_is_missing(tmp_path, voxels, monkeypatch, capsys):
