@@ -28,7 +28,7 @@ def read_scan(path: str | os.PathLike, series: str | None = None) -> Volume:
     Raises:
         UserError: as `read_volume` and `read_series`, or the scan is constant, a label map, or of positive and negative values.
     """
-    volume = read_series(path, series) if Path(path).is_dir() else read_volume(path)
+    volume = read_series(path, series) if os.path.isdir(path) else read_volume(path)
     voxels = volume.voxels.astype(np.float32)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:

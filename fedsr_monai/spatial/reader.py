@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class VolumeReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return all(str(name).endswith(SUFFIXES) or Path(name).is_dir() for name in ensure_tuple(filename))
+        return all(str(name).endswith(SUFFIXES) or os.path.isdir(name) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Sequence[PathLike]:
         """Return the paths; `get_data` reads.
@@ -55,7 +55,7 @@ class VolumeReader(ImageReader):
             raise UserError(
                 img[0], found=f"{len(img)} files for one scan", expected="one", fix="give one file per scan"
             )
-        volume = read_series(img[0]) if Path(img[0]).is_dir() else read_volume(img[0])
+        volume = read_series(img[0]) if os.path.isdir(img[0]) else read_volume(img[0])
         header = forms_to_meta(volume.header)
         meta = header | {
             MetaKeys.ORIGINAL_PIXDIM: header["pixdim"].copy(),
