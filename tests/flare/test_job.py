@@ -150,6 +150,7 @@ def test_preparing_a_startup_kit_again_keeps_its_other_entries(tmp_path, inputs)
         ('{"policies": "fedsr"}', "fedsr.json: policies: found 'fedsr', expected a list"),
         ('{"site": 3}', "fedsr.json: site: found 3, expected text"),
         ('{"bundles": ["/x"]}', "fedsr.json: bundles: found .*, expected an object"),
+        ('{"privacy": {"clip": 1}}', "fedsr.json: privacy: clip_sa: found nothing, expected a number above 0"),
         ('{"site": "data"}', "fedsr.json: site: found 'data', expected an absolute path; correct it$"),
     ],
 )
