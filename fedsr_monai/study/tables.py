@@ -191,8 +191,8 @@ def sa_rows(plan: Plan, finished: Mapping[tuple[str, int], Path]) -> list[dict[s
 def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
     """Return how far the mutual information acted in the second half of a run's rounds (`JointTrainer`)."""
     rows = read_history(run / "history.csv") if (run / "history.csv").is_file() else []
-    rounds = max((int(row["round"]) for row in rows), default=-1) + 1
-    late = [row for row in rows if int(row["round"]) >= rounds // 2]
+    numbers = sorted({int(row["round"]) for row in rows})
+    late = [row for row in rows if int(row["round"]) in numbers[len(numbers) // 2 :]]
     fractions = [float(row["phi_gradient"]) for row in late if row.get("phi_gradient")]
     entropies = [float(row["sa_entropy"]) for row in late if row.get("sa_entropy")]
     low, middle, high = np.quantile(fractions, [0.1, 0.5, 0.9]) if fractions else [float("nan")] * 3
@@ -203,7 +203,7 @@ def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
         "phi_gradient_low": float(low),
         "phi_gradient_high": float(high),
         "sa_entropy": spread(entropies)["mean"],
-        "rounds": rounds,
+        "rounds": len(numbers),
     }
 
 
