@@ -1,17 +1,18 @@
 """How often results are judged wrongly: good scans that warn or are rejected, broken scans that pass.
 
-    python benchmarks/quality.py benchmarks/quality.csv "OASIS-1, stripped=FOLDER" "3 T heads=FOLDER" --broken 8
+    python benchmarks/quality.py benchmarks/quality.csv "OASIS-1, stripped=FOLDER" "3 T heads=FOLDER" --cases CASES.csv --seconds 1000
 
 Each folder holds scans as `fedsr segment --raw` takes them; label maps and masks in it are left out. A scan is read and aligned
-once. Broken variants are made of the aligned brain, as a user would give it without `--raw`, of the first scans of each folder.
+once. Broken variants are made of the aligned brain, as a user would give it without `--raw`. What CASES.csv already has is not
+measured again: give the command until it says that nothing is left.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from fedsr_monai.errors import UserError, user_error
-from fedsr_monai.files import write_csv
+from fedsr_monai.files import read_csv, write_csv
 from fedsr_monai.inference.load import LoadRaw
 from fedsr_monai.inference.outputs import file_affine
 from fedsr_monai.inference.prediction import ask
@@ -29,8 +30,11 @@ from fedsr_monai.inference.scans import list_scans
 from fedsr_monai.inference.segment import judge
 from fedsr_monai.inference.workflow import get_atlas, load_workflow
 from fedsr_monai.labels.volumes import structure_volumes
+from fedsr_monai.transforms.check_scan import fraction_inside
 
 COLUMNS = ("input", "source", "scans", "good", "doubtful", "rejected", "refused", "agreement_min", "agreement_max")
+CASE_COLUMNS = ("input", "source", "scan", "verdict", "agreement", "correlation", "folded_percent", "reasons")
+INTACT, REFUSED = "as it is", "as it is, refused before it was labelled"
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -148,7 +152,52 @@ class Judge:
         data["pred"] = answer.logits
         data = self.workflow.postprocessing(data)
         volumes = structure_volumes(data["pred"][0].numpy(), file_affine(data))
-        return judge(self.workflow, image, answer, volumes, 0.0)
+        brain = loaded.as_tensor()[0] > 0
+        outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), self.workflow.grid)) if brain.any() else 0.0
+        return judge(self.workflow, image, answer, volumes, outside)
+
+
+def measure(run: Judge, label: str, folder: str, broken: int, keep: Callable[..., None], done: set) -> None:
+    """Judge the scans of a folder as they are, and broken variants of the first `broken` of them; skip what is in `done`."""
+    scans = [scan for scan in list_scans([folder])[0] if not scan.name.endswith(("dseg", "mask"))]
+    for number, scan in enumerate(scans):
+        wanted = [INTACT, *(BROKEN if number < broken else ())]
+        if {(kind, label, scan.name) for kind in wanted} <= done or (REFUSED, label, scan.name) in done:
+            continue
+        with tempfile.TemporaryDirectory() as pictures:
+            try:
+                loaded = LoadRaw(run.atlas, run.workflow.grid, Path(pictures))(scan)
+            except Exception as error:
+                keep(REFUSED, label, scan.name, user_error(error) or UserError(scan.path, str(error), "a scan"))
+                continue
+        for kind in wanted:
+            if (kind, label, scan.name) in done:
+                continue
+            changed = loaded.clone()
+            if kind != INTACT:
+                voxels = BROKEN[kind](loaded[0].numpy(), np.random.default_rng(number))
+                changed[0] = torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32))
+            keep(kind, label, scan.name, run(changed))
+
+
+def rates(cases: list[dict[str, str]]) -> list[dict[str, object]]:
+    """Return one row per kind of input and source: how many results had which verdict."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for case in cases:
+        kind = INTACT if case["input"] == REFUSED else case["input"]
+        found.setdefault((kind, case["source"]), []).append(case)
+    rows = []
+    for (kind, source), results in sorted(found.items(), key=lambda item: (item[0][0] != INTACT, *item[0])):
+        verdicts = [result["verdict"] for result in results]
+        agreements = [float(result["agreement"]) for result in results if result["agreement"]]
+        row: dict[str, object] = {"input": kind, "source": source, "scans": len(results)}
+        row |= {verdict: verdicts.count(verdict) for verdict in ("good", "doubtful", "rejected", "refused")}
+        rows.append(row | {"agreement_min": min(agreements, default=""), "agreement_max": max(agreements, default="")})
+    return rows
+
+
+class OutOfTime(Exception):
+    """The seconds that the call was given are over."""
 
 
 def main() -> None:
@@ -157,57 +206,41 @@ def main() -> None:
     parser.add_argument(
         "sources", nargs="+", metavar="NAME=FOLDER", help="folders of scans, with what they are called in the table"
     )
-    parser.add_argument("--broken", type=int, default=4, help="scans of each folder of which broken variants are made")
-    parser.add_argument("--cases", type=Path, help="a table of all single results (.csv)")
+    parser.add_argument(
+        "--broken", type=int, default=1000, help="scans of each folder of which broken variants are made"
+    )
+    parser.add_argument(
+        "--cases", type=Path, required=True, help="the table of all single results (.csv), continued if it exists"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     arguments = parser.parse_args()
-    run = Judge()
-    found: dict[tuple[str, str], list[Quality | UserError]] = {}
-    cases = []
+    end = time.monotonic() + arguments.seconds
+    cases = read_csv(arguments.cases, CASE_COLUMNS) if arguments.cases.is_file() else []
 
     def keep(kind: str, source: str, name: str, result: Quality | UserError) -> None:
-        found.setdefault((kind, source), []).append(result)
-        row = {"input": kind, "source": source, "scan": name}
+        row = dict.fromkeys(CASE_COLUMNS, "") | {"input": kind, "source": source, "scan": name}
         if isinstance(result, Quality):
-            row |= {key: getattr(result, key) for key in ("verdict", "agreement", "correlation", "folded_percent")}
-            row |= {"missing": len(result.missing), "implausible": "; ".join(result.implausible)}
+            row |= {"verdict": result.verdict, "reasons": "; ".join(result.reasons)}
+            row |= {key: f"{getattr(result, key):.6g}" for key in ("agreement", "correlation", "folded_percent")}
         else:
-            row |= {"verdict": "refused", "implausible": str(result)}
+            row |= {"verdict": "refused", "reasons": str(result)}
         cases.append(row)
+        write_csv(arguments.cases, CASE_COLUMNS, cases)
         print(row, file=sys.stderr, flush=True)
+        if time.monotonic() > end:
+            raise OutOfTime
 
-    for source in arguments.sources:
-        label, _, folder = source.partition("=")
-        scans = [scan for scan in list_scans([folder])[0] if not scan.name.endswith(("dseg", "mask"))]
-        for number, scan in enumerate(scans):
-            with tempfile.TemporaryDirectory() as pictures:
-                try:
-                    loaded = LoadRaw(run.atlas, run.workflow.grid, Path(pictures))(scan)
-                except Exception as error:
-                    keep("as it is", label, scan.name, user_error(error) or UserError(scan.path, str(error), "a scan"))
-                    continue
-            keep("as it is", label, scan.name, run(loaded))
-            if number >= arguments.broken:
-                continue
-            for kind, change in BROKEN.items():
-                random = np.random.default_rng(number)
-                broken = loaded.clone()
-                broken[0] = torch.from_numpy(np.ascontiguousarray(change(loaded[0].numpy(), random), dtype=np.float32))
-                keep(kind, label, scan.name, run(broken))
-    rows = []
-    for (kind, source), results in found.items():
-        judged = [result for result in results if isinstance(result, Quality)]
-        verdicts = [result.verdict for result in judged]
-        agreements = [result.agreement for result in judged]
-        row = {"input": kind, "source": source, "scans": len(results), "refused": len(results) - len(judged)}
-        row |= {verdict: verdicts.count(verdict) for verdict in ("good", "doubtful", "rejected")}
-        rows.append(row | {"agreement_min": min(agreements, default=""), "agreement_max": max(agreements, default="")})
-    write_csv(arguments.table, COLUMNS, rows)
-    if arguments.cases:
-        columns = list(dict.fromkeys(key for row in cases for key in row))
-        with open(arguments.cases, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(cases)
+    run = Judge()
+    try:
+        for source in arguments.sources:
+            label, _, folder = source.partition("=")
+            done = {(case["input"], case["source"], case["scan"]) for case in cases}
+            measure(run, label, folder, arguments.broken, keep, done)
+    except OutOfTime:
+        print("out of time: give the same command again", file=sys.stderr)
+    else:
+        print("nothing is left", file=sys.stderr)
+    write_csv(arguments.table, COLUMNS, rates(cases))
 
 
 if __name__ == "__main__":

@@ -329,7 +329,7 @@ def _is_free(root: Path, path: Path) -> bool:
 def check_settings(
     path: Path, settings: Mapping[str, Any], what: str, may_change: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Compare the settings in a file with those given now, and return the file's; an empty dict where there is no file.
+    """Compare the settings in a file with those given now, and return the file's.
 
     Paths may differ (entries called `path` inside objects): data and weights may have moved.
 
@@ -340,21 +340,24 @@ def check_settings(
         may_change: settings that may differ, because they change nothing that was computed so far.
 
     Raises:
-        UserError: a setting differs, or the file is damaged.
+        UserError: a setting differs, or the file is damaged or lost.
     """
-    if not path.exists():
-        return {}
-    begun = read_json(path, f"the settings of a {what}", "restore it from a copy, or choose another folder")
+    begun = read_json(path, f"the settings of the {what}", "restore it from a copy, or choose another folder")
     settings = json.loads(json_text(settings))
     for key in settings:
         if key not in may_change and _without_paths(begun.get(key)) != _without_paths(settings[key]):
             raise UserError(
                 f"{path}: {key}",
-                found=json.dumps(begun.get(key)),
-                expected=json.dumps(settings[key]),
+                found=_shortened(begun.get(key)),
+                expected=_shortened(settings[key]),
                 fix=f"give the settings that the {what} began with to resume it, or another folder to begin a new one",
             )
     return begun
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _without_paths(value: Any) -> Any:

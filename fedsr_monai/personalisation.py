@@ -131,8 +131,10 @@ def personalise(
         "seed": seed,
     }
     ensure_fit([loaded])
-    check_settings(out / "personalised.json", settings, "training")
-    write_json(out / "personalised.json", settings)
+    file = out / "personalised.json"
+    if file.exists() or (out / "training_state.pt").exists():
+        check_settings(file, settings, "training")
+    write_json(file, settings)
     write_tensors(out / "start.safetensors", initial)
     run_workflow(
         files,

@@ -215,6 +215,28 @@ def test_help_imports_nothing_heavy():
     assert all(f"\n  {name} " in done.stdout for name in commands.COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("when", "status", "words"),
+    [
+        ("builtins.__import__ = interrupt", 130, "fedsr: interrupted; run the same command again to resume\n"),
+        ("import fedsr_monai.cli; fedsr_monai.cli.say = interrupt", 130, "fedsr: interrupted; run the same command"),
+        ("import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT)", 0, ""),
+    ],
+    ids=["while modules are imported", "while an interrupt is told", "while the interpreter closes"],
+)
+def test_an_interrupt_at_any_moment_is_told_in_one_line(when, status, words):
+    script = (
+        "import builtins, os, signal, sys; from fedsr_monai.__main__ import program; import fedsr_monai.commands as c\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it\n"
+        "def interrupt(*_, **__): raise KeyboardInterrupt\n"
+        "if 'atexit' not in sys.argv[1]: c.COMMANDS['version'] = interrupt\n"
+        "when = sys.argv.pop(1); sys.argv = ['fedsr', 'version']; exec(when)\n"
+        "program()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, when], capture_output=True, text=True)
+    assert done.returncode == status and done.stderr.startswith(words) and done.stderr.count("\n") <= 1
+
+
 def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run(f"{sys.executable} -m fedsr_monai --help | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""

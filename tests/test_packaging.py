@@ -71,7 +71,7 @@ def test_wheel_holds_the_bundles_and_the_command(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "fedsr = fedsr_monai.cli:main" in wheel.read(entry_points).decode()
+        assert "fedsr = fedsr_monai.__main__:program" in wheel.read(entry_points).decode()
     assert next(tmp_path.glob("*.whl")).name == f"fedsr_monai-{fedsr_monai.__version__}-py3-none-any.whl"
     for bundle in BUNDLES:
         for file in (p for p in bundle.rglob("*") if p.is_file() and p.parts[-2] in ("configs", "docs", bundle.name)):

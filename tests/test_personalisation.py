@@ -148,6 +148,9 @@ def test_other_settings_are_refused(ward, run, tmp_path):
     ):
         personalise(ward, run, tmp_path / "out", epochs=2)
     assert not (tmp_path / "out" / "start.safetensors").exists()
+    (tmp_path / "out" / "personalised.json").rename(tmp_path / "out" / "training_state.pt")
+    with pytest.raises(UserError, match="personalised.json: found no such file, expected the settings of the training"):
+        personalise(ward, run, tmp_path / "out", epochs=2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from scipy import ndimage
 from fedsr_monai.atlas.templates import NUM_REGIONS, Templates, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
+from fedsr_monai.spatial.grid import LEAST_VOXELS
 
 # Measured on the 2009a template: centre and size of the bounding box of all labelled voxels, in millimetres of its space.
 BRAIN_CENTRE = (0.0, -16.5, 6.0)
@@ -29,6 +30,9 @@ def grid_affine(spacing: float | Sequence[float], shape: Sequence[int]) -> np.nd
     shape = tuple(int(size) for size in shape)
     if len(shape) != 3 or min(shape) < 1 or not (np.isfinite(steps).all() and steps.min() > 0):
         raise UserError("grid", found=f"{shape} at {_text(steps)} mm", expected="three positive sizes and spacings")
+    if max(shape) < LEAST_VOXELS:
+        expected = f"at least {LEAST_VOXELS} voxels along one axis, for the network's coarsest level"
+        raise UserError("grid", found=f"{shape} at {_text(steps)} mm", expected=expected, fix="take more voxels")
     extent = steps * shape
     if (extent < BRAIN_SIZE).any():
         needed = tuple(int(np.ceil(size / step)) for size, step in zip(BRAIN_SIZE, steps))

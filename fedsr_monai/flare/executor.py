@@ -29,6 +29,8 @@ from fedsr_monai.flare.installed import Installed
 from fedsr_monai.flare.privacy import check_privacy_policy
 from fedsr_monai.flare.settings import Settings, settings_from_job
 from fedsr_monai.flare.site_config import FILE, SiteConfig, read_site_config
+from fedsr_monai.sites.check import ensure_fit
+from fedsr_monai.sites.site import load_sites
 
 INITIAL, TRAIN, SAVE = TASKS = ["initial_features", "train", "save_model"]
 ERROR = "fedsr_error"  # header of a reply that is an error: the error's type
@@ -82,13 +84,15 @@ class FedSRExecutor(Installed, Executor):
         """Make the site's algorithm from the job's settings and the site's configuration.
 
         Raises:
-            UserError: see `check_privacy_policy`, `read_site_config` and `site_job`.
+            UserError: see `check_privacy_policy`, `read_site_config`, `site_job` and `ensure_fit`.
         """
         settings = settings_from_job(self.settings)
         name = fl_ctx.get_identity_name()
         check_privacy_policy(fl_ctx.get_workspace())
         config = read_site_config(fl_ctx.get_workspace().get_root_dir(), name)
-        return site_job(settings, config, name).make_algo()
+        job = site_job(settings, config, name)
+        ensure_fit(load_sites(job.dataset_dir))
+        return job.make_algo()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Release the algorithm at the end of the job."""

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from fedsr_monai.errors import UserError, UserErrors
-from fedsr_monai.sites.contract import read_spec, section_entries, site_faults
+from fedsr_monai.sites.contract import BRAIN_LITRES, read_spec, section_entries, site_faults
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import numbers, read_volume
 
@@ -119,7 +119,7 @@ def _read(file: Path, kind: str, size: int, changed: int) -> _Judged:
     if kind == "label":
         faults, ids = _id_faults(file, voxels)
         return _Judged(*grid, tuple(faults), ids=ids)
-    faults = _image_faults(file, voxels)
+    faults = _image_faults(file, voxels, volume.affine)
     digest = b"" if faults else hashlib.sha256(np.ascontiguousarray(voxels, dtype=np.float32).tobytes()).digest()
     return _Judged(*grid, tuple(faults), digest=digest)
 
@@ -168,7 +168,7 @@ def _grid_faults(
     return faults
 
 
-def _image_faults(file: Path, volume: np.ndarray) -> list[UserError]:
+def _image_faults(file: Path, volume: np.ndarray, affine: np.ndarray) -> list[UserError]:
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         return [UserError(file, f"a constant image (all {low:g})", "a scan", "export it again or remove the entry")]
@@ -180,6 +180,12 @@ def _image_faults(file: Path, volume: np.ndarray) -> list[UserError]:
     if zero < 0.5:
         found = f"a background that is not zero ({100 * zero:.0f} % of the outer voxels are 0)"
         faults.append(UserError(file, found, "exactly 0", "strip the skull and mask"))
+    litres = np.count_nonzero(volume > 0) * abs(np.linalg.det(affine[:3, :3])) / 1e6
+    if not faults and not BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]:
+        expected = f"a brain of {BRAIN_LITRES[0]} to {BRAIN_LITRES[1]} litres on a background of 0"
+        faults.append(
+            UserError(file, f"{litres:.2g} litres above 0", expected, "strip the skull, and check the spacing")
+        )
     return faults
 
 

@@ -11,8 +11,12 @@ from typing import Any
 from fedsr_monai.checks import is_name, is_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json
+from fedsr_monai.spatial.grid import LEAST_VOXELS
 
 SECTIONS = ("training", "validation", "test")
+# With room for children, ventricles, generous masks, fields of view that cut, and the larger space of templates; heads
+# with their skull have 3 litres and more.
+BRAIN_LITRES = (0.4, 2.8)
 
 
 def read_spec(root: Path) -> dict[str, Any]:
@@ -125,8 +129,8 @@ _TOP = {
         "write the voxel size of the images",
     ),
     "shape": (
-        lambda v: _is_triple(v, lambda s: is_whole_number(s, 1)),
-        "three whole numbers above 0",
+        lambda v: _is_triple(v, lambda s: is_whole_number(s, 1)) and max(v) >= LEAST_VOXELS,
+        f"three whole numbers above 0, the largest of them {LEAST_VOXELS} or more",
         "write the number of voxels of the images along x, y, z",
     ),
     "atlas": (lambda v: isinstance(v, dict), "an object with 'image' and 'label'", "name the atlas' two files"),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of a volume (RAS+) that cuts across each plane
+# Along the longest axis: the network halves a grid four times, and normalisation needs two voxels on the coarsest level.
+LEAST_VOXELS = 17
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsr_monai.bundle_overrides import check_plain
 from fedsr_monai.checks import check_choice, check_whole_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.sa_variants import VARIANTS
+from fedsr_monai.federation.policies import POLICIES
 from fedsr_monai.files import read_json
 
 SHIPPED, RANDOM = "shipped", "random"  # as `from_weights`: the weights that come with the bundle, and none
 MEMBERS, UNSEEN = "members", "unseen"  # as `at`
 NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9._+-]*")
 FIX = "see docs/studies.md for the keys of a plan"
+NAMES: dict[type, str] = {
+    str: "text", dict: "an object", list: "a list", int: "a whole number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
+KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,), "question": (str,), "sites": (dict,), "arms": (dict,), "contrasts": (list,), "seeds": (list,),
+    "rounds": (int,), "steps": (int,), "overrides": (dict,), "personalise": (dict,), "unseen": (list,), "sa": (list,),
+}  # fmt: skip
+SITES: dict[str, tuple[type, ...]] = {
+    "folders": (list,), "sites": (int,), "training": (int,), "validation": (int,), "test": (int,), "spacing": (int, float),
+    "shape": (list,), "seed": (int,), "unseen": (bool,), "profiles": (list,), "anatomies": (bool,), "test_anatomies": (str,),
+    "protocols": (list,),
+}  # fmt: skip
+ARM: dict[str, tuple[type, ...]] = {
+    "policy": (str, type(None)), "overrides": (dict,), "from_weights": (str, type(None)), "personalise": (bool,),
+    "baseline": (str, type(None)), "pretrain": (dict, type(None)), "scans": (int, type(None)), "at": (str,),
+}  # fmt: skip
+PERSONALISE: dict[str, tuple[type, ...]] = {"epochs": (int,), "epoch_length": (int,)}
 
 
 @dataclass(frozen=True)
@@ -92,39 +113,30 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
     path = Path(path)
     content = read_json(path, "the plan of a study", FIX)
     small = content.pop("quick", {})
+    _check_kind(f"{path}: quick", small, dict)
     if quick:
         content |= small
-    known = {
-        "name",
-        "question",
-        "sites",
-        "arms",
-        "contrasts",
-        "seeds",
-        "rounds",
-        "steps",
-        "overrides",
-        "personalise",
-        "unseen",
-        "sa",
-    }
-    for key in sorted(set(content) - known):
-        raise UserError(
-            f"{path}: {key}", found="an unknown key", expected=f"some of {', '.join(sorted(known))}", fix=FIX
-        )
+    _check_keys(str(path), content, KINDS)
     for key in ("name", "question", "sites", "arms", "contrasts"):
         if not content.get(key):
             raise UserError(f"{path}: {key}", found="nothing", expected="a value", fix=FIX)
     for key in ("rounds", "steps"):
-        if key in content and not is_whole_number(content[key], 1):
-            raise UserError(f"{path}: {key}", found=repr(content[key]), expected="a whole number of at least 1")
+        if key in content:
+            check_whole_number(f"{path}: {key}", content[key])
     for variant in content.get("sa", ()):
         check_choice(f"{path}: sa", variant, VARIANTS[1:])
     seeds = content.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not seeds or not all(is_whole_number(seed, 0) for seed in seeds):
-        raise UserError(f"{path}: seeds", found=repr(seeds), expected="a list of whole numbers")
+    if not seeds or not all(is_whole_number(seed, 0) for seed in seeds):
+        raise UserError(f"{path}: seeds", found=reprlib.repr(seeds), expected="a list of whole numbers")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds", found=repr(seeds), expected="each seed once")
+        raise UserError(f"{path}: seeds", found=reprlib.repr(seeds), expected="each seed once")
+    _check_keys(f"{path}: sites", content["sites"], SITES)
+    for name in (*content["sites"].get("folders", ()), *content.get("unseen", ())):
+        _check_kind(f"{path}: {name!r:.60}", name, str)
+    for key, value in content.get("personalise", {}).items():
+        _check_keys(f"{path}: personalise", {key: value}, PERSONALISE)
+        check_whole_number(f"{path}: personalise.{key}", value)
+    _check_plain(str(path), content.get("overrides", {}))
     arms = {name: _arm(path, name, arm) for name, arm in content["arms"].items()}
     return Plan(
         name=content["name"],
@@ -143,11 +155,11 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
     where = f"{path}: arms.{name}"
     if not NAME.fullmatch(name):
         raise UserError(where, found=repr(name), expected="a name of letters, digits, '.', '_', '+' and '-'")
-    if not isinstance(content, dict):
-        raise UserError(where, found=type(content).__name__, expected="an object", fix=FIX)
-    known = Arm.__dataclass_fields__
-    for key in sorted(set(content) - set(known)):
-        raise UserError(f"{where}.{key}", found="an unknown key", expected=f"some of {', '.join(known)}", fix=FIX)
+    _check_kind(where, content, dict)
+    _check_keys(where, content, ARM)
+    if content.get("policy") is not None:
+        check_choice(f"{where}.policy", content["policy"], POLICIES)
+    _check_plain(where, content.get("overrides", {}))
     arm = Arm(**content)
     if arm.baseline is not None and arm.personalise:
         raise UserError(f"{where}.personalise", found="true", expected="false: a baseline has no personalised phase")
@@ -166,11 +178,32 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
     return arm
 
 
+def _check_keys(where: str, content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    for key, value in content.items():
+        if key not in kinds:
+            expected = f"some of {', '.join(kinds)}"
+            raise UserError(f"{where}: {key:.60}", found="an unknown key", expected=expected, fix=FIX)
+        _check_kind(f"{where}: {key}", value, *kinds[key])
+
+
+def _check_kind(where: str, value: Any, *kinds: type) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(NAMES[kind] for kind in kinds)
+        raise UserError(where, found=reprlib.repr(value), expected=expected, fix=FIX)
+
+
+def _check_plain(where: str, overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides that could be more than hyper-parameters: plans are passed on, and a bundle's configuration is code."""
+    for key, value in overrides.items():
+        check_plain(key, value, f"{where}: overrides")
+
+
 def _contrasts(path: Path, content: Any, arms: Mapping[str, Arm]) -> tuple[tuple[str, str], ...]:
     pairs = []
     for pair in content:
-        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(arms) or pair[0] == pair[1]:
+        of_names = isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        if not of_names or not set(pair) <= set(arms) or pair[0] == pair[1]:
             expected = f"pairs of two of the arms {', '.join(arms)}"
-            raise UserError(f"{path}: contrasts", found=repr(pair), expected=expected)
+            raise UserError(f"{path}: contrasts", found=reprlib.repr(pair), expected=expected)
         pairs.append((pair[0], pair[1]))
     return tuple(pairs)

@@ -12,12 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.sites.contract import BRAIN_LITRES
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import voxel_map
 
-# With room for children, ventricles, generous masks, fields of view that cut, and the larger space of templates; heads
-# with their skull have 3 litres and more.
-BRAIN_LITRES = (0.4, 2.8)
 INSIDE = 0.8  # least fraction of the brain that must be in the box of the atlas
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -341,6 +342,14 @@ def test_other_settings_on_the_same_folder_are_refused_by_key(whole, arguments, 
     with pytest.raises(UserError, match=message):
         federate(out=whole, **{**arguments, **change})
     assert (whole / "run.json").read_bytes() == before
+
+
+def test_a_run_whose_settings_are_lost_is_not_continued(whole, arguments, tmp_path):
+    (tmp_path / "server").mkdir()
+    shutil.copy(whole / "server" / "state.json", tmp_path / "server")
+    with pytest.raises(UserError, match="run.json: found no such file, expected the settings of the run; restore it"):
+        federate(out=tmp_path, **arguments)
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize(

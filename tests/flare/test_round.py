@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,8 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.federation import federate
 from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.flare.controller import FedSRController
-from tests.helpers.miniature import write_sites
+from fedsr_monai.spatial.nifti import write_volume
+from tests.helpers.miniature import AFFINE, SHAPE, write_sites
 from tests.helpers.stage import Stage
 
 pytestmark = pytest.mark.slow
@@ -436,6 +438,17 @@ def test_what_a_site_does_not_allow_it_does_not_do(stage, caplog, change, messag
     assert reply.get_header("fedsr_error") == "UserError"
     assert message in caplog.text
     assert "DXO" not in reply
+
+
+def test_a_site_that_violates_the_contract_trains_nothing(stage, inputs, tmp_path, caplog):
+    site = shutil.copytree(inputs / "data" / "a", tmp_path / "data")
+    write_volume(site / "images/scan1.nii.gz", np.full(SHAPE, 0.5, np.float32), AFFINE)
+    run = stage(own={"site": str(site)})
+    reply = run.ask("a", "train", run.task())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_header("fedsr_error") == "UserErrors"
+    assert "scan1.nii.gz: found a constant image" in caplog.text
+    assert not (run.root / "a/fedsr/run").exists()
 
 
 def test_an_error_tells_the_server_no_more_than_its_type(stage):

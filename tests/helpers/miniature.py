@@ -20,8 +20,8 @@ from fedsr_monai.labels import LABELS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 
-SHAPE = (16, 16, 16)
-AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
+SHAPE = (16, 16, 18)  # the smallest brain on the smallest grid that the contract of sites allows
+AFFINE = np.diag([10.0, 10.0, 10.0, 1.0])
 
 
 class Net(torch.nn.Module):

@@ -35,11 +35,11 @@ def first(section, **change):
 
 # what is done to site.json, the key that is then named, and what is said to be found and expected there
 IN_JSON = {
-    "missing key": (drop("shape"), "shape", "nothing", "three whole numbers above 0"),
+    "missing key": (drop("shape"), "shape", "nothing", "three whole numbers above 0, the largest of them 17 or more"),
     "zero spacing": (put("spacing", [2, 0, 2]), "spacing", "[2, 0, 2]", "three numbers above 0 (mm)"),
     "endless spacing": (put("spacing", [2, float("inf"), 2]), "spacing", "[2, Infinity, 2]", "three numbers above 0 (mm)"),
-    "shape of floats": (put("shape", [16.0, 16, 16]), "shape", "[16.0, 16, 16]", "three whole numbers above 0"),
-    "shape of booleans": (put("shape", [True, 16, 16]), "shape", "[true, 16, 16]", "three whole numbers above 0"),
+    "shape of floats": (put("shape", [16.0, 16, 16]), "shape", "[16.0, 16, 16]", "three whole numbers above 0, the largest of them 17 or more"),
+    "shape of booleans": (put("shape", [True, 16, 16]), "shape", "[true, 16, 16]", "three whole numbers above 0, the largest of them 17 or more"),
     "name as a path": (put("name", "../ward"), "name", '"../ward"', "a name of at most 100 letters, digits, '.', '_' and '-'"),
     "labels with a gap": (put("labels", {"0": "background", "2": "brain"}), "labels", '{"0": "background", "2": "brain"}', "ids '0' to 'N' without a gap, each with a name"),
     "no atlas": (drop("atlas"), "atlas", "nothing", "an object with 'image' and 'label'"),
@@ -78,7 +78,7 @@ def with_value(array, value, dtype=None):
 
 def no_pixdim():
     image = nib.Nifti1Image(scan(0), None)
-    image.header["pixdim"][1:4] = 6, 0, 6
+    image.header["pixdim"][1:4] = 8, 0, 8
     return gzip.compress(image.header.binaryblock + b"\0" * 4 + scan(0).tobytes())
 
 
@@ -95,15 +95,15 @@ IN_IMAGE = {
     "plain under a gzip name": (gzip.decompress(GOOD), "no gzip stream", ".nii.gz or .mgz for compressed and .nii or .mgh for plain volumes"),
     "truncated gzip": (GOOD[: len(GOOD) // 2], "a broken gzip stream", "a complete file"),
     "truncated before gzip": (gzip.compress(gzip.decompress(GOOD)[:1000]), "a file that ends after 1000 of ", "a complete volume"),
-    "four dimensions": (image_of(np.stack([scan(0)] * 2, -1)), "the shape (16, 16, 16, 2)", "one 3-D volume"),
+    "four dimensions": (image_of(np.stack([scan(0)] * 2, -1)), "the shape (17, 16, 16, 2)", "one 3-D volume"),
     "complex": (image_of(scan(0).astype(np.complex64)), "complex64 voxels", "whole numbers or floats"),
-    "shape": (image_of(scan(0)[:, :, :15]), "shape (16, 16, 15)", "(16, 16, 16) (site.json)"),
-    "spacing": (image_of(scan(0), np.diag([6, 5.5, 6, 1])), "spacing (6, 5.5, 6) mm", "(6, 6, 6) (site.json)"),
-    "zero spacing": (no_pixdim(), "spacing (6, 0, 6) mm", "sizes above 0"),
-    "orientation": (image_of(scan(0), np.diag([-6, 6, 6, 1])), "orientation LAS", "RAS"),
-    "affine": (image_of(scan(0), moved(3)), "affine row 1 (6, 0, 0, 3)", "(6, 0, 0, 0) (the atlas image)"),
+    "shape": (image_of(scan(0)[:, :, :15]), "shape (17, 16, 15)", "(17, 16, 16) (site.json)"),
+    "spacing": (image_of(scan(0), np.diag([8, 7.5, 8, 1])), "spacing (8, 7.5, 8) mm", "(8, 8, 8) (site.json)"),
+    "zero spacing": (no_pixdim(), "spacing (8, 0, 8) mm", "sizes above 0"),
+    "orientation": (image_of(scan(0), np.diag([-8, 8, 8, 1])), "orientation LAS", "RAS"),
+    "affine": (image_of(scan(0), moved(3)), "affine row 1 (8, 0, 0, 3)", "(8, 0, 0, 0) (the atlas image)"),
     "NaN": (image_of(with_value(scan(0), np.nan)), "1 voxels that are NaN or infinite", "numbers"),
-    "constant": (image_of(np.full((16, 16, 16), 0.5, np.float32)), "a constant image (all 0.5)", "a scan"),
+    "constant": (image_of(np.full((17, 16, 16), 0.5, np.float32)), "a constant image (all 0.5)", "a scan"),
     "intensities": (image_of(with_value(scan(0), 3)), "intensities from 0 to 3", "[0, 1]"),
     "background": (image_of(np.maximum(scan(0), 0.125)), "a background that is not zero (0 % of the outer voxels are 0)", "exactly 0"),
 }  # fmt: skip
@@ -124,7 +124,7 @@ IN_LABEL = {
     "fraction": (with_value(labels(), 2.5, dtype=np.float32), "the label 2.5", "whole numbers"),
     "NaN": (with_value(labels(), np.nan, dtype=np.float32), "1 voxels that are NaN or infinite", "numbers"),
     "empty": (labels() * 0, "an empty label map", "at least one structure"),
-    "shape": (labels()[:15], "shape (15, 16, 16)", "(16, 16, 16) (site.json)"),
+    "shape": (labels()[:15], "shape (15, 16, 16)", "(17, 16, 16) (site.json)"),
 }
 
 

@@ -24,7 +24,7 @@ def with_nan(root):
 
 
 def constant(root):
-    write_volume(root / "images/a.nii.gz", np.full((16, 16, 16), 0.5, np.float32), AFFINE)
+    write_volume(root / "images/a.nii.gz", np.full((17, 16, 16), 0.5, np.float32), AFFINE)
 
 
 def four_dimensions(root):
@@ -48,7 +48,7 @@ def label(value, dtype):
 CASES = {
     "NaN": (with_nan, "a.nii.gz", "NaN or infinite"),
     "constant": (constant, "a.nii.gz", "constant"),
-    "4-D": (four_dimensions, "a.nii.gz", "the shape (16, 16, 16, 2)"),
+    "4-D": (four_dimensions, "a.nii.gz", "the shape (17, 16, 16, 2)"),
     "cut gzip tail": (cut_tail, "a.nii.gz", "broken gzip stream"),
     "label 14": (label(14, np.uint8), "d.nii.gz", "unknown label ids 14"),
     "label -1": (label(-1, np.int16), "d.nii.gz", "unknown label ids -1"),

@@ -18,7 +18,7 @@ from tests.helpers.specimen import AFFINE, labels, scan
 
 def test_a_written_site_is_read_back(site):
     loaded = load_site(site)
-    assert (loaded.name, loaded.spacing, loaded.shape, loaded.labels) == ("ward", (6.0, 6.0, 6.0), (16, 16, 16), LABELS)
+    assert (loaded.name, loaded.spacing, loaded.shape, loaded.labels) == ("ward", (8.0, 8.0, 8.0), (17, 16, 16), LABELS)
     assert loaded.training == [{"image": f"{site}/images/a.nii.gz"}, {"image": f"{site}/images/b.nii.gz"}]
     assert loaded.test == [{"image": f"{site}/images/d.nii.gz", "label": f"{site}/labels/d.nii.gz"}]
 
@@ -47,7 +47,7 @@ def test_a_loaded_site_is_not_read_again(site):
     (site / "site.json").unlink()
     assert load_sites(loaded) == load_sites([loaded]) == [loaded]
     assert site_datalist(loaded, "training")[0]["name"] == "ward/a"
-    assert site_grid(loaded).shape == (16, 16, 16) and load_atlas(loaded)[0].shape == (1, 16, 16, 16)
+    assert site_grid(loaded).shape == (17, 16, 16) and load_atlas(loaded)[0].shape == (1, 17, 16, 16)
 
 
 def test_datalist_refuses_an_unknown_section(site):
@@ -75,7 +75,7 @@ def test_a_broken_atlas_is_named(site):
 def test_an_atlas_on_another_grid_is_named(site):
     write_volume(site / "atlas/label.nii.gz", labels()[:8], AFFINE)
     with pytest.raises(
-        UserError, match=r"label.nii.gz: found shape \(8, 16, 16\), expected \(16, 16, 16\) \(site.json\).*fedsr check"
+        UserError, match=r"label.nii.gz: found shape \(8, 16, 16\), expected \(17, 16, 16\) \(site.json\).*fedsr check"
     ):
         load_atlas(site)
 
@@ -144,7 +144,7 @@ def test_site_json_is_plain_and_relative(site):
     assert list(spec) == ["name", "labels", "spacing", "shape", "atlas", "training", "validation", "test"]
     assert spec["atlas"] == {"image": "atlas/image.nii.gz", "label": "atlas/label.nii.gz"}
     assert (
-        spec["shape"] == [16, 16, 16]
-        and spec["spacing"] == [6.0, 6.0, 6.0]
+        spec["shape"] == [17, 16, 16]
+        and spec["spacing"] == [8.0, 8.0, 8.0]
         and np.array(spec["shape"]).dtype.kind == "i"
     )
