@@ -42,12 +42,12 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import user_error
 from fedsr_monai.evaluation.run import earlier_models, load_network, models_of_run
 from fedsr_monai.federation.storage import read_tensors
-from fedsr_monai.files import write_csv
+from fedsr_monai.files import sha256, write_csv
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.personalisation import find_weights
 from fedsr_monai.report.sources import read_sources
-from fedsr_monai.run_record import read_run, sha256
+from fedsr_monai.run_record import read_run
 from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_atlas, load_site
 from fedsr_monai.sites.writing import write_site

@@ -11,7 +11,7 @@ copy, or gives one option an odd value, and runs a command's `main` in this proc
 - `silent`: exit status 0 although what was damaged cannot be valid; or what was written is not sound (a network that is not
   finite, a Dice that is no fraction, labels that do not exist or lie elsewhere than the scan); or a file of the user was changed.
 
-Run by root, commands have the rights of nobody, so that permissions count. The table of single cases is continued:
+Root gives up its right to ignore permissions. The table of single cases is continued:
 
     python benchmarks/fuzz_commands.py --cases 2400 --seed 1 --log cases.csv --seconds 1000
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -34,7 +35,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.files import read_csv, write_csv
 
 SECONDS = 90  # for one case
-NOBODY = 65534
+GIGABYTES = 12  # of address space
 GRID = "--spacing 6 --shape 32 36 32 --processes 1"
 SITE, OTHER = "sites/adult-3t", "sites/elderly-3t"
 MODEL = "run/sites/adult-3t/model.pt"
@@ -85,53 +86,53 @@ class Target:
 
 SITE_FILES = (f"{SITE}/site.json", f"{SITE}/atlas/*.nii.gz", f"{SITE}/images/*.nii.gz", f"{SITE}/labels/*.nii.gz")
 TARGETS = {
-    "check": Target("check @sites", 16, SITE_FILES, (SITE, "sites")),
-    "evaluate a site": Target(f"evaluate @{SITE} --weights @{MODEL} --out @out", 10, (*SITE_FILES, MODEL), (SITE, "out")),
+    "check": Target("check @sites", 40, SITE_FILES, (SITE, "sites")),
+    "evaluate a site": Target(f"evaluate @{SITE} --weights @{MODEL} --out @out", 4, (*SITE_FILES, MODEL), (SITE, "out")),
     "evaluate a run": Target(
-        "evaluate @run --out @out", 8,
+        "evaluate @run --out @out --figures 0", 2,
         ("run/run.json", "run/sites/*/model.pt", "run/personalised/*/model.pt", *SITE_FILES),
         ("run/personalised/*/personalised.json", "run/personalised/*/start.safetensors", "run", "run/sites/adult-3t"),
     ),
     "evaluate again": Target(
-        "evaluate @run", 6, ("run/evaluation/metrics.csv", "run/evaluation/metrics.json"),
+        "evaluate @run --figures 0", 1, ("run/evaluation/metrics.csv", "run/evaluation/metrics.json"),
         ("run/evaluation/cases.csv", "run/evaluation", "run/evaluation/rounds/*"),
     ),
     "report": Target(
-        "report @run", 14, ("run/run.json",),
+        "report @run", 2, ("run/run.json",),
         ("run/*.csv", "run/evaluation/*.csv", "run/evaluation/*.json", "run/evaluation/rounds/*.csv", "run/evaluation/cases/*/*.npz", "run", "run/evaluation"),
     ),
     "personalise": Target(
-        f"{PERSONALISE} --out @out", 6, (*SITE_FILES, "run/server/state.json", "run/server/*.safetensors"),
+        f"{PERSONALISE} --out @out", 3, (*SITE_FILES, "run/server/state.json", "run/server/*.safetensors"),
         ("run/run.json", MODEL, "run", SITE, "out"),
     ),
     "personalise again": Target(
-        PERSONALISE, 4, ("run/personalised/*/personalised.json", "run/personalised/*/training_state.pt"),
+        PERSONALISE, 10, ("run/personalised/*/personalised.json", "run/personalised/*/training_state.pt"),
         ("run/personalised/adult-3t", "run/personalised/*/*.csv", "run/personalised/*/model.pt", "run/personalised/*/start.safetensors"),
     ),
-    "federate": Target(f"{FEDERATE} --out @out --rounds 1", 5, SITE_FILES, (SITE, "out", "sites")),
+    "federate": Target(f"{FEDERATE} --out @out --rounds 1", 1, SITE_FILES, (SITE, "out", "sites")),
     "federate on": Target(
-        f"{FEDERATE} --out @run --rounds 2", 6,
+        f"{FEDERATE} --out @run --rounds 2", 2,
         ("run/run.json", "run/server/state.json", "run/server/round_0001.safetensors", "run/sites/*/state_0001.pt"),
         ("run", "run/server", "run/sites/adult-3t", "run/*.csv"),
     ),
-    "segment": Target(f"{SEGMENT} --out @out", 10, ("scans/*.nii.gz", MODEL, *SITE_FILES[:2]), ("scans", "out", SITE)),
-    "segment and register": Target(f"{SEGMENT} --register --out @out", 4, ("scans/*.nii.gz",), ("scans", "out")),
-    "segment and judge": Target(SEGMENT.replace(" --no_quality", "") + " --out @out", 2, ("scans/*.nii.gz",), ("scans",)),
+    "segment": Target(f"{SEGMENT} --out @out", 6, ("scans/*.nii.gz", MODEL, *SITE_FILES[:2]), ("scans", "out", SITE)),
+    "segment and register": Target(f"{SEGMENT} --register --out @out", 1, ("scans/*.nii.gz",), ("scans", "out")),
+    "segment and judge": Target(SEGMENT.replace(" --no_quality", "") + " --out @out", 1, ("scans/*.nii.gz",), ("scans",)),
     "segment again": Target(
-        f"{SEGMENT} --out @labels", 6, ("labels/fedsr-segment.json",), ("labels/*.csv", "labels/*.tsv", "labels/*.nii.gz", "labels"),
+        f"{SEGMENT} --out @labels", 5, ("labels/fedsr-segment.json",), ("labels/*.csv", "labels/*.tsv", "labels/*.nii.gz", "labels"),
     ),
-    "prepare": Target(f"{PREPARE} --out @out", 2, ("raw/*.nii.gz",), ("raw", "out")),
+    "prepare": Target(f"{PREPARE} --out @out", 1, ("raw/*.nii.gz",), ("raw", "out")),
     "prepare again": Target(
-        f"{PREPARE} --out @{PREPARED}", 6, (f"{PREPARED}/prepare/settings.json",),
+        f"{PREPARE} --out @{PREPARED}", 1, (f"{PREPARED}/prepare/settings.json",),
         (f"{PREPARED}/prepare/*.json", f"{PREPARED}/prepare/*.csv", f"{PREPARED}/images/*.nii.gz", PREPARED, f"{PREPARED}/prepare", "raw"),
     ),
-    "simulate again": Target(SIMULATE, 4, (f"{SITE}/simulation.json",), (SITE, "sites", f"{SITE}/images/*.nii.gz", f"{SITE}/site.json")),
-    "benchmark again": Target(BENCHMARK, 3, ("bench/accuracy.csv", *SITE_FILES, MODEL), ("bench", "bench/accuracy.json")),
-    "export-job": Target("export-job @job --sites a=3 b --rounds 2", 3, (), ("job", "job/*", "job/app*/*")),
+    "simulate again": Target(SIMULATE, 12, (f"{SITE}/simulation.json",), (SITE, "sites", f"{SITE}/images/*.nii.gz", f"{SITE}/site.json")),
+    "benchmark again": Target(BENCHMARK, 15, ("bench/accuracy.csv", *SITE_FILES, MODEL), ("bench", "bench/accuracy.json")),
+    "export-job": Target("export-job @job --sites a=3 b --rounds 2", 2, (), ("job", "job/*", "job/app*/*")),
     "flare-site": Target(
-        f"flare-site @kit --site @{SITE}", 6, ("kit/local/fedsr.json", "kit/local/resources.json"), ("kit", "kit/local", f"{SITE}/site.json"),
+        f"flare-site @kit --site @{SITE}", 20, ("kit/local/fedsr.json", "kit/local/resources.json"), ("kit", "kit/local", f"{SITE}/site.json"),
     ),
-    "study": Target("study @plan.json --out @out", 3, ("plan.json",), ("out", SITE)),
+    "study": Target("study @plan.json --out @out", 4, ("plan.json",), ("out", SITE)),
 }  # fmt: skip
 MAKE = (
     SIMULATE,
@@ -180,6 +181,8 @@ def make_world(root: Path) -> None:
         if status:
             raise AssertionError(f"{line}: {errors.getvalue()}")
     shutil.rmtree(root / "fine")
+    for file in [*root.glob("run/sites/*/state_0000.pt"), *root.glob("run/evaluation/cases/elderly-3t/*")]:
+        file.unlink()
 
 
 def raw_scans(root: Path) -> None:
@@ -286,11 +289,10 @@ def odd_file(path: Path, draw: random.Random) -> bool:
 
 
 def no_permission(path: Path, draw: random.Random) -> bool:
-    """What nobody may read, or a folder that nobody may write or enter."""
+    """A file that must not be read, or a folder that must not be written or entered."""
     where = some_file(path, draw) if draw.random() < 0.5 else path
     if not where.exists():
         where.mkdir()
-    os.chown(where, 0, 0)
     where.chmod(draw.choice([0o000, 0o400, 0o600] if where.is_file() else [0o000, 0o555, 0o444]))
     return True
 
@@ -376,23 +378,23 @@ def odd_option(line: str, draw: random.Random) -> str:
     return f"{line} --{draw.choice(names)}"
 
 
-@contextlib.contextmanager
-def rights_of_nobody() -> Iterator[None]:
-    """Take the rights of root away for a while."""
+def heed_permissions() -> None:
+    """Give up root's right to read and write what permissions forbid, for the rest of this process."""
     if os.geteuid():
-        yield
         return
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, the lower 32 first
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for kind in (0, 1):
+        sets[kind] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def copy_world(world: Path, root: Path, line: str, target: Target) -> None:
-    """Copy what a command may touch, and give it to nobody."""
+    """Copy what a command may touch."""
     root.mkdir(parents=True)
     used = {"sites", *(name.split("/")[0] for name in [*re.findall(r"@(\S+)", line), *target.needs, *target.other])}
     for name in sorted(used):
@@ -400,24 +402,24 @@ def copy_world(world: Path, root: Path, line: str, target: Target) -> None:
             shutil.copytree(world / name, root / name, symlinks=True)
         elif (world / name).exists():
             shutil.copy2(world / name, root / name)
-    if not os.geteuid():
-        for path in [root, *root.rglob("*")]:
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
 def inventory(root: Path, folders: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of every file below some folders."""
-    return {
-        str(path): (state.st_size, state.st_mtime_ns)
-        for folder in folders
-        for path in (root / folder).rglob("*")
-        if stat.S_ISREG((state := path.lstat()).st_mode)
-    }
+    """Return size and time of change of every file below some folders that can be seen."""
+    found = {}
+    for path in (path for folder in folders for path in (root / folder).rglob("*")):
+        with contextlib.suppress(PermissionError):
+            state = path.lstat()
+            if stat.S_ISREG(state.st_mode):
+                found[str(path)] = (state.st_size, state.st_mtime_ns)
+    return found
 
 
 def unsound(root: Path, folders: tuple[str, ...]) -> str:
     """Return what is wrong with the results below some folders; nothing if they are sound."""
-    for path in (path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()):
+    for path in (path for folder in folders for path in sorted((root / folder).rglob("*")) if os.access(path, os.R_OK)):
+        if not path.is_file():
+            continue
         if path.name == "model.pt" or path.suffix == ".safetensors":
             tensors = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
@@ -446,7 +448,7 @@ def outcome(words: list[str], may_succeed: bool, check: Callable[[], str]) -> tu
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed), rights_of_nobody():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
             status = fedsr(words)
     except fuzz.Hang:
         return "hang", ""
@@ -530,15 +532,20 @@ def main() -> int:
     """Run from the command line; the exit status is 1 if a case ended in a traceback, a hang or a silent success."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=2400)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, required=True, help="table of single cases, continued if it exists")
     parser.add_argument("--out", type=Path, help="table of counts")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", default=[], help="logs of other parts, for the table of counts"
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--world", type=Path, help="folder of the intact world, made if it does not exist")
     parser.add_argument("--only", type=int, nargs="*", help="play these cases and print them")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    limit = fuzz.GIGABYTES * 2**30
+    heed_permissions()
+    limit = GIGABYTES * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     end = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -554,27 +561,31 @@ def main() -> int:
             root.rename(kept)
         rows = read_csv(options.log, COLUMNS) if options.log.is_file() else []
         done = {int(row["case"]) for row in rows}
-        for number in options.only or range(options.cases):
+        complete = True
+        for number in options.only or range(options.first, options.first + options.cases):
             if options.only:
                 print(json.dumps(play(kept, root, number, options.seed), indent=1))
                 continue
             if number in done:
                 continue
             if time.monotonic() > end:
+                complete = False
                 break
             rows.append({key: str(value) for key, value in play(kept, root, number, options.seed).items()})
             if rows[-1]["outcome"] not in ("refused", "done"):
                 print(rows[-1], file=sys.stderr, flush=True)
-            if number % 20 == 0:
+            if len(rows) % 10 == 0:
                 write_csv(options.log, COLUMNS, rows)
         clear(root)
     if options.only:
         return 0
     write_csv(options.log, COLUMNS, rows)
+    for other in options.merge:
+        rows += read_csv(other, COLUMNS)
     if options.out:
         write_csv(options.out, ("command", "damaged", "how", *OUTCOMES), table(rows))
     total = Counter(row["outcome"] for row in rows)
-    print(f"{len(rows)} of {options.cases} cases: {dict(total)}")
+    print(f"{len(rows)} cases: {dict(total)}", "" if complete else "; out of time: give the same command again")
     return int(any(total[kind] for kind in ("traceback", "hang", "silent")))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -177,6 +178,28 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_bytes(path, json_text(content).encode())
 
 
+def check_regular(path: str | os.PathLike, expected: str, fix: str = "restore it from a copy") -> None:
+    """Refuse what is there and is no regular file: a pipe would keep its reader waiting, and a device may never end.
+
+    Raises:
+        UserError: naming the path.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "a pipe or a device"
+        raise UserError(path, found=found, expected=expected, fix=fix)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 checksum of a file as hexadecimal digits.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    check_regular(path, "a file")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any]:
     """Read a JSON object, in UTF-8 with or without a byte order mark.
 
@@ -189,6 +212,7 @@ def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any
         UserError: the file is missing or unreadable, is not JSON, holds a key twice, or holds something else than an
             object.
     """
+    check_regular(path, expected, fix)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except FileNotFoundError:
@@ -251,6 +275,7 @@ def read_csv(
     Raises:
         UserError: a column is missing or not wanted, a row is too short or too long, or a cell cannot be converted.
     """
+    check_regular(path, "a table", fix)
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file, delimiter=_delimiter(path))
         present = list(reader.fieldnames or ())

@@ -6,7 +6,6 @@ the record sets in that configuration must be plain values (see `fedsr_monai.bun
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fedsr_monai.bundle_overrides import checked_overrides, id_parts, ids_behind
 from fedsr_monai.bundle_path import bundle_path, installed_bundle, training_files
 from fedsr_monai.checks import is_name
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import read_json
+from fedsr_monai.files import read_json, sha256
 
 INSTALLED = ("fedsr_encoder", "fedsr_site")
 FIX = "restore it from a copy"
@@ -72,13 +71,13 @@ def read_run(run: str | os.PathLike) -> RunRecord:
     content = read_json(path, "the record of a run", "give the folder that `fedsr federate --out` wrote")
     sites = content.get("sites", [])
     valid = isinstance(sites, list) and all(
-        isinstance(site, dict) and is_name(site.get("name")) and _is_path(site.get("path", "")) for site in sites
+        isinstance(site, dict) and is_name(site.get("name")) and is_path(site.get("path", "")) for site in sites
     )
     if not valid:
         raise UserError(f"{path}: sites", found="entries of another form", expected="a name and a path each", fix=FIX)
     from_weights = content.get("from_weights") or {}
     texts = [from_weights.get(key) for key in ("path", "sha256")] if isinstance(from_weights, dict) else [0]
-    if not all(text is None or _is_path(text) for text in texts):
+    if not all(text is None or is_path(text) for text in texts):
         raise UserError(f"{path}: from_weights", found="another form", expected="a path and a sha256", fix=FIX)
     baseline = content.get("baseline")
     if not (baseline is None or is_name(baseline)):
@@ -106,7 +105,7 @@ def read_personalised(path: Path, named: str | os.PathLike | None = None) -> tup
     """
     content = read_json(path, "the settings of a personalised training", "personalise the site again")
     site, bundle = content.get("site"), content.get("bundle")
-    if not (isinstance(site, str) and _is_path(site)):
+    if not (isinstance(site, str) and is_path(site)):
         raise UserError(f"{path}: site", found=type(site).__name__, expected="the path of a site folder", fix=FIX)
     bundle = {"path": bundle} if isinstance(bundle, str) else _mapping(path, "bundle", bundle)
     root = trusted_bundle(bundle, str(path), named)
@@ -125,7 +124,7 @@ def trusted_bundle(content: Mapping[str, Any], where: str, named: str | os.PathL
         UserError: the bundle is neither installed nor named.
     """
     path, name = content.get("path"), content.get("name")
-    path = path if isinstance(path, str) and _is_path(path) else None
+    path = path if isinstance(path, str) and is_path(path) else None
     last = name if path is None else Path(path).name
     if named is not None and (name or last) == bundle_path(named).name:
         return bundle_path(named)
@@ -161,12 +160,7 @@ def network_overrides(
     return checked_overrides({k: v for k, v in overrides.items() if id_parts(k)[0] in wanted}, where, config)
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """Return the sha256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _is_path(value: Any) -> bool:
+def is_path(value: Any) -> bool:
     """Return whether a value is text that the file system can be asked for: one path, or several separated by commas."""
     try:
         paths = value.encode().split(b",") if isinstance(value, str) else [b"\0"]

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import atomic_path, claim_folder, read_csv, read_json, write_csv
+from fedsr_monai.federation.storage import read_tensors
+from fedsr_monai.files import atomic_path, claim_folder, read_csv, read_json, sha256, write_csv
+from fedsr_monai.spatial.nifti import read_volume
 
 
 def test_replaces_the_file_and_makes_the_folder(tmp_path):
@@ -134,6 +136,17 @@ def test_json_that_is_not_one_plain_object_is_refused(tmp_path, content, found):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(UserError, match=f"run.json: found .*{found}.*the settings of a run; restore it$"):
         read_json(tmp_path / "run.json", "the settings of a run", "restore it")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize(
+    "read", [lambda path: read_json(path, "x", "y"), read_csv, sha256, read_volume, read_tensors], ids=str
+)
+def test_what_is_no_regular_file_is_refused_unread(tmp_path, make, read):
+    """A pipe would keep the reader waiting for ever, and this device never ends."""
+    make(tmp_path / "a.nii")
+    with pytest.raises(UserError, match="a.nii: found a (folder|pipe or a device), expected "):
+        read(tmp_path / "a.nii")
 
 
 def test_json_with_a_byte_order_mark_is_read(tmp_path):

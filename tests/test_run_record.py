@@ -10,10 +10,10 @@ import pytest
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.run import load_network, models_of_run
-from fedsr_monai.files import write_json
+from fedsr_monai.files import sha256, write_json
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.run_record import read_personalised, read_run, sha256, trusted_bundle
+from fedsr_monai.run_record import read_personalised, read_run, trusted_bundle
 
 TOUCH = "$__import__('pathlib').Path('ran').touch()"
 EVIL = [

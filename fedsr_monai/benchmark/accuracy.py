@@ -21,6 +21,7 @@ from fedsr_monai.evaluation.tables import read_measures, spread, structure_rows
 from fedsr_monai.files import write_csv, write_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.progress import Progress
+from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import Site, load_atlas, load_site
 from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.spatial.reader import VolumeReader
@@ -61,7 +62,7 @@ def run_accuracy(
         The content of `<out>.json`, see `summary`.
 
     Raises:
-        UserError: a method is unknown, or a site has no labelled test scans.
+        UserError: a method is unknown, a site violates the contract, or has no labelled test scans.
     """
     for method in methods:
         check_choice("methods", method, METHODS)
@@ -73,6 +74,7 @@ def run_accuracy(
     done = {(row["method"], row["site"], row["case"]) for row in rows}
     ours = ["network"] * bool(network) + ["refined"] * bool(network and refine)
     loaded = [load_site(site) for site in sites]
+    ensure_fit(loaded)
     jobs = [
         (site, item, method) for method in [*ours, *methods] for site in loaded for item in _test_items(site)[:cases]
     ]

@@ -40,6 +40,7 @@ def benchmark(
     from fedsr_monai.checks import check_whole_number
     from fedsr_monai.device import find_device
     from fedsr_monai.evaluation.run import load_network, models_of_sites
+    from fedsr_monai.sites.check import ensure_fit
 
     check_whole_number("--refine", refine, least=0)
     folders = expand_sites(sites)
@@ -47,6 +48,7 @@ def benchmark(
     model = models_of_sites(folders[:1], weights)[0]
     network = load_network(model, device)
     if speed:
+        ensure_fit(folders[:1])
         scan = next((item["image"] for item in model.site.test), None)
         for row in run_speed(out, network, model.site.spacing[0], device, scan=scan):
             spread = f"({row['min_seconds']:.3f} to {row['max_seconds']:.3f}, {row['precision']})"

@@ -22,7 +22,7 @@ from fedsr_monai.evaluation.tables import (
     structure_rows,
     summarise,
 )
-from fedsr_monai.files import atomic_path, read_json, write_csv, write_json
+from fedsr_monai.files import atomic_path, check_regular, read_json, write_csv, write_json
 from fedsr_monai.labels.agreement import agreement
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.progress import Progress
@@ -30,6 +30,9 @@ from fedsr_monai.simulation.sites import RECORD
 from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.spatial.reader import VolumeReader
+
+# The volumes of a scan that are kept for figures, beside the displacement.
+KEPT = ("image", "label", "segmentation", "atlas_image", "warped_image", "warped_label")
 
 
 def evaluate_network(
@@ -164,6 +167,45 @@ def write_volumes(path: Path, volumes: Mapping[str, np.ndarray], spacing: Sequen
         np.savez_compressed(temporary, allow_pickle=False, **small, spacing=np.asarray(spacing, dtype=np.float32))
 
 
+def read_volumes(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_volumes` wrote.
+
+    Raises:
+        UserError: the file is damaged, or holds other arrays.
+    """
+    fix = "evaluate again"
+    check_regular(path, "the volumes of a scan that was evaluated", fix)
+    try:
+        with np.load(path) as stored:
+            volumes = {name: stored[name] for name in (*KEPT, "ddf", "spacing")}
+    except Exception as error:  # numpy, zip and zlib raise half a dozen types
+        found = f"a damaged file ({type(error).__name__})"
+        raise UserError(path, found, "the volumes of a scan that was evaluated", fix) from None
+    shape = volumes["label"].shape
+    expected = dict.fromkeys(KEPT, shape) | {"ddf": (3, *shape), "spacing": (3,)}
+    of_shape = len(shape) == 3 and all(volumes[name].shape == shape for name, shape in expected.items())
+    if not (
+        of_shape and all(np.isfinite(volume).all() for volume in volumes.values()) and (volumes["spacing"] > 0).all()
+    ):
+        raise UserError(path, "volumes of different shapes, or values that are not finite", "those of one scan", fix)
+    return volumes
+
+
+def read_evaluated(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what `metrics.json` says about the sites of an evaluation, by name; nothing where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    fix = "evaluate again into another folder"
+    data = read_json(path, "the summary of an evaluation", fix).get("data")
+    if not isinstance(data, dict) or not all(isinstance(of_site, dict) for of_site in data.values()):
+        raise UserError(f"{path}: data", found="another form", expected="an object for each site", fix=fix)
+    return data
+
+
 def merge_evaluation(
     out_dir: Path, site: Site, section: str, rows: list[dict[str, Any]], cases: list[dict[str, Any]]
 ) -> None:
@@ -176,9 +218,7 @@ def merge_evaluation(
         merged[name] = others + new
         write_csv(path, columns, merged[name])
     summary_path = out_dir / "metrics.json"
-    data = {}
-    if summary_path.exists():
-        data = read_json(summary_path, "the summary of an evaluation", "choose another folder")["data"]
+    data = read_evaluated(summary_path)
     data[site.name] = {
         "path": str(site.root),
         "section": section,

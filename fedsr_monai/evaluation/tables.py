@@ -20,6 +20,7 @@ METRIC_COLUMNS = ("site", "case", "task", "structure", "label", *MEASURES, "volu
 CASE_COLUMNS = ("site", "case", *CASE_MEASURES)
 TEXT_COLUMNS = {"method", "site", "case", "task", "structure"}
 WHOLE_COLUMNS = {"label", "missed"}
+LARGEST = 1e12
 
 DEFINITIONS = {
     "mean": "structures are averaged within each case, then cases; sd is over cases (n - 1)",
@@ -149,4 +150,7 @@ def read_measures(path: str | os.PathLike, columns: Sequence[str]) -> list[dict[
 def _value(column: str, text: str) -> Any:
     if column in TEXT_COLUMNS:
         return text
-    return int(text) if column in WHOLE_COLUMNS else float(text)
+    number = int(text) if column in WHOLE_COLUMNS else float(text)
+    if abs(number) > LARGEST:  # nan stands for what cannot be measured; infinite values do not occur
+        raise ValueError(text)
+    return number

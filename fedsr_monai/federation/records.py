@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -69,11 +68,6 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
             if states == ["state_0000.pt"]:
                 (site / "state_0000.pt").unlink()
     write_json(path, settings)
-
-
-def digest(path: str | Path) -> str:
-    """Return the sha256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def participation_row(round: int, site: str, result: Participation, bytes_down: int) -> dict[str, Any]:

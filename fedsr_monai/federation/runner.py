@@ -18,10 +18,11 @@ from fedsr_monai.federation.executors import Executor, SequentialExecutor, SiteJ
 from fedsr_monai.federation.initial_weights import estimator, initial_tensors, missing_sa
 from fedsr_monai.federation.privacy import Privacy, read_privacy
 from fedsr_monai.federation.process_executor import ProcessExecutor
-from fedsr_monai.federation.records import begin, digest, write_tables
+from fedsr_monai.federation.records import begin, write_tables
 from fedsr_monai.federation.round import draw_sites, play_round
 from fedsr_monai.federation.server import Server
 from fedsr_monai.federation.settings import RunSettings
+from fedsr_monai.files import sha256
 from fedsr_monai.networks.weights import read_weights
 from fedsr_monai.progress import Progress
 from fedsr_monai.sites.check import ensure_fit
@@ -120,8 +121,8 @@ def federate(
         **asdict(settings),
         "sites": [{"name": job.name, "path": job.dataset_dir, "images": job.images} for job in jobs],
         "participation": participation,
-        "bundle": {"name": root.name, "path": str(root), "train.json": digest(root / "configs" / "train.json")},
-        "from_weights": from_weights and {"path": str(from_weights), "sha256": digest(from_weights)},
+        "bundle": {"name": root.name, "path": str(root), "train.json": sha256(root / "configs" / "train.json")},
+        "from_weights": from_weights and {"path": str(from_weights), "sha256": sha256(from_weights)},
         "privacy": noise and asdict(noise),
         "timeout": timeout,
         "processes": processes,

@@ -30,7 +30,7 @@ from fedsr_monai.federation.validation import (
     screen_norms,
     validate_update,
 )
-from fedsr_monai.files import read_json, remove_all_but, write_json
+from fedsr_monai.files import read_json, remove_all_but, sha256, write_json
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"round_\d{4,9}\.safetensors")
@@ -334,7 +334,7 @@ def checkpoint_file(path: Path, state: Mapping[str, Any]) -> Path:
         raise UserError(
             file, found="no such file", expected=f"the checkpoint that {path.name} names", fix="restore it from a copy"
         )
-    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+    if sha256(file) != digest:
         expected = f"those that {path.name} names (sha256 {brief(digest)})"
         raise UserError(file, found="other bytes", expected=expected, fix="restore it from a copy")
     return file

@@ -16,8 +16,8 @@ from monai.data.utils import set_rnd
 from monai.engines import Trainer
 from monai.utils import set_determinism
 
-from fedsr_monai.errors import UserError
-from fedsr_monai.files import remove_all_but
+from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.files import check_regular, remove_all_but
 from fedsr_monai.handlers import save_checkpoint
 
 KEPT_STATES = 2
@@ -75,6 +75,20 @@ def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, An
     Raises:
         UserError: the state is of another network or trainer than the bundle's.
     """
+    try:
+        _restore(trainer, handlers, state, source)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises half a dozen types for what is not a state of these parts
+        raise UserError(
+            source,
+            found=f"a state that cannot be restored ({one_line(error)[:200]})",
+            expected="a state of this bundle's training",
+            fix="restore it from a copy, or give another --out",
+        ) from error
+
+
+def _restore(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], source: Path) -> None:
     own = {key: value.shape for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)}
     saved = {key: value.shape for key, value in state["network"].items()}
     for key in sorted(set(own) | set(saved)):
@@ -130,8 +144,12 @@ def load_state(
             expected=f"one for round {round} or before",
             fix="restore the server's folder of the same run, or give another --out",
         )
+    check_regular(usable[-1], "a site state")
     try:
-        return usable[-1], torch.load(usable[-1], map_location=device, weights_only=True)
+        state = torch.load(usable[-1], map_location=device, weights_only=True)
+        if not {"round", "network", "optimizers", "handlers", "epoch"} <= state.keys():
+            raise ValueError("parts are missing")
+        return usable[-1], state
     except Exception as error:  # torch raises half a dozen types for a file that is not whole
         raise UserError(
             usable[-1],

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import write_bytes
+from fedsr_monai.files import check_regular, write_bytes
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -30,6 +30,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    check_regular(path, "a safetensors file")
     try:
         return dict(sorted(load(Path(path).read_bytes()).items()))
     except OSError:

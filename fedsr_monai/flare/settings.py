@@ -23,8 +23,8 @@ from fedsr_monai.bundle_overrides import (
 from fedsr_monai.checks import is_name
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.policies import POLICIES
-from fedsr_monai.federation.records import digest
 from fedsr_monai.federation.settings import RunSettings
+from fedsr_monai.files import sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Settings(RunSettings):
 
 def file_digest(path: Path) -> str:
     """Return `sha256:` and the digest of a file; without the prefix FLARE warns that a job seems to hold a secret."""
-    return f"sha256:{digest(path)}"
+    return f"sha256:{sha256(path)}"
 
 
 def settings_from_job(content: Mapping[str, Any]) -> Settings:

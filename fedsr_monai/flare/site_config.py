@@ -16,6 +16,7 @@ from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.privacy import Privacy, read_privacy
 from fedsr_monai.files import read_json
+from fedsr_monai.run_record import is_path
 
 FILE = "fedsr.json"
 # fedavg sends the heads too: a site has to allow it.
@@ -82,7 +83,7 @@ def read_site_config(workspace: str | Path, name: str) -> SiteConfig:
     bundles = content.get("bundles", {})
     state = content.get("state", str(Path(workspace).absolute() / "fedsr"))
     for key, value in {"site": content.get("site"), "state": state, **bundles}.items():
-        if value is not None and not Path(value).is_absolute():
+        if value is not None and not (isinstance(value, str) and is_path(value) and Path(value).is_absolute()):
             raise UserError(f"{path}: {key}", found=repr(value), expected="an absolute path")
     policies = tuple(content.get("policies", POLICIES))
     privacy = read_privacy(content.get("privacy"), f"{path}: privacy")

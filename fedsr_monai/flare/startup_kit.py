@@ -48,7 +48,7 @@ def prepare_startup_kit(kit: str | Path, site: str | Path | None = None, state: 
     write_json(local / FILE, content)
     read_site_config(kit, "site")
     written = [local / FILE]
-    resources = _read(local / "resources.json") or _read(local / "resources.json.default")
+    resources = _resources(local / "resources.json") or _resources(local / "resources.json.default")
     changed = restarting(allowing(resources))
     if changed != resources:
         write_json(local / "resources.json", changed)
@@ -91,6 +91,16 @@ def default_classes() -> list[str] | None:
     from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
     return list(DEFAULT_CLASS_ALLOW_LIST)
+
+
+def _resources(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    components, allowed = content.get("components", []), content.get(ALLOWED)
+    lists = isinstance(components, list) and (allowed is None or isinstance(allowed, list))
+    if not (lists and all(isinstance(item, dict) for item in components)):
+        found, fix = "entries of another form", "restore it from a copy"
+        raise UserError(f"{path}: components, {ALLOWED}", found, "lists, as FLARE writes them", fix)
+    return content
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class ResumableCheckpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+            engine.state.epoch, engine.state.iteration = int(state["epoch"]), int(state["iteration"])
+            if idist.get_rank() == 0:
+                torch.set_rng_state(state["random"])
         except Exception as error:  # torch raises half a dozen types for a file that is damaged, or not of these parts
             raise UserError(
                 self.path,
@@ -59,11 +62,8 @@ class ResumableCheckpoint:
                 expected="the state of this training",
                 fix="train with the settings that it began with, or without resume",
             ) from error
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        if idist.get_rank() == 0:
-            torch.set_rng_state(state["random"])
-            if torch.cuda.is_available() and state["random_cuda"]:
-                torch.cuda.set_rng_state_all(state["random_cuda"])
+        if idist.get_rank() == 0 and torch.cuda.is_available() and state.get("random_cuda"):
+            torch.cuda.set_rng_state_all(state["random_cuda"])
         self.logger.info("%s: resumed after epoch %d", self.path, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:

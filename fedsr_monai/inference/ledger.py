@@ -6,7 +6,6 @@ checksum that is recorded; one that was made by hand, or corrected by hand after
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import one_at_a_time, read_json, write_json
+from fedsr_monai.files import one_at_a_time, read_json, sha256, write_json
 
 RECORD = "fedsr-segment.json"
 OVERWRITE = "move it away, choose another --out, or add --overwrite"
@@ -34,11 +33,6 @@ class Source:
     path: str
     sha256: str
     settings: Mapping[str, Any]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 checksum of a file as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def written_files(folder: Path) -> set[str]:
@@ -91,11 +85,11 @@ class Ledger:
         except BaseException:
             replaced = [file for file in files if self._state(file) not in (None, states[file])]
             if replaced:
-                digests = {file: file_sha256(self.folder / file) for file in replaced}
+                digests = {file: sha256(self.folder / file) for file in replaced}
                 before = entry | {"settings": {}, "files": before.get("files", {}) | digests}
             self._replace(name, before)
             raise
-        written = {file: file_sha256(self.folder / file) for file in files if (self.folder / file).is_file()}
+        written = {file: sha256(self.folder / file) for file in files if (self.folder / file).is_file()}
         self._replace(name, entry | {"files": kept | written})
 
     def has(self, name: str, files: Iterable[str], source: Source) -> bool:
@@ -130,7 +124,7 @@ class Ledger:
 
     def _is_as_written(self, file: str, entry: dict[str, Any]) -> bool:
         path, digest = self.folder / file, entry["files"][file]
-        return digest == WRITING or (path.is_file() and file_sha256(path) == digest)
+        return digest == WRITING or (path.is_file() and sha256(path) == digest)
 
     def results(self) -> dict[str, Any]:
         """Return what is recorded, by name of the result: `scan`, `scan_sha256`, `settings`, and `files` with their checksums.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.inference.ledger import file_sha256, written_files
+from fedsr_monai.files import sha256, written_files
 from fedsr_monai.prepare.sources import Found, find_sources
 from fedsr_monai.spatial.dicom import find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
@@ -85,7 +85,7 @@ class Scan:
         Raises:
             UserError: its DICOM series cannot be used.
         """
-        return series_sha256(find_series(self.path, self.series)) if self.path.is_dir() else file_sha256(self.path)
+        return series_sha256(find_series(self.path, self.series)) if self.path.is_dir() else sha256(self.path)
 
 
 def list_scans(

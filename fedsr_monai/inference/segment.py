@@ -16,9 +16,10 @@ from fedsr_monai import __version__
 from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
+from fedsr_monai.files import sha256
 from fedsr_monai.inference import bids
 from fedsr_monai.inference.interleaved import on_network_grid
-from fedsr_monai.inference.ledger import Ledger, Source, file_sha256
+from fedsr_monai.inference.ledger import Ledger, Source
 from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
 from fedsr_monai.inference.prediction import Answer, ask
@@ -279,7 +280,7 @@ class Run:
                 write_folder_tables(self.out)
             if native:
                 write_atlas(self.out, *native)
-        weights = file_sha256(workflow.weights)
+        weights = sha256(workflow.weights)
         site = None if self.site is None else str(self.site)
         self.settings = {"version": __version__, "weights": weights, "site": site, **asdict(options)}
 
@@ -292,7 +293,7 @@ class Run:
             UserError: the scan cannot be used, its result is rejected, or a file of another origin would be replaced.
         """
         files = scan.files.all(self.options.register, self.options.raw, self.options.dicom_seg)
-        mask = None if scan.mask is None else file_sha256(scan.mask)
+        mask = None if scan.mask is None else sha256(scan.mask)
         source = Source(str(scan.path.absolute()), scan.sha256(), self.settings | {"mask": mask})
         needed = [file for file in files if file != scan.files.note]
         if self.dataset and not self.ledger.overwrite and self.ledger.has(scan.name, needed, source):

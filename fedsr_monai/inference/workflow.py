@@ -18,6 +18,7 @@ from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_atlas
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import write_volume
@@ -70,6 +71,8 @@ def load_workflow(
         UserError: there is no such bundle, site, device or checkpoint; or the weights are those of a site, and the site is not given.
     """
     root = bundle_path(bundle)
+    if site is not None:
+        ensure_fit([site], atlas_alone=True)
     parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
     values: dict[str, Any] = {"bundle_root": str(root), "dataset_dir": None if site is None else str(site)}
     if weights is not None:

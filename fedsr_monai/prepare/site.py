@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from fedsr_monai.atlas.build import default_shape, grid_affine
-from fedsr_monai.checks import check_whole_number
+from fedsr_monai.checks import check_whole_number, is_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
 from fedsr_monai.files import claim_folder, files_below, read_json, write_json
 from fedsr_monai.prepare.atlas import AtlasFiles, make_atlas
@@ -182,8 +183,10 @@ def is_done(job: Job) -> bool:
         record = _record(job)
     except UserError:
         return False
-    return record.get("fingerprint") == job.fingerprint and all(
-        (job.root / file).is_file() for file in job.files.values()
+    return (
+        record.get("fingerprint") == job.fingerprint
+        and _is_whole(record)
+        and all((job.root / file).is_file() for file in job.files.values())
     )
 
 
@@ -289,6 +292,18 @@ def _state(file: Path) -> list[int]:
 
 def _record(job: Job) -> dict[str, Any]:
     return read_json(job.record, "the record of a prepared scan", "remove it")
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Return whether the record of a finished scan has what the table is made from."""
+    fit, matrix = record.get("quality"), record.get("matrix")
+    if not (isinstance(fit, dict) and isinstance(matrix, list) and isinstance(record.get("mask_from"), str)):
+        return False
+    scales = fit.get("scales")
+    if not (isinstance(scales, list) and scales and len(matrix) == 4 and all(isinstance(row, list) for row in matrix)):
+        return False
+    numbers = [record.get("seconds"), *(fit.get(key) for key in ("overlap", "correlation", "turn")), *scales]
+    return all(map(is_number, [*numbers, *chain.from_iterable(matrix)])) and {len(row) for row in matrix} == {4}
 
 
 def _base(source: Source) -> dict[str, Any]:

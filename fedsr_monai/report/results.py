@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsr_monai.evaluation.site import read_volumes
 from fedsr_monai.evaluation.stages import BEFORE, FINAL, compare, comparison_text
 from fedsr_monai.evaluation.tables import DEFINITIONS
 from fedsr_monai.labels import LABELS
@@ -179,8 +180,7 @@ def site_section(sources: Sources, name: str, opened: bool) -> str:
 
 def case_pictures(path: Path) -> str:
     """Return the three figures of one scan, drawn from the volumes in the file `path`."""
-    with np.load(path) as stored:
-        volumes = dict(stored)
+    volumes = read_volumes(path)
     parts = [f'<p class="soft scan">Scan {escape(path.stem)}</p>']
     for heading, draw, caption in FIGURES:
         image = base64.b64encode(draw(volumes)).decode("ascii")

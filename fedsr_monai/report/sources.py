@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.site import read_evaluated
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, summarise
+from fedsr_monai.federation.records import PARTICIPATION
 from fedsr_monai.files import read_csv, read_json
 from fedsr_monai.run_record import read_run
 from fedsr_monai.simulation.sites import RECORD
+
+FIX = "restore it from a copy, or move it away"
+MOST = 10**6  # rounds or epochs
 
 
 @dataclass
@@ -54,11 +60,11 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
         if (run_dir / "run.json").exists():
             read_run(run_dir)  # refuses a damaged one
             sources.run = read_json(run_dir / "run.json", "the settings of a run", "restore it from a copy")
-        sources.history = read_table(run_dir / "history.csv")
-        sources.participation = read_table(run_dir / "participation.csv")
-        sources.rounds = read_table(run_dir / "rounds.csv")
+        sources.history = read_table(run_dir / "history.csv", ("round", "site", "epoch"))
+        sources.participation = read_table(run_dir / "participation.csv", PARTICIPATION)
+        sources.rounds = read_table(run_dir / "rounds.csv", ("round", "seconds", "server_seconds"))
         for site in sources.run.get("sites", []):
-            folders[site["name"]] = Path(site["path"])
+            folders[site["name"]] = Path(site.get("path", ""))
     simulated = {name for name, folder in folders.items() if (folder / RECORD).exists()}
     if evaluation_dir is not None and (Path(evaluation_dir) / "metrics.csv").exists():
         evaluation_dir = Path(evaluation_dir)
@@ -70,10 +76,7 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
             table = evaluation_dir / stage / "metrics.csv"
             if table.exists():
                 sources.stages[stage] = read_measures(table, METRIC_COLUMNS)
-        data = {}
-        if (evaluation_dir / "metrics.json").exists():
-            summary = read_json(evaluation_dir / "metrics.json", "the summary of an evaluation", "evaluate again")
-            data = summary.get("data", {})
+        data = read_evaluated(evaluation_dir / "metrics.json")
         simulated |= {name for name, of_site in data.items() if of_site.get("simulated")}
         for name in sources.summary["sites"]:
             files = sorted((evaluation_dir / "cases" / name).glob("*.npz"))
@@ -90,6 +93,19 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     return sources
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as text; none if there is no file."""
-    return read_csv(path) if path.exists() else []
+def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a table of a run as text; none if there is no file.
+
+    Raises:
+        UserError: it lacks a column of `needed`, or a round or epoch is no number of one.
+    """
+    if not path.exists():
+        return []
+    read_csv(path, needed, fix=FIX)
+    return read_csv(path, convert=_counted, fix=FIX)
+
+
+def _counted(column: str, text: str) -> str:
+    if column in ("round", "epoch") and not 0 <= int(text) <= MOST:
+        raise ValueError(text)
+    return text

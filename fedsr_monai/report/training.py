@@ -183,7 +183,9 @@ def configuration(sources: Sources) -> str:
     facts = {key: item for key, item in sources.run.items() if key not in ("sites", "versions")}
     sites = sources.run.get("sites", [])
     if sites:
-        facts["sites"] = [f"{site['name']} ({site.get('images', '?')} images), {site['path']}" for site in sites]
+        facts["sites"] = [
+            f"{site['name']} ({site.get('images', '?')} images), {site.get('path', '')}" for site in sites
+        ]
     if "versions" in sources.run:
         facts["versions"] = sources.run["versions"]
     return facts_table(facts)

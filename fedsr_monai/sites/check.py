@@ -22,11 +22,15 @@ AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
 RANGE_TOLERANCE = 1e-4
 
 
-def check_site(path: str | os.PathLike) -> list[UserError]:
+def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserError]:
     """Return all violations of the contract below `path`: where, what was found, what was expected, and the fix.
 
     `site.json` is judged first, then every volume it names. An empty list means that the site is fit for use. Nothing
     is raised for a broken site, however broken.
+
+    Args:
+        path: the site folder.
+        atlas_alone: open no volumes but those of the atlas, for what needs nothing else of the site.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -52,7 +56,7 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
     seen = set()
 
     for section, kind, relative in _files(root, spec):
-        if (kind, relative) in seen:
+        if (kind, relative) in seen or (atlas_alone and section != "atlas"):
             continue
         seen.add((kind, relative))
         file = root / relative
@@ -78,19 +82,20 @@ def check_site(path: str | os.PathLike) -> list[UserError]:
     return faults
 
 
-def ensure_fit(sites: Iterable[str | os.PathLike | Site]) -> None:
+def ensure_fit(sites: Iterable[str | os.PathLike | Site], atlas_alone: bool = False) -> None:
     """Refuse sites that violate the contract: what trains or measures calls this first.
 
     A volume that was judged before in this process, and has not changed since, is not opened again.
 
     Args:
         sites: site folders, or sites that are loaded.
+        atlas_alone: see `check_site`.
 
     Raises:
         UserErrors: naming every violation of every site.
     """
     roots = dict.fromkeys(site.root if isinstance(site, Site) else Path(site).absolute() for site in sites)
-    faults = [fault for root in roots for fault in check_site(root)]
+    faults = [fault for root in roots for fault in check_site(root, atlas_alone)]
     if faults:
         raise UserErrors(faults)
 

@@ -21,7 +21,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import write_bytes
+from fedsr_monai.files import check_regular, write_bytes
 from fedsr_monai.spatial.header import copy_forms, form_conflict, header_of
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -128,6 +128,7 @@ def _open(file: Path) -> Iterator[BinaryIO]:
         )
     if not file.exists():
         raise UserError(file, "no such file", "a volume", "check the path")
+    check_regular(file, "a volume", "check the path")
     try:
         raw = open(file, "rb")
         start = raw.read(2)

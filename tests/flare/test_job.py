@@ -152,6 +152,8 @@ def test_preparing_a_startup_kit_again_keeps_its_other_entries(tmp_path, inputs)
         ('{"bundles": ["/x"]}', "fedsr.json: bundles: found .*, expected an object"),
         ('{"privacy": {"clip": 1}}', "fedsr.json: privacy: clip_sa: found nothing, expected a number above 0"),
         ('{"site": "data"}', "fedsr.json: site: found 'data', expected an absolute path; correct it$"),
+        ('{"bundles": {"x": 3}}', "fedsr.json: x: found 3, expected an absolute path"),
+        ('{"state": "/\\u0000"}', "fedsr.json: state: found .*, expected an absolute path"),
     ],
 )
 def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
@@ -159,6 +161,15 @@ def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
     (tmp_path / "local" / "fedsr.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_site_config(tmp_path, "a")
+
+
+@pytest.mark.parametrize("content", [{"components": 3}, {"components": ["a"]}, {"class_allow_list": "a"}])
+def test_resources_of_another_form_are_named_and_kept(tmp_path, content):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "resources.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="resources.json: components, class_allow_list: found entries of another form"):
+        prepare_startup_kit(tmp_path)
+    assert json.loads((tmp_path / "local" / "resources.json").read_text()) == content
 
 
 def test_a_missing_startup_kit_or_site_folder_is_named(tmp_path):

@@ -60,6 +60,10 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
     ):
         Training(tmp_path / "cut.pt", resume=True).run(2)
     state = torch.load(tmp_path / "state.pt")
+    del state["epoch"]
+    torch.save(state, tmp_path / "lacks.pt")
+    with pytest.raises(UserError, match=r"lacks.pt: found a state .*epoch.*, expected the state of this training"):
+        Training(tmp_path / "lacks.pt", resume=True).run(2)
     torch.save(state | {"model": torch.nn.Linear(4, 1).state_dict()}, tmp_path / "other.pt")
     with pytest.raises(
         UserError, match=r"other.pt: found a state .*size mismatch.*, expected the state of this training"

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
@@ -150,6 +151,44 @@ def test_damaged_json_is_named(run, tmp_path):
     (run / "run.json").write_text('{"policy": ')
     with pytest.raises(UserError, match=r"run.json: found damaged JSON .*record of a run"):
         write_report(run, None, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("run/history.csv", lambda text: text.replace("round,", "runde,"), "history.csv: found the columns runde"),
+        (
+            "run/history.csv",
+            lambda text: text.replace("1,north,1", "x,north,1"),
+            "history.csv: found a cell of another kind",
+        ),
+        (
+            "run/participation.csv",
+            lambda text: text.replace("1,south", "9999999,south"),
+            "participation.csv: found a cell",
+        ),
+        ("run/rounds.csv", lambda text: text.replace("loss", "loss,more"), "rounds.csv: found a row of another length"),
+        (
+            "evaluation/metrics.csv",
+            lambda text: text.replace("0.875", "1e400"),
+            "metrics.csv: found a cell of another kind",
+        ),
+        ("evaluation/metrics.json", lambda _: '{"data": []}', "metrics.json: data: found another form"),
+        ("evaluation/cases/north/s1.npz", lambda _: "PK", "s1.npz: found a damaged file"),
+    ],
+)
+def test_a_damaged_table_is_named(run, pictured, tmp_path, file, change, message):
+    path = tmp_path / file
+    path.write_text(change("" if path.suffix == ".npz" else path.read_text()))
+    with pytest.raises(UserError, match=message):
+        write_report(run, pictured, tmp_path / "report.html")
+
+
+def test_volumes_of_different_shapes_are_named(pictured, volumes, tmp_path):
+    for change in ({"label": volumes["label"][1:]}, {"ddf": np.full_like(volumes["ddf"], np.nan)}):
+        np.savez_compressed(pictured / "cases" / "north" / "s1.npz", **volumes | change)
+        with pytest.raises(UserError, match="s1.npz: found volumes of different shapes, or values that are not finite"):
+            write_report(None, pictured, tmp_path / "report.html")
 
 
 def test_epochs_are_within_their_round():

@@ -14,6 +14,7 @@ from fedsr_monai.simulation import sites as module
 from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_site
+from tests.helpers.killing import killed_at_its_writes, killed_at_random
 
 GRID = {"spacing": 6.0, "shape": (32, 32, 32)}
 TINY = {"sites": 1, "training": 1, "validation": 1, "test": 1, "processes": 1, **GRID}
@@ -86,6 +87,15 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert (tmp_path / "cut/adult-3t/images/training-001.nii.gz").stat().st_mtime_ns == kept
     (tmp_path / "cut/adult-3t/images/.test-001.nii.gz.1.part").unlink()
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_killed_at_any_write_or_moment_it_ends_in_the_same_bytes(tmp_path):
+    """At the claim of the folder, too."""
+    simulate_sites(tmp_path / "whole", **TINY)
+    before = digests(tmp_path / "whole")
+    assert killed_at_its_writes(lambda: simulate_sites(tmp_path / "writes", **TINY)) >= 3
+    assert killed_at_random(lambda: simulate_sites(tmp_path / "moments", **TINY), kills=4, seconds=0.5, seed=1)
+    assert digests(tmp_path / "writes") == before and digests(tmp_path / "moments") == before
 
 
 def test_other_arguments_do_not_mix_into_a_folder(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsr_monai.sites.check import check_site
-from fedsr_monai.spatial.nifti import write_volume
+from fedsr_monai.spatial.nifti import read_volume, write_volume
 from tests.helpers.specimen import AFFINE, labels, scan
 
 
@@ -183,6 +183,28 @@ def test_a_hopeless_description_raises_nothing(site, content):
     (site / "site.json").write_text(content)
     found = check_site(site)
     assert found and all(fault.where.startswith(f"{site}/site.json") for fault in found)
+
+
+def test_a_grid_on_which_the_network_cannot_be_trained_is_refused(site, edit):
+    edit(put("shape", [16, 16, 16]))
+    assert violations(site)[0] == (
+        "site.json: shape", "[16, 16, 16]", "three whole numbers above 0, the largest of them 17 or more"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_brain_of_an_implausible_size_is_refused_where_it_is_refused_in_training(site, size):
+    for path in site.rglob("*.nii.gz"):
+        write_volume(path, read_volume(path).voxels, np.diag([size] * 3 + [1.0]))
+    found = [(where, found) for where, found, _ in violations(site) if "litres" in found]
+    assert len(found) == 5 and found[0] == ("atlas/image.nii.gz", f"{size**3 / 1000:.2g} litres above 0")
+
+
+def test_the_atlas_alone_can_be_checked(site):
+    (site / "images/a.nii.gz").write_bytes(b"")
+    assert len(check_site(site)) == 1 and check_site(site, atlas_alone=True) == []
+    write_volume(site / "atlas/label.nii.gz", with_value(labels(), 14), AFFINE)
+    assert [fault.found for fault in check_site(site, atlas_alone=True)] == ["unknown label ids 14"]
 
 
 def test_a_missing_folder_is_one_line(tmp_path):

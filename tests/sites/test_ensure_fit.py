@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fedsr_monai.benchmark.accuracy import run_accuracy
 from fedsr_monai.errors import UserErrors
 from fedsr_monai.evaluation.run import evaluate
 from fedsr_monai.federation.runner import federate
@@ -70,6 +71,7 @@ def test_an_unfit_site_is_refused(site, case):
 COMMANDS = {
     "federate": lambda site, out: federate([site], out, rounds=1),
     "evaluate": lambda site, out: evaluate(site, out, progress=False),
+    "benchmark": lambda site, out: run_accuracy([site], out, methods=()),
     "personalise": lambda site, out: personalise(site, None, out, epochs=1),
 }
 
