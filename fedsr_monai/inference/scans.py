@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import sha256, written_files
+from fedsr_monai.files import sha256
+from fedsr_monai.inference.ledger import written_files
 from fedsr_monai.prepare.sources import Found, find_sources
 from fedsr_monai.spatial.dicom import find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
