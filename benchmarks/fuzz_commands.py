@@ -366,6 +366,8 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         mutate, valid = fuzz.cut, fuzz.cut(path, draw)
     if path.suffix in TABLES and mutate in (fuzz.cut, fuzz.gone, odd_file):
         valid = True
+    if path.name == "resources.json" and mutate is fuzz.gone:  # FLARE has one of its own
+        valid = True
     return pattern, mutate.__name__, valid or not needed
 
 

@@ -100,6 +100,8 @@ def _restore(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], s
                 fix="continue with the bundle that the run began with, or give another --out",
             )
     trainer.network.load_state_dict(state["network"], strict=False)
+    if ("mutual_information" in state) != (getattr(trainer, "mutual_information", None) is not None):
+        raise KeyError("mutual_information")
     for name, optimizer in optimizers(trainer).items():
         optimizer.load_state_dict(state["optimizers"][name])
     for handler, saved in zip(handlers, state["handlers"]):

@@ -302,6 +302,16 @@ def test_a_damaged_state_is_named(make, tmp_path):
         make()
 
 
+def test_a_state_without_one_of_its_parts_is_named(make, tmp_path):
+    make()
+    path = tmp_path / "a" / "state_0000.pt"
+    whole = torch.load(path, weights_only=True)
+    for part in ("mutual_information", "optimizers"):
+        torch.save({key: value for key, value in whole.items() if key != part}, path)
+        with pytest.raises(UserError, match=r"state_0000.pt: found a .*, expected a (site )?state"):
+            make()
+
+
 def test_seeds_are_stable_across_processes():
     assert stable_seed(0, "oasis", 3) == 897583194
     assert len({stable_seed(seed, site, round) for seed in range(3) for site in "ab" for round in range(5)}) == 30
