@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError, UserErrors
+from fedsr_monai.files import write_bytes
 from fedsr_monai.prepare import site as module
 from fedsr_monai.prepare.atlas import AtlasFiles
 from fedsr_monai.prepare.pipeline import Prepared
@@ -24,6 +25,7 @@ from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.grid import Grid
 from tests.helpers.dicom_series import write_series
+from tests.helpers.killing import killed_at_its_writes
 from tests.helpers.raw_scans import SHAPE, SPACING, atlas, raw_scan, save
 
 pytestmark = pytest.mark.slow
@@ -145,6 +147,31 @@ def test_a_killed_run_resumes_and_a_finished_one_does_nothing(known, scans, tmp_
     with pytest.raises(UserErrors):
         prepare_site(scans, root, processes=1, **GRID)
     assert asked == ["flip"]
+
+
+def test_killed_at_any_write_it_ends_in_the_same_bytes(known, scans, tmp_path, monkeypatch):
+    """At the claim of the folder, in the middle of a scan, between two scans."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("ann.nii.gz", "ann_dseg.nii.gz", "eve.nii.gz"):
+        (source / name).symlink_to(scans / name)
+    monkeypatch.setattr(module, "write_qc", lambda path, *_: write_bytes(path, b"a picture"))  # drawing takes longest
+
+    def run(root: Path) -> None:
+        prepare_site(source, root, name="clinic", processes=1, **GRID)
+
+    def results(root: Path) -> dict[Path, bytes]:
+        """All files but the records and the table, which tell the seconds."""
+        return {
+            path: content
+            for path, content in bytes_of(root).items()
+            if path.suffix == ".gz" or path.name == "site.json"
+        }
+
+    run(tmp_path / "whole")
+    assert killed_at_its_writes(lambda: run(tmp_path / "writes")) >= 4
+    assert len(results(tmp_path / "whole")) == 6
+    assert results(tmp_path / "writes") == results(tmp_path / "whole")
 
 
 def test_a_kill_while_the_folder_is_claimed_does_not_block_it(tmp_path, monkeypatch):
