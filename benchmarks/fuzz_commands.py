@@ -368,6 +368,8 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         valid = True
     if path.name == "resources.json" and mutate is fuzz.gone:  # FLARE has one of its own
         valid = True
+    if path.name.startswith("state_") and mutate is fuzz.weights_tensor:  # perhaps one more key, which nothing reads
+        valid = True
     return pattern, mutate.__name__, valid or not needed
 
 
@@ -422,7 +424,7 @@ def unsound(root: Path, folders: tuple[str, ...]) -> str:
     for path in (path for folder in folders for path in sorted((root / folder).rglob("*")) if os.access(path, os.R_OK)):
         if not path.is_file():
             continue
-        if path.name == "model.pt" or path.suffix == ".safetensors":
+        if path.name in ("model.pt", "start.safetensors"):
             tensors = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 return f"{path.name}: not finite"

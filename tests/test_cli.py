@@ -237,6 +237,14 @@ def test_an_interrupt_at_any_moment_is_told_in_one_line(when, status, words):
     assert done.returncode == status and done.stderr.startswith(words) and done.stderr.count("\n") <= 1
 
 
+def test_a_site_that_lost_its_description_is_not_passed_over(tmp_path):
+    for name in ("whole", "lost", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "site.json").touch()
+    (tmp_path / "lost" / "atlas").mkdir()
+    assert expand_sites([str(tmp_path)]) == [str(tmp_path / "lost"), str(tmp_path / "whole")]
+
+
 def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run(f"{sys.executable} -m fedsr_monai --help | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""

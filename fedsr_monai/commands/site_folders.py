@@ -13,7 +13,8 @@ def expand_sites(names: Sequence[str]) -> list[str]:
     """Return the site folders that `names` stand for, each once, in order.
 
     A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with
-    commas between. A folder that is not a site is returned too: the function that reads it says what it lacks.
+    commas between. A folder that is not a site is returned too: the function that reads it says what it lacks. So is one
+    beside sites that has an atlas and no site.json: it is a site that is not complete, or has lost it.
 
     Raises:
         UserError: a pattern matches nothing.
@@ -26,11 +27,11 @@ def expand_sites(names: Sequence[str]) -> list[str]:
                 raise UserError(name, "no match", "site folders, which contain a site.json", "correct the pattern")
             found += matches
         elif name:
-            below = (
-                []
-                if Path(name, "site.json").exists()
-                else sorted(str(file.parent) for file in Path(name).glob("*/site.json"))
-            )
+            below = []
+            if not Path(name, "site.json").exists() and any(Path(name).glob("*/site.json")):
+                below = sorted(
+                    {str(file.parent) for kind in ("site.json", "atlas") for file in Path(name).glob(f"*/{kind}")}
+                )
             found += below or [name]
     if not found:
         raise UserError("sites", "none", "at least one site folder", "name one")
