@@ -102,7 +102,7 @@ TARGETS = {
         ("run/*.csv", "run/evaluation/*.csv", "run/evaluation/*.json", "run/evaluation/rounds/*.csv", "run/evaluation/cases/*/*.npz", "run", "run/evaluation"),
     ),
     "personalise": Target(
-        f"{PERSONALISE} --out @out", 3, (*SITE_FILES, "run/server/state.json", "run/server/*.safetensors"),
+        f"{PERSONALISE} --out @out", 3, (*SITE_FILES, "run/server/state.json", "run/server/round_0001.safetensors"),
         ("run/run.json", MODEL, "run", SITE, "out"),
     ),
     "personalise again": Target(
@@ -366,7 +366,7 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         mutate, valid = fuzz.cut, fuzz.cut(path, draw)
     if path.suffix in TABLES and mutate in (fuzz.cut, fuzz.gone, odd_file):
         valid = True
-    if path.name == "resources.json" and mutate is fuzz.gone:  # FLARE has one of its own
+    if path.parent.name == "local" and mutate is fuzz.gone:  # the kit is new, then
         valid = True
     if path.name.startswith("state_") and mutate is fuzz.weights_tensor:  # perhaps one more key, which nothing reads
         valid = True
