@@ -53,7 +53,7 @@ def segment(
         refine: with --register, gradient steps that improve each deformation by itself (some seconds per scan)
         raw: scans as they came from the scanner: find the brain, correct the bias field and align it to the atlas first, and draw
             that as <scan>_alignment.png; the results are in the scan's own space all the same. Needs the extra "itk"
-        masks: with --raw, brain masks of the scans, in their order; without them the brain is searched for
+        masks: with --raw, brain masks of the scans, in their order; without them the brain is found by a network
         accurate: average the answers to each scan and to its mirror image, in twice the time
         fast: one pass of the network per scan instead of the eight that label a fine scan voxel by voxel; borders are interpolated
         quality: judge the results; --no_quality saves the time of the registration

@@ -122,7 +122,7 @@ def segment(
         raw: the scans are as they were acquired, anywhere in space, with their skull or without: each is masked, corrected for
             its bias field and aligned to the atlas first (see `prepare_scan`), and `out` receives a picture of that,
             `<scan>_alignment.png`. The results are in the scan's own space all the same; the deformation maps the atlas to it.
-        masks: with `raw`, the brain masks of the scans, in their order; without them the brain is searched for.
+        masks: with `raw`, the brain masks of the scans, in their order; without them the brain is found by a network.
         progress: show a bar, or one line per scan when standard error is not a terminal.
         accurate: average the network's answers to the scan and to its mirror image; takes twice the time in the network.
         fast: one pass of the network per scan, whose answer is interpolated to the scan's voxels; otherwise scans finer than

@@ -101,7 +101,7 @@ class RawInferTask(InferTask):
     """
 
     def __init__(self, bundle: Path, site: str | None) -> None:
-        description = "Whole heads, anywhere in space: the brain is searched for, corrected and aligned first (minutes)"
+        description = "Whole heads, anywhere in space: the brain is found, corrected and aligned first"
         super().__init__(InferType.SEGMENTATION, dict(SERVED), 3, description)
         self.bundle, self.site = bundle, site
 

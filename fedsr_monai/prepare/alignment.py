@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
 
@@ -19,15 +19,11 @@ from fedsr_monai.spatial.grid import Grid
 PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads nod more than they roll
 RIM = 10.0  # mm around the atlas' brain that the metric includes
 TURN_ITERATIONS = 20  # enough to see whether a quarter turn fits
-HEAD_SIZE = 0.92  # a usual brain relative to MNI's, which has 1.88 litres with its fluid
 LEVELS: tuple[tuple[float, int, float], ...] = (
     (8.0, 60, 8.0),
     (4.0, 100, 1.0),
     (2.0, 60, 0.5),
 )  # spacing in mm, iterations, first step in mm
-COARSE = slice(0, 2)  # of the levels: enough for a whole head, whose brain is not known yet
-MIDDLE = slice(1, 2)
-FINE = slice(1, 3)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def brain_frame(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float
     return affine[:3, :3] @ voxels.mean(0) + affine[:3, 3], len(voxels) * abs(np.linalg.det(affine[:3, :3]))
 
 
-def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool = False) -> Alignment:
+def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> Alignment:
     """Register a scan to the atlas image.
 
     Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it is maximised by
@@ -72,40 +68,26 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, 
         affine: of the scan.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
-        whole_head: the scan has not been stripped: it is only turned and shifted, at coarse resolutions, and assumed
-            to have a brain of usual size. A map that may scale would scale towards the scalp.
     """
-    size = np.diag([*np.full(3, HEAD_SIZE if whole_head else 1.0), 1.0])
-    sized = Grid(size @ grid.affine, grid.shape)
-    levels = _levels(brain, affine, atlas, sized, COARSE if whole_head else slice(None))
-    initial = _InitialMaps(brain, affine, atlas, sized, whole_head)
+    levels = _levels(brain, affine, atlas, grid)
+    initial = _InitialMaps(brain, affine, atlas, grid)
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
     best, information = max(
-        (register(*levels[0], initial(nod), whole_head) for nod in nods),  # type: ignore[call-arg]
+        (register(*levels[0], initial(nod)) for nod in nods),  # type: ignore[call-arg]
         key=lambda result: result[1],
     )
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
-    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn), whole_head)[1] for turn in turns]  # type: ignore[call-arg]
+    others = [register(*levels[0][:3], TURN_ITERATIONS, levels[0][4], initial(turn))[1] for turn in turns]  # type: ignore[call-arg]
     gain, turn = max(others) - information, turns[int(np.argmax(others))]
     for level in levels[1:]:
-        best, information = register(*level, best, whole_head)  # type: ignore[call-arg]
-    return Alignment(np.linalg.inv(best @ size), information, turn, gain)
-
-
-def realign(
-    first: Alignment, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, levels: slice = FINE
-) -> Alignment:
-    """Refine an alignment of the whole head with the brain alone, at some of `LEVELS`; for the rest see `align`."""
-    best = np.linalg.inv(first.matrix)
-    for level in _levels(brain, affine, atlas, grid, levels):
         best, information = register(*level, best)  # type: ignore[call-arg]
-    return replace(first, matrix=np.linalg.inv(best), information=information)
+    return Alignment(np.linalg.inv(best), information, turn, gain)
 
 
-def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, which: slice) -> list[Any]:
-    """Return atlas, the region that counts in it, scan, iterations and first step at some of `LEVELS`."""
+def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> list[Any]:
+    """Return atlas, the region that counts in it, scan, iterations and first step at each of `LEVELS`."""
     levels: list[Any] = []
-    for spacing, iterations, step in LEVELS[which]:
+    for spacing, iterations, step in LEVELS:
         fixed, fixed_affine = coarsen(atlas, grid.affine, max(spacing, grid.spacing))
         moving, moving_affine = coarsen(brain, affine, max(spacing, grid.spacing))
         images = to_itk(fixed, fixed_affine), _region(fixed, fixed_affine), to_itk(moving, moving_affine)
@@ -116,10 +98,10 @@ def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid
 class _InitialMaps:
     """From a rotation to an initial map, atlas to scan, that matches the centres of the two brains."""
 
-    def __init__(self, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid, whole_head: bool) -> None:
+    def __init__(self, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> None:
         self.centre, volume = brain_frame(atlas > 0, grid.affine)
         self.own_centre, own = brain_frame(brain > 0, affine)
-        self.scale = 1.0 if whole_head else float(np.clip((own / volume) ** (1 / 3), 0.7, 1.4))
+        self.scale = float(np.clip((own / volume) ** (1 / 3), 0.7, 1.4))
 
     def __call__(self, rotation: np.ndarray) -> np.ndarray:
         matrix = np.eye(4)
@@ -144,7 +126,6 @@ def register(
     iterations: int,
     step: float,
     initial: np.ndarray,
-    rigid: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Find the map of largest mutual information near an initial one.
 
@@ -158,13 +139,12 @@ def register(
         iterations: at most.
         step: length of the first step in mm.
         initial: map [4, 4] from fixed to moving points, RAS+ millimetres.
-        rigid: turn and shift only.
 
     Returns:
         The map [4, 4] and its mutual information in nats; -inf if ITK finds no overlap.
     """
     middle = np.array(fixed.TransformIndexToPhysicalPoint([n // 2 for n in fixed.GetLargestPossibleRegion().GetSize()]))
-    transform = to_itk_affine(initial, middle, rigid)
+    transform = to_itk_affine(initial, middle)
     first = type(transform.GetParameters())(transform.GetParameters())
     metric = itk.MattesMutualInformationImageToImageMetricv4[type(fixed), type(moving)].New()
     metric.SetNumberOfHistogramBins(32)

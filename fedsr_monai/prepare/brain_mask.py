@@ -1,24 +1,34 @@
-"""The brain in a scan: all that a skull-stripped one shows, or found in a whole head with the atlas' help."""
+"""The brain in a scan, found by the network of `networks.brain_network`; and scans that show a brain alone."""
 
 from __future__ import annotations
 
-import itk
+from functools import lru_cache
+
 import numpy as np
 import torch
+from monai.networks.nets import UNet
 from scipy import ndimage
 
-from fedsr_monai.prepare.bias import coarsen
-from fedsr_monai.prepare.itk_image import from_itk, to_itk
-from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.resampling import resample_image, voxel_map
+from fedsr_monai.bundle_path import installed_bundle
+from fedsr_monai.networks.brain_network import brain_network, network_input
+from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
 
-WORK = 2.0  # mm
-MARGIN = 5.0  # mm, by which a brain may reach beyond the atlas' brain, which is larger than most
-THROAT = 4.0  # mm, radius of the opening that cuts the threads between brain and skull
-SULCUS = 10.0  # mm, radius of the closing that takes the fluid between the gyri in
-DARK, BRIGHT = 0.5, 1.25  # grey matter is brighter, fat and vessels are brighter still; white matter = 1
-HEAD = 150.0  # mm below the vertex: beyond that is neck
+WEIGHTS = ("fedsr_site", "models", "brain_mask.safetensors")  # bundle, and the file in it
+BESIDE = 4.0  # mm around the network's brain that a stripped scan keeps: whoever stripped it has seen more than 3 mm
+SURE = 20.0  # logit of what is decided
+
+
+@lru_cache(maxsize=1)
+def brain_extraction() -> UNet:
+    """Return the network with the weights that come with the bundle, read once per process.
+
+    Raises:
+        UserError: the weights are missing or damaged.
+    """
+    bundle, *file = WEIGHTS
+    return load_weights(brain_network().half(), installed_bundle(bundle).joinpath(*file)).float().eval()
 
 
 def is_stripped(volume: np.ndarray, affine: np.ndarray) -> bool:
@@ -36,71 +46,58 @@ def filled(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(mask)
 
 
-def head_without_neck(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Cut a whole head [D, H, W] off 150 mm below its vertex, and set the background to 0."""
-    image = to_itk(volume, affine)
-    otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
-    otsu.SetInsideValue(0)
-    otsu.SetOutsideValue(1)
-    otsu.Update()
-    inside = filled(ndimage.binary_opening(from_itk(otsu.GetOutput()) > 0, iterations=1))
-    i, j, k = np.ogrid[tuple(slice(n) for n in volume.shape)]
-    height = affine[2, 0] * i + affine[2, 1] * j + affine[2, 2] * k + affine[2, 3]
-    if not inside.any():
-        return volume
-    return np.where(inside & (height > np.percentile(height[inside], 99.9) - HEAD), volume, 0)
+def without_remnants(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return what a stripped scan shows of its brain, bool [D, H, W]: eyes, dura and neck that were left beside it are taken away.
+
+    Where the network finds no more than half of what the scan shows, all of it is returned, for the alignment to judge.
+    """
+    shown = volume > 0
+    near = find_brain(volume, affine)
+    if near.any():
+        near = ndimage.distance_transform_edt(~near, sampling=np.linalg.norm(affine[:3, :3], axis=0)) <= BESIDE
+    kept = shown & near
+    return filled(kept if kept.sum() > shown.sum() / 2 else shown)
 
 
-def mask_near(prior: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Find the brain in a whole head, from a first guess of where it is.
+@torch.no_grad()
+def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Find the brain in a scan, with its skull or without.
 
-    Near the guess, tissue is brighter than fluid, bone and air (Otsu's threshold); an opening cuts what is connected
-    to the brain by threads, the largest piece is the brain, and a closing includes the fluid of the sulci.
+    The logits of the network, on voxels of 3 mm, are interpolated on those of the scan, so that the border is smooth. The mask is one piece
+    without holes.
 
     Args:
-        prior: bool [D, H, W], the atlas' brain on the scan's voxels.
-        volume: the scan [D, H, W], its bias field corrected.
+        volume: the scan [D, H, W], 0 or above.
         affine: [4, 4] of the scan.
+        threshold: least probability of brain in the mask.
 
     Returns:
-        The brain, bool [D, H, W].
+        The brain, bool [D, H, W]; empty if the network finds none.
     """
-    small, small_affine = coarsen(volume, affine, WORK)
-    prior = coarsen(prior.astype(np.float32), affine, WORK)[0] > 0.5
-    if not prior.any():
-        return np.zeros(volume.shape, bool)
-    box = _box(prior, np.linalg.norm(small_affine[:3, :3], axis=0))
-    whole, guess, small = np.zeros(small.shape, np.float32), prior[box], small[box]
-    sampling = np.linalg.norm(small_affine[:3, :3], axis=0)
-    outside = ndimage.distance_transform_edt(~guess, sampling=sampling)
-    core = ndimage.distance_transform_edt(guess, sampling=sampling) > 15
-    white = np.percentile(small[core if core.any() else guess], 90)
-    values = small[(outside < 2 * MARGIN) & (small < BRIGHT * white)]
-    image = to_itk(values[:, None, None], np.eye(4))
-    otsu = itk.OtsuThresholdImageFilter[type(image), itk.Image[itk.UC, 3]].New(image)
-    otsu.Update()
-    dark = min(otsu.GetThreshold(), DARK * white)  # with little fluid, Otsu's threshold separates grey and white matter
-    tissue = (outside < MARGIN) & (small > dark) & (small < BRIGHT * white)
-    opened = _within(~_within(~tissue, THROAT, sampling), THROAT, sampling)
-    brain = filled(opened)
-    closed = ~_within(~_within(brain, SULCUS, sampling), SULCUS, sampling)
-    closed = filled(closed & (outside < MARGIN))
-    whole[box] = closed
-    return resample_image(torch.from_numpy(whole)[None], voxel_map(small_affine, affine), volume.shape)[0].numpy() > 0.5
+    image, grid = network_input(volume, affine)
+    logits = brain_extraction()(image[None])[0] - float(np.log(threshold / (1 - threshold)))
+    found = (logits[0] > 0).numpy()
+    mask = np.zeros(volume.shape, bool)
+    if not found.any():
+        return mask
+    brain = filled(found)
+    # What belongs to other pieces is none; a hole is brain. The border, between both, is left to the interpolation.
+    logits[0][torch.from_numpy(found & ~brain)] = -SURE
+    logits[0][torch.from_numpy(brain & ~found)] = SURE
+    matrix = voxel_map(grid.affine, affine)
+    corners = np.array(np.meshgrid(*[(low - 1, high + 1) for low, high in _bounds(brain)])).reshape(3, -1)
+    own = np.linalg.inv(matrix) @ np.vstack([corners, np.ones(8)])
+    low = np.clip(np.floor(own[:3].min(1)).astype(int), 0, volume.shape)
+    high = np.clip(np.ceil(own[:3].max(1)).astype(int) + 1, 0, volume.shape)
+    shift = np.eye(4)
+    shift[:3, 3] = low
+    shape = [int(n) for n in high - low]
+    near = sample(logits, matrix @ shift, shape, lambda values: values > 0, padding_mode="border")
+    mask[tuple(slice(a, b) for a, b in zip(low, high))] = near[0].numpy()
+    return mask
 
 
-def atlas_brain_on(scan: Grid, atlas: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
-    """Return the brain of the atlas, bool, on the voxels of a scan; `matrix` takes points of the scan to the atlas."""
-    brain = torch.from_numpy((atlas > 0).astype(np.float32))[None]
-    return resample_image(brain, voxel_map(grid.affine, matrix @ scan.affine), scan.shape)[0].numpy() > 0.5
-
-
-def _box(mask: np.ndarray, sampling: np.ndarray) -> tuple[slice, ...]:
-    """Return the box around a mask that holds every voxel on which a result of `mask_near` depends."""
-    voxels, room = np.argwhere(mask), np.ceil((MARGIN + SULCUS + THROAT) / sampling).astype(int) + 1
-    return tuple(slice(max(0, low), high + 1) for low, high in zip(voxels.min(0) - room, voxels.max(0) + room))
-
-
-def _within(mask: np.ndarray, distance: float, sampling: np.ndarray) -> np.ndarray:
-    """Return all voxels up to `distance` mm from a mask."""
-    return ndimage.distance_transform_edt(~mask, sampling=sampling) <= distance
+def _bounds(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return the first and the last voxel of a mask along each axis."""
+    voxels = np.argwhere(mask)
+    return list(zip(voxels.min(0), voxels.max(0)))

@@ -36,16 +36,15 @@ def from_itk(image: itk.Image) -> np.ndarray:
     return itk.array_from_image(image).transpose(2, 1, 0)
 
 
-def to_itk_affine(matrix: np.ndarray, centre: np.ndarray, rigid: bool = False) -> itk.MatrixOffsetTransformBase:
+def to_itk_affine(matrix: np.ndarray, centre: np.ndarray) -> itk.AffineTransform:
     """Return a matrix between points in RAS+ millimetres as an ITK transform.
 
     Args:
         matrix: the map [4, 4].
         centre: the point, in ITK's LPS+ millimetres, that changes of the transform's rotation and scale leave fixed.
-        rigid: return a transform of rotation and shift instead of an affine one; the matrix must be rigid.
     """
     lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    transform = itk.Euler3DTransform[itk.D].New() if rigid else itk.AffineTransform[itk.D, 3].New()
+    transform = itk.AffineTransform[itk.D, 3].New()
     transform.SetCenter(centre.tolist())
     transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3])))
     transform.SetTranslation((lps[:3, :3] @ centre + lps[:3, 3] - centre).tolist())

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.prepare.alignment import FINE, MIDDLE, Alignment, align, realign
+from fedsr_monai.prepare.alignment import Alignment, align
 from fedsr_monai.prepare.bias import correct_bias
-from fedsr_monai.prepare.brain_mask import atlas_brain_on, filled, head_without_neck, is_stripped, mask_near
+from fedsr_monai.prepare.brain_mask import filled, find_brain, is_stripped, without_remnants
 from fedsr_monai.prepare.itk_image import one_thread
 from fedsr_monai.prepare.quality import Quality, check_alignment, quality
 from fedsr_monai.progress import doing
@@ -50,8 +50,8 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
 
     Args:
         scan: from `read_scan`.
-        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its
-            zeros, and in a whole head the brain is searched for.
+        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, the brain is found by a network (see `find_brain`), and
+            of a stripped scan, recognised by its zeros, what lies near it is kept.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
         name: of the scan, for messages.
@@ -59,26 +59,19 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
     Raises:
         UserError: the mask is not that of a brain, or the scan cannot be registered to the atlas.
     """
-    mask_from = "given" if mask is not None else "stripped" if is_stripped(scan.voxels, scan.affine) else "computed"
     own = Grid(scan.affine, scan.voxels.shape)
-    doing("aligning to the atlas" if mask_from == "computed" else "correcting the bias field")
-    if mask_from == "computed":
-        alignment = align(head_without_neck(scan.voxels, scan.affine), scan.affine, atlas, grid, whole_head=True)
-        doing("correcting the bias field")
-        corrected = correct_bias(scan.voxels, atlas_brain_on(own, atlas, grid, alignment.matrix), scan.affine)
-        doing("finding the brain")
-        for levels in (MIDDLE, FINE):  # the brain is registered better than the head was, and is then found better
-            mask = mask_near(atlas_brain_on(own, atlas, grid, alignment.matrix), corrected, scan.affine)
-            check_mask(mask, scan, name, mask_from)
-            brain = np.where(mask, corrected, 0)
-            alignment = realign(alignment, brain, scan.affine, atlas, grid, levels)
+    if mask is not None:
+        mask, mask_from = filled(mask), "given"
+    elif is_stripped(scan.voxels, scan.affine):
+        mask, mask_from = without_remnants(scan.voxels, scan.affine), "stripped"
     else:
-        mask = filled(scan.voxels > 0 if mask is None else mask)
-        check_mask(mask, scan, name, mask_from)
-        brain = np.where(mask, correct_bias(scan.voxels, mask, scan.affine), 0)
-        doing("aligning to the atlas")
-        alignment = align(brain, scan.affine, atlas, grid)
-    assert mask is not None  # given or found
+        doing("finding the brain")
+        mask, mask_from = find_brain(scan.voxels, scan.affine), "computed"
+    check_mask(mask, scan, name, mask_from)
+    doing("correcting the bias field")
+    brain = np.where(mask, correct_bias(scan.voxels, mask, scan.affine), 0)
+    doing("aligning to the atlas")
+    alignment = align(brain, scan.affine, atlas, grid)
     found = judge(alignment, brain, own, atlas, grid, name)
     return Prepared(brain, mask, mask_from, own, alignment.matrix, found)
 
@@ -106,7 +99,7 @@ def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> Non
     litres = mask.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
     low, high = BRAIN_LITRES
     if not low <= litres <= high:
-        fix = "give a mask" if mask_from == "computed" else "check the mask and the voxel size"
+        fix = "check the orientation in the header, or give a mask" if mask_from == "computed" else "check the mask and the voxel size"
         raise UserError(name, f"a brain mask ({mask_from}) of {litres:.2g} litres", f"{low} to {high}", fix)
     lit = float((scan.voxels[mask] > 0).mean())
     if lit < 0.5:

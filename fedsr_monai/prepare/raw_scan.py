@@ -31,7 +31,7 @@ class LoadRawScand(MapTransform):
         keys: paths of the scans.
         atlas: image [1, D, H, W] and labels of the atlas that scans are registered to, on `grid`.
         grid: of the atlas.
-        masks: brain masks by the path of their scan; without one the brain is searched for (see `prepare_scan`).
+        masks: brain masks by the path of their scan; without one the brain is found by a network (see `prepare_scan`).
         pictures: where a picture of the alignment is written, by the path of the scan.
         series: which DICOM series of a folder is the scan (see `read_scan`).
         allow_missing_keys: skip keys that are missing.
