@@ -127,10 +127,10 @@ def read_heads(folder: Path, scans: list[str], held_out: bool) -> list[Head]:
 class RandomHead:
     """Draw images of heads with their brains; all draws come from torch's global generator."""
 
-    def __init__(self, heads: list[Head], scans: float = 0.25, any_contrast: float = 0.5) -> None:
+    def __init__(self, heads: list[Head], scans: float, any_contrast: float, stripped: float) -> None:
         self.drawn = [head for head in heads if head.ids is not None]
         self.scans = [head for head in heads if head.ids is None]
-        self.share, self.any_contrast = scans if self.scans else 0.0, any_contrast
+        self.share, self.any_contrast, self.stripped = scans if self.scans else 0.0, any_contrast, stripped
 
     @torch.no_grad()
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +149,7 @@ class RandomHead:
         image = image * (
             1 + uniform(0, 0.1) * smooth_noise(shape, 4, 1, image.device) + uniform(0, 0.06) * torch.randn_like(image)
         )
-        image, brain = scanner(image, brain, points)
+        image, brain = scanner(image, brain, points, chance(self.stripped))
         if chance(0.5):
             image, brain = image.flip(2), brain.flip(2)
         return scaled(image), brain
@@ -222,7 +222,9 @@ def appearance(shape: tuple[int, ...], ids: np.ndarray, any_contrast: float) -> 
     return look
 
 
-def scanner(image: torch.Tensor, brain: torch.Tensor, points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def scanner(
+    image: torch.Tensor, brain: torch.Tensor, points: np.ndarray, stripped: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Deface, strip, cut and image a head [1, 1, D, H, W] of 3 mm voxels; `points` of the brain are in voxels."""
     shape, device = image.shape[2:], image.device
     x, y, z = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij")
@@ -238,7 +240,6 @@ def scanner(image: torch.Tensor, brain: torch.Tensor, points: np.ndarray) -> tup
         image = image * (0.4 + uniform(0, 2) * torch.exp(-((distance / uniform(60, 150)) ** 2)))
     seen = torch.ones(shape, dtype=torch.bool)
     kept = torch.ones(shape, dtype=torch.bool)
-    stripped = chance(0.25)
     if stripped:
         wide = _filter(brain, 3 * [torch.exp(-0.5 * (torch.arange(-4, 5) * SPACING / 4.0) ** 2)])
         slope = 1 / (math.sqrt(2 * math.pi) * 4.0)
@@ -289,6 +290,13 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=4000, help="the learning rate falls to a hundredth along half a cosine"
     )
+    parser.add_argument(
+        "--scan-share", type=float, default=0.5, help="share of draws that are of a scan, not of a label map"
+    )
+    parser.add_argument(
+        "--any-contrast", type=float, default=0.15, help="share of drawn contrasts that are not T1-like"
+    )
+    parser.add_argument("--stripped", type=float, default=0.0, help="share of draws without skull")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--weights", type=Path, help="begin with these instead of random ones")
@@ -296,8 +304,9 @@ def main() -> None:
     options = parser.parse_args()
     set_determinism(options.seed)
     device = find_device(options.device)
-    draw = RandomHead(read_heads(options.folder, options.scans, held_out=False))
-    validation = fixed_draws(read_heads(options.folder, [], held_out=True), 24)
+    shares = options.scan_share, options.any_contrast, options.stripped
+    draw = RandomHead(read_heads(options.folder, options.scans, held_out=False), *shares)
+    validation = fixed_draws(read_heads(options.folder, [], held_out=True), shares, 24)
     network = brain_network().to(device)
     if options.weights:
         network.load_state_dict(read_weights(options.weights))
@@ -340,10 +349,12 @@ def main() -> None:
             write(mean, options.out / "brain_mask.safetensors")
 
 
-def fixed_draws(heads: list[Head], number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def fixed_draws(
+    heads: list[Head], shares: tuple[float, float, float], number: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        draw = RandomHead(heads)
+        draw = RandomHead(heads, *shares)
         return [draw() for _ in range(number)]
 
 

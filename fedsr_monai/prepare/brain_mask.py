@@ -16,7 +16,6 @@ from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
 
 WEIGHTS = ("fedsr_site", "models", "brain_mask.safetensors")  # bundle, and the file in it
-BESIDE = 4.0  # mm around the network's brain that a stripped scan keeps: whoever stripped it has seen more than 3 mm
 SURE = 20.0  # logit of what is decided
 
 
@@ -46,22 +45,9 @@ def filled(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(mask)
 
 
-def without_remnants(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return what a stripped scan shows of its brain, bool [D, H, W]: eyes, dura and neck that were left beside it are taken away.
-
-    Where the network finds no more than half of what the scan shows, all of it is returned, for the alignment to judge.
-    """
-    shown = volume > 0
-    near = find_brain(volume, affine)
-    if near.any():
-        near = ndimage.distance_transform_edt(~near, sampling=np.linalg.norm(affine[:3, :3], axis=0)) <= BESIDE
-    kept = shown & near
-    return filled(kept if kept.sum() > shown.sum() / 2 else shown)
-
-
 @torch.no_grad()
 def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Find the brain in a scan, with its skull or without.
+    """Find the brain in a whole head.
 
     The logits of the network, on voxels of 3 mm, are interpolated on those of the scan, so that the border is smooth. The mask is one piece
     without holes.

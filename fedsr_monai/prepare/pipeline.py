@@ -10,7 +10,7 @@ import torch
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment, align
 from fedsr_monai.prepare.bias import correct_bias
-from fedsr_monai.prepare.brain_mask import filled, find_brain, is_stripped, without_remnants
+from fedsr_monai.prepare.brain_mask import filled, find_brain, is_stripped
 from fedsr_monai.prepare.itk_image import one_thread
 from fedsr_monai.prepare.quality import Quality, check_alignment, quality
 from fedsr_monai.progress import doing
@@ -50,8 +50,8 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
 
     Args:
         scan: from `read_scan`.
-        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, the brain is found by a network (see `find_brain`), and
-            of a stripped scan, recognised by its zeros, what lies near it is kept.
+        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its
+            zeros, and in a whole head the brain is found by a network (see `find_brain`).
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
         grid: of the atlas.
         name: of the scan, for messages.
@@ -63,7 +63,7 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
     if mask is not None:
         mask, mask_from = filled(mask), "given"
     elif is_stripped(scan.voxels, scan.affine):
-        mask, mask_from = without_remnants(scan.voxels, scan.affine), "stripped"
+        mask, mask_from = filled(scan.voxels > 0), "stripped"
     else:
         doing("finding the brain")
         mask, mask_from = find_brain(scan.voxels, scan.affine), "computed"
@@ -99,7 +99,11 @@ def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> Non
     litres = mask.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
     low, high = BRAIN_LITRES
     if not low <= litres <= high:
-        fix = "check the orientation in the header, or give a mask" if mask_from == "computed" else "check the mask and the voxel size"
+        fix = (
+            "check the orientation in the header, or give a mask"
+            if mask_from == "computed"
+            else "check the mask and the voxel size"
+        )
         raise UserError(name, f"a brain mask ({mask_from}) of {litres:.2g} litres", f"{low} to {high}", fix)
     lit = float((scan.voxels[mask] > 0).mean())
     if lit < 0.5:

@@ -40,7 +40,9 @@ def test_the_scale_of_the_intensities_does_not_matter():
     network = brain_network().eval()
     volume = np.random.default_rng(0).random((40, 48, 40)).astype(np.float32)
     with torch.no_grad():
-        first, second = (network(network_input(factor * volume, np.diag([3, 3, 3, 1.0]))[0][None]) for factor in (1, 900))
+        first, second = (
+            network(network_input(factor * volume, np.diag([3, 3, 3, 1.0]))[0][None]) for factor in (1, 900)
+        )
     assert torch.allclose(first, second, atol=1e-4)
     grid = network_input(volume, np.diag([3, 3, 3, 1.0]))[1]
     assert sample(first[0], voxel_map(grid.affine, np.diag([3, 3, 3, 1.0])), volume.shape).shape == (1, 40, 48, 40)

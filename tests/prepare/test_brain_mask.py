@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from fedsr_monai.prepare import brain_mask
-from fedsr_monai.prepare.brain_mask import find_brain, is_stripped, without_remnants
+from fedsr_monai.prepare.brain_mask import find_brain
 from tests.helpers.raw_scans import atlas, raw_scan
 
 IMAGE, LABEL, GRID = atlas(3.0, (64, 72, 64))
@@ -20,25 +20,6 @@ def test_a_brain_is_found_in_a_whole_head_in_one_piece_without_holes():
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(labels > 0, iterations=2))
     assert dice(found, brain) > 0.92
     assert ndimage.label(found)[1] == 1 and np.array_equal(found, ndimage.binary_fill_holes(found))
-
-
-def test_remnants_beside_a_stripped_brain_go_and_the_brain_stays():
-    volume, labels, own, _ = raw_scan(1, source=(IMAGE, LABEL, GRID))
-    brain = volume > 0
-    far = ndimage.distance_transform_edt(~brain, sampling=np.linalg.norm(own.affine[:3, :3], axis=0))
-    remnant = np.zeros(brain.shape, bool)
-    remnant[np.unravel_index(np.argmin(abs(far - 25)), far.shape)] = True
-    remnant = (ndimage.distance_transform_edt(~remnant, sampling=np.linalg.norm(own.affine[:3, :3], axis=0)) < 40) & ~brain
-    kept = without_remnants(np.where(remnant, 800, volume), own.affine)
-    assert kept[labels > 0].mean() > 0.995
-    assert kept[remnant & (far > 12)].mean() < 0.02
-
-
-def test_a_stripped_scan_that_the_network_does_not_know_is_kept_whole(monkeypatch):
-    volume, _, own, _ = raw_scan(1)
-    assert is_stripped(volume, own.affine)
-    monkeypatch.setattr(brain_mask, "find_brain", lambda volume, affine: np.zeros(volume.shape, bool))
-    assert np.array_equal(without_remnants(volume, own.affine), brain_mask.filled(volume > 0))
 
 
 def test_nothing_is_found_in_nothing():
