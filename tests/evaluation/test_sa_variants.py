@@ -37,7 +37,9 @@ def test_each_variant_replaces_the_mean_over_scans_and_keeps_their_variance(netw
     for name, vector in learned.items():
         assert torch.equal(found["learned"][name], vector) and not found["zero"][name][0].any()
         pairs = [set(map(tuple, of[0].view(2, -1).T.tolist())) for of in (vector, found["permuted"][name])]
-        assert pairs[0] == pairs[1] and not torch.equal(found["permuted"][name], vector)  # mean and spread stay together
+        assert pairs[0] == pairs[1] and not torch.equal(
+            found["permuted"][name], vector
+        )  # mean and spread stay together
         # Scans are the atlas a little moved: their statistics are near those of it, and not the same.
         of_scans = found["site"][name][0]
         near, far = ((of_scans - other[0]).abs().mean() for other in (found["atlas"][name], vector))
