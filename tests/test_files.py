@@ -138,9 +138,13 @@ def test_json_that_is_not_one_plain_object_is_refused(tmp_path, content, found):
         read_json(tmp_path / "run.json", "the settings of a run", "restore it")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 @pytest.mark.parametrize(
-    "read", [lambda path: read_json(path, "x", "y"), read_csv, sha256, read_volume, read_tensors], ids=str
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "folder", "device"]
+)
+@pytest.mark.parametrize(
+    "read",
+    [lambda path: read_json(path, "x", "y"), read_csv, sha256, read_volume, read_tensors],
+    ids=["json", "csv", "sha256", "volume", "tensors"],
 )
 def test_what_is_no_regular_file_is_refused_unread(tmp_path, make, read):
     """A pipe would keep the reader waiting for ever, and this device never ends."""
