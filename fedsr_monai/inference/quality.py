@@ -38,9 +38,9 @@ class Limit:
         return DOUBTFUL if sign * value < sign * self.warn else GOOD
 
 
-# Chosen between what good and broken scans gave: agreement 0.86 and more against 0.70 and less, strong noise apart (benchmarks/quality.csv).
+# Chosen between what good and broken scans gave: agreement 0.869 and more against 0.748 and less, strong noise apart (benchmarks/quality.csv).
 LIMITS: dict[str, Limit] = {
-    "agreement": Limit(0.78, 0.65),
+    "agreement": Limit(0.84, 0.76),
     "correlation": Limit(0.60, 0.30),
     "outside_percent": Limit(5.0, 20.0),
     "folded_percent": Limit(0.5, 5.0),
