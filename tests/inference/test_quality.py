@@ -82,4 +82,4 @@ def test_limits(limit, good, doubtful, rejected):
 
 def test_every_structure_has_a_range():
     assert set(OBSERVED) == set(LABELS) - {0}
-    assert Quality(0.8, 0.9, 0, 0).verdict == GOOD
+    assert Quality(0.85, 0.9, 0, 0).verdict == GOOD
