@@ -140,7 +140,7 @@ class GaussianPrivacy(Filter):
             UserError: see `__call__`.
         """
         settings = {key: value for key, value in asdict(self.privacy).items() if key != "releases"}
-        begun = check_settings(self.path, settings, "run")
+        begun = check_settings(self.path, settings, "run") if self.path.exists() else {}
         done = begun.get("releases", 0)
         if not is_whole_number(done, 0):
             raise UserError(f"{self.path}: releases", found=repr(done)[:60], expected="a whole number")

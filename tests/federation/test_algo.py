@@ -13,7 +13,7 @@ from safetensors.torch import save
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.algo import FedSRAlgo
 from fedsr_monai.federation.site_state import stable_seed, state_files
-from tests.helpers.miniature import Net, write_bundle, write_sites
+from tests.helpers.miniature import SHAPE, Net, write_bundle, write_sites
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_starting_weights(make, tmp_path):
     torch.save({**network.state_dict(), "atlas_image": torch.zeros(2)}, tmp_path / "model.pt")
     algo = make(weights=tmp_path / "model.pt")
     assert torch.equal(algo.trainer.network.segmentation.weight, network.segmentation.weight)
-    assert algo.trainer.network.atlas_image.numel() == 16**3
+    assert algo.trainer.network.atlas_image.numel() == np.prod(SHAPE)
 
     state = network.state_dict()
     state["encoder.0.bias"] = torch.ones(9)

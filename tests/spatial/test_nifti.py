@@ -203,7 +203,7 @@ def folder_called(path: Path) -> Path:
     [
         (lambda folder: folder / "none.nii", "no such file"),
         (link, "a link to annex/objects/scan, which does not exist, .*datalad get"),
-        (lambda folder: folder_called(folder / "scan.nii"), "that it cannot be read"),
+        (lambda folder: folder_called(folder / "scan.nii"), "a folder"),
         (lambda folder: plain(folder, "scan.nrrd"), "a file that is not .nii, "),
         (lambda folder: plain(folder, "scan.nii.gz"), "no gzip stream"),
         (lambda folder: edited(folder, "made.nii.gz").rename(folder / "scan.nii"), "a gzip stream"),
