@@ -355,6 +355,7 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         mutate = draw.choice(FOLDER)
     else:
         mutate = draw.choice(BY_SUFFIX.get(path.suffix, GENERAL))
+    entries = len(torch.load(path, weights_only=True)) if mutate is fuzz.weights_tensor and path.suffix == ".pt" else 0
     try:
         valid = mutate(path, draw)
     except (
@@ -368,8 +369,10 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         valid = True
     if path.parent.name == "local" and mutate is fuzz.gone:  # the kit is new, then
         valid = True
-    if path.name.startswith("state_") and mutate is fuzz.weights_tensor:  # perhaps one more key, which nothing reads
+    if path.name == "metrics.json" and mutate is fuzz.gone:  # it is made again
         valid = True
+    if path.name.startswith(("state_", "training_state")) and mutate is fuzz.weights_tensor:
+        valid = len(torch.load(path, weights_only=True)) > entries  # one more, which nothing reads
     return pattern, mutate.__name__, valid or not needed
 
 
