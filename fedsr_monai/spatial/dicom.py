@@ -82,7 +82,9 @@ def require_dicom(seg: bool = False) -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM by its first bytes."""
+    """Return whether a file is DICOM by its first bytes; a pipe or a device, which would keep its reader waiting, is none."""
+    if not path.is_file():
+        return False
     try:
         with open(path, "rb") as file:
             file.seek(128)

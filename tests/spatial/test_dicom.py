@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.load import read_scan
-from fedsr_monai.spatial.dicom import find_series, find_studies, read_series
+from fedsr_monai.spatial.dicom import find_series, find_studies, is_dicom, read_series
 from fedsr_monai.spatial.reader import VolumeReader
 from tests.helpers.dicom_series import PATIENT, write_series
 
@@ -178,3 +179,10 @@ def test_a_folder_of_studies(tmp_path):
     put(tmp_path / "results", few[:, :, :1], change=setting(Modality="SEG"))
     assert find_studies(tmp_path) == [tmp_path / "ann/v1", tmp_path / "ann/v2", tmp_path / "bob"]
     assert find_studies(tmp_path / "bob") == [tmp_path / "bob"] and find_studies(tmp_path / "results") == []
+
+
+def test_a_pipe_is_no_dicom_file_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.dcm")
+    assert not is_dicom(tmp_path / "pipe.dcm") and not find_studies(tmp_path)
+    with pytest.raises(UserError, match="no DICOM file"):
+        find_series(tmp_path)
