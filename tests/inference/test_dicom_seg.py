@@ -149,7 +149,7 @@ def test_a_patient_s_name_is_in_dicom_alone(tmp_path, voxels, run, capsys):
 
 def test_what_is_not_believed_is_not_shown_by_a_pacs(tmp_path, voxels, run):
     folder, seg = write_series(tmp_path / "scan", voxels, AFFINE), tmp_path / "out" / "scan_dseg.dcm"
-    run(folder, dicom_seg=True, agreement=0.7)
+    run(folder, dicom_seg=True, agreement=0.8)
     assert pydicom.dcmread(seg).SeriesDescription == "FedSR brain structures (doubtful)"
     with pytest.raises(UserErrors, match="implausible"):
         run(folder, dicom_seg=True, agreement=0.1, keep_rejected=True)
