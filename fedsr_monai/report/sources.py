@@ -57,8 +57,8 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     folders: dict[str, Path] = {}
     if run_dir is not None:
         run_dir = Path(run_dir)
-        if (run_dir / "run.json").exists():
-            read_run(run_dir)  # refuses a damaged one
+        if (run_dir / "run.json").exists() or (run_dir / "server").exists():
+            read_run(run_dir)  # refuses a damaged one, and a run that has lost it
             sources.run = read_json(run_dir / "run.json", "the settings of a run", "restore it from a copy")
         sources.history = read_table(run_dir / "history.csv", ("round", "site", "epoch"))
         sources.participation = read_table(run_dir / "participation.csv", PARTICIPATION)

@@ -236,3 +236,10 @@ def test_each_scan_has_a_row_with_the_agreement_of_its_heads(evaluation, tmp_pat
 def test_the_line_below_the_title_names_a_baseline():
     run = {"baseline": "brbs", "policy": "pooled"}
     assert subtitle(SimpleNamespace(run=run, participation=[])).startswith("baseline brbs · policy pooled · ")
+
+
+def test_a_run_that_has_lost_its_settings_is_named(run, tmp_path):
+    (run / "run.json").unlink(missing_ok=True)
+    (run / "server").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="run.json: found no such file"):
+        write_report(run, None, tmp_path / "report.html")
