@@ -80,6 +80,17 @@ class Queued(nn.Module):
         self.queues = dict(state)
 
 
+def contrastive_bound(positive: torch.Tensor, negative: torch.Tensor | None) -> torch.Tensor:
+    """Return the InfoNCE bound [B] of the scores of the positives [B] among those of the negatives [B, N].
+
+    Without negatives it is the score of the positive.
+    """
+    if negative is None:
+        return positive
+    scores = torch.cat([positive[:, None], negative], dim=1)
+    return positive - scores.logsumexp(dim=1) + torch.log(torch.tensor(float(scores.shape[1])))
+
+
 class InfoNCE(Queued):
     """Normalised InfoNCE: tell the pooled feature from a queue of earlier ones by its similarity to the SA vector.
 
@@ -108,15 +119,10 @@ class InfoNCE(Queued):
         pooled = F.normalize(pooled.float(), dim=-1)
         anchor = F.normalize(sa.float(), dim=-1)
         positive = pooled @ anchor / self.temperature
-        earlier = self.queues.get(key)
-        if not key or earlier is None:
-            bound = positive
-        else:
-            negative = (earlier @ anchor / self.temperature).expand(len(pooled), -1)
-            scores = torch.cat([positive[:, None], negative], dim=1)
-            bound = positive - scores.logsumexp(dim=1) + torch.log(torch.tensor(float(scores.shape[1])))
+        earlier = self.queues.get(key) if key else None
+        negative = None if earlier is None else (earlier @ anchor / self.temperature).expand(len(pooled), -1)
         self.remember(key, pooled)
-        return bound.mean()
+        return contrastive_bound(positive, negative).mean()
 
 
 class ScanNCE(Queued):
@@ -156,12 +162,9 @@ class ScanNCE(Queued):
         elif spread is None:
             spread = sa.detach().square().mean().sqrt().expand_as(sa)
         positive = self._score(pooled, sa, spread)
-        bound = positive
-        if earlier is not None:
-            scores = torch.cat([positive[:, None], self._score(pooled[:, None], earlier, spread)], dim=1)
-            bound = positive - scores.logsumexp(dim=1) + math.log(scores.shape[1])
+        negative = None if earlier is None else self._score(pooled[:, None], earlier, spread)
         self.remember(key, pooled)
-        return bound.mean()
+        return contrastive_bound(positive, negative).mean()
 
     def _score(self, one: torch.Tensor, other: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         return -((one - other) / (spread + 1e-3)).square().mean(dim=-1) / self.temperature
