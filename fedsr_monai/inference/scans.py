@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import sha256
 from fedsr_monai.inference.ledger import written_files
 from fedsr_monai.prepare.sources import Found, find_sources
-from fedsr_monai.spatial.dicom import find_series, find_studies, is_dicom, series_sha256
+from fedsr_monai.spatial.dicom import Series, find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
 logger = logging.getLogger(__name__)
@@ -80,13 +81,22 @@ class Scan:
     mask: Path | None = None
     series: str | None = None
 
+    @cached_property
+    def dicom(self) -> Series:
+        """Return its DICOM series, whose headers are read once.
+
+        Raises:
+            UserError: the series cannot be used.
+        """
+        return find_series(self.path, self.series)
+
     def sha256(self) -> str:
         """Return the SHA-256 checksum of what the scan is read from.
 
         Raises:
             UserError: its DICOM series cannot be used.
         """
-        return series_sha256(find_series(self.path, self.series)) if self.path.is_dir() else sha256(self.path)
+        return series_sha256(self.dicom) if self.path.is_dir() else sha256(self.path)
 
 
 def list_scans(

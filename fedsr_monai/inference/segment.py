@@ -31,7 +31,7 @@ from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
 from fedsr_monai.progress import Progress, doing, say
 from fedsr_monai.sites.site import load_site
-from fedsr_monai.spatial.dicom import find_series, require_dicom
+from fedsr_monai.spatial.dicom import require_dicom
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
@@ -346,7 +346,7 @@ class Run:
             path.unlink(missing_ok=True)  # of an earlier result
             return
         note = DOUBTFUL if verdict == DOUBTFUL else ""
-        write_dicom_seg(path, labels, find_series(scan.path, scan.series), self.settings["weights"], note)
+        write_dicom_seg(path, labels, scan.dicom, self.settings["weights"], note)
 
     def _existing(self, files: list[str]) -> list[Path]:
         return [self.out / file for file in files if (self.out / file).is_file()]

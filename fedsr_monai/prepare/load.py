@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.spatial.dicom import read_series
+from fedsr_monai.spatial.dicom import read_volume_or_series
 from fedsr_monai.spatial.nifti import Volume, read_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
@@ -28,7 +28,7 @@ def read_scan(path: str | os.PathLike, series: str | None = None) -> Volume:
     Raises:
         UserError: as `read_volume` and `read_series`, or the scan is constant, a label map, or of positive and negative values.
     """
-    volume = read_series(path, series) if os.path.isdir(path) else read_volume(path)
+    volume = read_volume_or_series(path, series)
     voxels = volume.voxels.astype(np.float32)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:

@@ -20,7 +20,7 @@ import numpy as np
 
 from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.files import files_below
-from fedsr_monai.spatial.nifti import LARGEST_BYTES, Volume, check_size
+from fedsr_monai.spatial.nifti import LARGEST_BYTES, Volume, check_size, read_volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -339,6 +339,15 @@ def _undecodable(series: Series) -> UserError:
     return UserError(
         broken.filename, f"an image that cannot be decoded ({name})", "a complete image that GDCM reads", fix
     )
+
+
+def read_volume_or_series(path: str | os.PathLike, wanted: str | None = None) -> Volume:
+    """Read a volume from its file, or the T1 scan of a folder of DICOM files.
+
+    Raises:
+        UserError: see `read_volume` and `read_series`.
+    """
+    return read_series(path, wanted) if os.path.isdir(path) else read_volume(path)
 
 
 def series_sha256(series: Series) -> str:

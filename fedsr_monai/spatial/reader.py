@@ -13,9 +13,9 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.spatial.dicom import read_series
+from fedsr_monai.spatial.dicom import read_volume_or_series
 from fedsr_monai.spatial.header import forms_to_meta
-from fedsr_monai.spatial.nifti import SUFFIXES, read_volume
+from fedsr_monai.spatial.nifti import SUFFIXES
 
 
 class VolumeReader(ImageReader):
@@ -55,7 +55,7 @@ class VolumeReader(ImageReader):
             raise UserError(
                 img[0], found=f"{len(img)} files for one scan", expected="one", fix="give one file per scan"
             )
-        volume = read_series(img[0]) if os.path.isdir(img[0]) else read_volume(img[0])
+        volume = read_volume_or_series(img[0])
         header = forms_to_meta(volume.header)
         meta = header | {
             MetaKeys.ORIGINAL_PIXDIM: header["pixdim"].copy(),
