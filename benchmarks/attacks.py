@@ -30,8 +30,7 @@ from fedsr_monai.federation.aggregation import RULES, aggregate, site_weights
 from fedsr_monai.federation.initial_weights import estimator
 from fedsr_monai.federation.server import Server
 from fedsr_monai.files import write_csv, write_json
-from fedsr_monai.spatial.nifti import write_volume
-from fedsr_monai.spatial.reader import read_volume
+from fedsr_monai.spatial.nifti import read_volume, write_volume
 
 UNSCREENED = "mean_unscreened"  # for comparison: what the screening prevents
 AGAINST_UNSCREENED = ("none", "zeros", "dead first layer", "image-count lie", "sign flip x30")
