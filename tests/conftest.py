@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,9 @@ import pytest
 import torch
 
 from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.bundle_path import bundle_path
+from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.networks import FedSRNet
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import write_volume
 
@@ -65,3 +70,20 @@ def site_folder(tmp_path, phantom):
         return write_site(tmp_path / name, name, image, label, affine, **entries)
 
     return make
+
+
+@pytest.fixture
+def two_heads(tmp_path) -> Path:
+    """A copy of `fedsr_site` on 32^3 voxels of 6 mm, with weights that have learnt nothing; its head for FreeSurfer says amygdala everywhere."""
+    root = tmp_path / "two_heads"
+    shutil.copytree(bundle_path("fedsr_site"), root, ignore=shutil.ignore_patterns("models", "eval"))
+    file = root / "configs" / "inference.json"
+    small = {"spacing": 6.0, "spatial_shape": [32, 32, 32], "fineness": 1}
+    file.write_text(json.dumps(json.loads(file.read_text()) | small))
+    torch.manual_seed(0)
+    network = FedSRNet()
+    head = {key: torch.zeros_like(value) for key, value in network.state_dict().items() if key.startswith("segment")}
+    head["segmentation.logits.bias"][12] = 9
+    save_checkpoint(network, root / "models" / "model.pt")
+    save_checkpoint(head, root / "models" / "freesurfer.safetensors")
+    return root

@@ -65,6 +65,7 @@ def test_wheel_holds_the_bundles_and_the_command(tmp_path):
         models.mkdir()
         for file in bundle.joinpath("models").iterdir():
             (models / file.name).write_bytes(b"weights")
+        (models / "freesurfer.safetensors").write_bytes(b"a head")
         (models / "left_by_a_training.pt").write_bytes(b"not for the wheel")
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
@@ -78,7 +79,8 @@ def test_wheel_holds_the_bundles_and_the_command(tmp_path):
         for file in (p for p in bundle.rglob("*") if p.is_file() and p.parts[-2] in ("configs", "docs", bundle.name)):
             assert f"fedsr_monai/bundles/{file.relative_to(ROOT / 'bundles')}" in names
         assert f"fedsr_monai/bundles/{bundle.name}/models/model.pt" in names
-    assert "fedsr_monai/bundles/fedsr_site/models/brain_mask.safetensors" in names
+    for file in ("brain_mask.safetensors", "freesurfer.safetensors"):
+        assert f"fedsr_monai/bundles/fedsr_site/models/{file}" in names
     assert not any("left_by_a_training" in name or "tests" in name for name in names)
 
 

@@ -10,6 +10,7 @@ def label(
     site: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    protocol: str | None = None,
 ) -> None:
     """Serve fedsr_site with MONAI Label on a folder of scans, for 3D Slicer: segment, correct, train on what was corrected.
 
@@ -25,6 +26,7 @@ def label(
         site: site folder whose grid and atlas are used, with the weights of that site
         host: address to listen on; the default can be reached from this machine only
         port: port to listen on
+        protocol: whose borders the labels have, neuromorphometrics (the default) or freesurfer; not with --site or --weights
 
     Example:
         fedsr label scans
@@ -33,4 +35,4 @@ def label(
     """
     from fedsr_monai.monai_label.server import serve
 
-    serve(studies, out, weights, site, host, port)
+    serve(studies, out, weights, site, host, port, protocol)

@@ -29,6 +29,7 @@ def segment(
     session_label: list[str] | None = None,
     dicom_seg: bool = False,
     series: str | None = None,
+    protocol: str | None = None,
     device: str | None = None,
 ) -> None:
     """Label 13 structures in scans, each on the scan's own grid, with the same workflow as the bundle's inference.
@@ -64,12 +65,15 @@ def segment(
         dicom_seg: write the labels of DICOM scans as DICOM SEG too, in the study of the source series, for a PACS and its
             viewers: <scan>_dseg.dcm, <scan> being the name of the folder. Results that are rejected get none
         series: UID or number of the DICOM series to label, for studies with several that may be the T1 scan
+        protocol: whose borders the labels have: neuromorphometrics (the default) or freesurfer, the same 13 structures; not with --site or
+            --weights, which have the borders of the site's atlas
         device: cpu or cuda; by default cuda where there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
         fedsr segment raw.nii.gz --raw --masks raw_mask.nii.gz --out labels --register
         fedsr segment scan.nii.gz --out labels --site sites/adult-3t --weights runs/first/sites/adult-3t/model.pt
+        fedsr segment scan.nii.gz --out labels --protocol freesurfer
         fedsr segment dicom_folder --raw --dicom_seg --out labels
         fedsr segment dataset --out dataset/derivatives/fedsr --participant_label 01 02
     """
@@ -91,7 +95,7 @@ def segment(
             scans, out, bundle, weights, register, site, device, refine, raw, masks or (),
             accurate=accurate, fast=fast, quality=quality, keep_rejected=keep_rejected, overwrite=overwrite,
             participants=participant_label or (), sessions=session_label or (),
-            dicom_seg=dicom_seg, series=series, on_result=show,
+            dicom_seg=dicom_seg, series=series, protocol=protocol, on_result=show,
         )  # fmt: skip
     finally:
         if with_warp:

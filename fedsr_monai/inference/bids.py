@@ -26,7 +26,7 @@ STRUCTURES = {label: re.sub(r"\W+", "_", name) + "_ml" for label, name in LABELS
 COLUMNS = ("participant_id", "session_id", "source", *STRUCTURES.values())
 # Folders without a slash at the end: the validator of the standard does not accept them with one.
 IGNORED = ("volumes.tsv", "quality.csv", "fedsr-segment.json", "atlas", "*_xfm.*", "*.rejected", "**/figures")
-README = """Labels of 13 brain structures in the T1w images of a BIDS dataset, made with `fedsr segment`.
+README = """Labels of 13 brain structures in the T1w images of a BIDS dataset, made with `{command}`.
 
 sub-*/[ses-*/]anat/*_desc-fedsr_dseg.nii.gz   labels on the voxels of the T1w image; names in the .tsv of the same name
 sub-*/figures/*_desc-alignment_T1w.png        the affine alignment to the atlas and the brain mask
@@ -106,22 +106,25 @@ def sidecars(scan: Scan, register: bool) -> list[str]:
     return [file.removesuffix(".nii.gz") + ".json" for file in files]
 
 
-def write_dataset_files(out: Path, root: Path) -> None:
-    """Write `dataset_description.json`, `.bidsignore` and `README` of the derivatives dataset of `root`."""
+def write_dataset_files(out: Path, root: Path, protocol: str | None = None) -> None:
+    """Write `dataset_description.json`, `.bidsignore` and `README` of the derivatives dataset of `root`, labelled in a protocol."""
+    command = "fedsr segment" + (f" --protocol {protocol}" if protocol else "")
     description = {
         "Name": "FedSR labels",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "fedsr-monai", "Version": __version__, "Description": "fedsr segment"}],
+        "GeneratedBy": [{"Name": "fedsr-monai", "Version": __version__, "Description": command}],
         "SourceDatasets": [{"URL": root.absolute().as_uri()}],
         "DatasetLinks": {"raw": root.absolute().as_uri()},
     }
     write_json(out / DATASET_FILES[0], description)
     write_text(out / DATASET_FILES[1], "\n".join(IGNORED) + "\n")
-    write_text(out / DATASET_FILES[2], README)
+    write_text(out / DATASET_FILES[2], README.format(command=command))
 
 
-def write_scan_files(out: Path, root: Path, scan: Scan, volumes: Mapping[int, float], register: bool) -> None:
+def write_scan_files(
+    out: Path, root: Path, scan: Scan, volumes: Mapping[int, float], register: bool, protocol: str | None = None
+) -> None:
     """Write the JSON files beside the results of a scan, and its row of `volumes.tsv`.
 
     Args:
@@ -130,11 +133,13 @@ def write_scan_files(out: Path, root: Path, scan: Scan, volumes: Mapping[int, fl
         scan: the scan.
         volumes: millilitres by label.
         register: there are results of the registration.
+        protocol: in whose borders the labels are; None if that is not known.
     """
+    borders = f", label protocol {protocol}" if protocol else ""
     source = f"bids:raw:{scan.path.relative_to(root).as_posix()}"
     texts: list[dict[str, Any]] = [
-        {"Description": "13 structures, segmentation head", "Manual": False},
-        {"Description": "atlas labels, carried over by the registration", "Manual": False},
+        {"Description": f"13 structures, segmentation head{borders}", "Manual": False},
+        {"Description": f"atlas labels, carried over by the registration{borders}", "Manual": False},
         {"Description": "ITK displacement field from the atlas to the T1w image"},
     ]
     for file, text in zip(sidecars(scan, register), texts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ SERIES_OFFSET = 1000  # the result's series number is that of its source and thi
 LARGEST_NUMBER = 2**31 - 1  # of a series (an integer string)
 
 
-def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, series: Series, weights: str, note: str = "") -> None:
+def write_dicom_seg(
+    path: str | os.PathLike,
+    labels: np.ndarray,
+    series: Series,
+    checksums: Mapping[str, str],
+    protocol: str | None = None,
+    note: str = "",
+) -> None:
     """Write a label map as DICOM SEG (BINARY, one segment for each structure, numbered as the labels are).
 
     Patient, study and frame of reference are those of the source series, every frame names the image that it lies on,
@@ -29,7 +37,8 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, series: Series,
         path: the file.
         labels: ids [D, H, W] on the voxels of the series: columns, rows, slices.
         series: from `find_series`.
-        weights: checksum of the weights, for the identification of the algorithm.
+        checksums: of the weights, by name, for the identification of the algorithm.
+        protocol: in whose borders the labels are; None if that is not known.
         note: what a reader has to know, behind the description of the series.
 
     Raises:
@@ -47,7 +56,7 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, series: Series,
         name=ALGORITHM,
         version=__version__,
         family=codes.DCM.ArtificialIntelligence,
-        parameters={"weights_sha256": weights},
+        parameters={**checksums, **({"protocol": protocol} if protocol else {})},
     )
     segments = [
         hd.seg.SegmentDescription(
@@ -61,6 +70,7 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, series: Series,
         )
         for label, (code, meaning) in SNOMED_CT.items()
     ]
+    description = "FedSR brain structures" + (f", {protocol}" if protocol else "")
     number = int(series.number) if series.number.isdigit() else 0
     try:
         seg = hd.seg.Segmentation(
@@ -76,7 +86,7 @@ def write_dicom_seg(path: str | os.PathLike, labels: np.ndarray, series: Series,
             manufacturer_model_name="fedsr segment",
             software_versions=__version__,
             device_serial_number="none",
-            series_description="FedSR brain structures" + (f" ({note})" if note else ""),
+            series_description=description + (f" ({note})" if note else ""),
             content_label="BRAIN_STRUCTURES",
             content_description="13 structures of the brain, left and right together",
         )

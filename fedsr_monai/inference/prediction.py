@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
+from monai.utils.enums import MetaKeys
 
 from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.inference.interleaved import InterleavedInferer, on_network_grid
 from fedsr_monai.inference.workflow import Workflow
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
+from fedsr_monai.spatial.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,45 @@ def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0
     if accurate:
         logits = flip_average(workflow, image, logits)
     return Answer(logits[0], None if ddf is None else ddf[0].float())
+
+
+def label(workflow: Workflow, scan: MetaTensor, **options: Any) -> tuple[dict[str, Any], torch.Tensor, Answer]:
+    """Run the whole workflow on one scan [1, D, H, W], as it was read.
+
+    Args:
+        workflow: see `load_workflow`.
+        scan: 0 or above, background 0, with its affine.
+        options: of `ask`.
+
+    Returns:
+        "image", the preprocessed scan, and "pred", its labels [1, D, H, W] on the voxels of its file; the image as the network saw it
+        [1, 1, D, H, W]; and the network's answer.
+    """
+    data = workflow.preprocessing({"image": scan})
+    image = data["image"].as_tensor()[None].to(workflow.device)
+    answer = ask(workflow, image, **options)
+    data["pred"] = answer.logits
+    return workflow.postprocessing(data), image, answer
+
+
+@torch.no_grad()
+def atlas_in_protocol(workflow: Workflow, image: torch.Tensor, labels: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Return labels of the atlas in the borders of the workflow's protocol, uint8 [1, D, H, W].
+
+    The project's atlas is labelled in the borders of Neuromorphometrics. For another protocol there are no labels but those that its
+    segmentation head gives the atlas image, as any scan: the errors that it makes there are in whatever the registration carries over.
+
+    Args:
+        workflow: see `load_workflow`.
+        image: of the atlas, [1, D, H, W].
+        labels: of the atlas, [1, D, H, W].
+        grid: of both.
+    """
+    if workflow.protocol in (None, NEUROMORPHOMETRICS):
+        return labels
+    meta = {"filename_or_obj": "the atlas", MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
+    scan = MetaTensor(image.float(), affine=torch.as_tensor(grid.affine, dtype=torch.float64), meta=meta)
+    return label(workflow, scan, register=False)[0]["pred"].as_tensor().cpu()
 
 
 def flip_average(workflow: Workflow, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

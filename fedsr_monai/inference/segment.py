@@ -22,7 +22,7 @@ from fedsr_monai.inference.interleaved import on_network_grid
 from fedsr_monai.inference.ledger import Ledger, Source
 from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
-from fedsr_monai.inference.prediction import Answer, ask
+from fedsr_monai.inference.prediction import Answer, atlas_in_protocol, label
 from fedsr_monai.inference.quality import DOUBTFUL, REJECTED, Quality, assess, read_quality, record_quality
 from fedsr_monai.inference.scans import Scan, list_scans
 from fedsr_monai.inference.workflow import ATLAS_FILES, Workflow, get_atlas, load_workflow, write_atlas
@@ -93,6 +93,7 @@ def segment(
     sessions: Sequence[str] = (),
     dicom_seg: bool = False,
     series: str | None = None,
+    protocol: str | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Path]:
     """Label scans on their own grids with the preprocessing, inferer and postprocessing of a bundle's `configs/inference.json`.
@@ -135,6 +136,8 @@ def segment(
         dicom_seg: write the labels of each scan, which must be DICOM, as DICOM SEG too (see `write_dicom_seg`), if the result is
             not rejected.
         series: UID or number of the DICOM series to label, for folders with several that may be the T1 scan.
+        protocol: in whose borders to label, "neuromorphometrics" or "freesurfer", with the bundle's own weights and without a site; by default
+            the bundle's, which is the former. See `networks.protocols`, and `atlas_in_protocol` for the labels of the atlas.
         on_result: called after each scan that was labelled.
 
     Returns:
@@ -187,7 +190,7 @@ def segment(
         require_itk()
     out = Path(out)
     with Progress(total=len(wanted), desc="segment", unit="scan", quiet=not progress, announce=options.raw) as bar:
-        workflow = load_workflow(bundle, weights, site, device, fineness=1 if fast else None)
+        workflow = load_workflow(bundle, weights, site, device, fineness=1 if fast else None, protocol=protocol)
         make_folder(out)
         run = Run(workflow, out, options, Ledger(out, overwrite), Path(scans[0]) if dataset else None, site)
         run.begin()
@@ -209,6 +212,7 @@ def segment(
                 on_result(result)
             bar.set_postfix_str(scan.name, refresh=False)
             bar.update()
+    run.name_other_protocols()
     if errors:
         raise UserErrors(errors)
     return [result.labels for result in results]
@@ -257,7 +261,7 @@ class Run:
         if options.register or options.raw or self.judges:
             try:
                 atlas = get_atlas(self.site, workflow.grid)
-                workflow.network.set_atlas(*atlas)
+                workflow.network.set_atlas(atlas[0], atlas_in_protocol(workflow, *atlas, workflow.grid))
             except UserError as error:
                 if options.register or options.raw or options.dicom_seg:
                     raise
@@ -271,18 +275,32 @@ class Run:
             assert atlas is not None
             own = self.out / ATLAS_FILES[1]
             self.atlas = own if self.site is None else Path(load_site(self.site).atlas["label"])
+            if native is not None:
+                native = (native[0], atlas_in_protocol(workflow, *native), native[2])
             self.atlas_labels = (atlas[1], workflow.grid) if native is None else native[1:]
         files = list(bids.DATASET_FILES) if self.dataset else [SLICER_TABLE, FREESURFER_TABLE]
         with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if native else ())], Source("", "", {})):
             if self.dataset:
-                bids.write_dataset_files(self.out, self.dataset)
+                bids.write_dataset_files(self.out, self.dataset, workflow.protocol)
             else:
                 write_folder_tables(self.out)
             if native:
                 write_atlas(self.out, *native)
-        weights = sha256(workflow.weights)
-        site = None if self.site is None else str(self.site)
-        self.settings = {"version": __version__, "weights": weights, "site": site, **asdict(options)}
+        self.settings = {
+            "version": __version__,
+            "weights": sha256(workflow.weights),
+            "protocol": workflow.protocol,
+            "head": None if workflow.head is None else sha256(workflow.head),
+            "site": None if self.site is None else str(self.site),
+            **asdict(options),
+        }
+
+    def name_other_protocols(self) -> None:
+        """Say so if the folder also holds results of another protocol: their volumes are not comparable."""
+        found = {entry["settings"].get("protocol") for entry in self.ledger.results().values()}
+        if others := sorted(found - {None, self.workflow.protocol}):
+            text = f"holds results of protocol {', '.join(others)} too; their volumes cannot be compared with those of this run"
+            say(f"fedsr: {self.out}: {text}")
 
     def one(self, scan: Scan) -> Result:
         """Label one scan and write its files.
@@ -312,12 +330,11 @@ class Run:
         loaded = self.load(scan)
         brain = loaded.as_tensor()[0] > 0
         outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), workflow.grid)) if brain.any() else 0.0
-        data = workflow.preprocessing({"image": loaded})
-        image = data["image"].as_tensor()[None].to(workflow.device)
         doing("labelling")
-        answer = ask(workflow, image, options.register or self.judges, options.refine, options.accurate)
-        data["pred"] = answer.logits
-        data = workflow.postprocessing(data)
+        registers = options.register or self.judges
+        data, image, answer = label(
+            workflow, loaded, register=registers, refine=options.refine, accurate=options.accurate
+        )
         volumes = structure_volumes(data["pred"][0].cpu().numpy(), file_affine(data))
         quality = judge(workflow, image, answer, volumes, outside) if self.judges else None
         if quality is not None:
@@ -334,7 +351,7 @@ class Run:
         if options.dicom_seg:
             self._write_dicom_seg(scan, data["pred"][0].cpu().numpy(), quality)
         if self.dataset:
-            bids.write_scan_files(self.out, self.dataset, scan, volumes, options.register)
+            bids.write_scan_files(self.out, self.dataset, scan, volumes, options.register, workflow.protocol)
         return quality
 
     def _write_dicom_seg(self, scan: Scan, labels: np.ndarray, quality: Quality | None) -> None:
@@ -346,7 +363,10 @@ class Run:
             path.unlink(missing_ok=True)  # of an earlier result
             return
         note = DOUBTFUL if verdict == DOUBTFUL else ""
-        write_dicom_seg(path, labels, scan.dicom, self.settings["weights"], note)
+        head = {} if self.workflow.head is None else {"head_sha256": self.settings["head"]}
+        write_dicom_seg(
+            path, labels, scan.dicom, {"weights_sha256": self.settings["weights"], **head}, self.workflow.protocol, note
+        )
 
     def _existing(self, files: list[str]) -> list[Path]:
         return [self.out / file for file in files if (self.out / file).is_file()]

@@ -17,7 +17,8 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
+from fedsr_monai.networks.weights import load_head, load_weights
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_atlas
 from fedsr_monai.spatial.grid import Grid
@@ -38,6 +39,9 @@ class Workflow:
         preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the inferer's input, on the grid or a finer one.
         inferer: calls the network.
         postprocessing: from logits on the grid of the input ("pred") to labels on the voxels of the scan.
+        protocol: in whose borders the network labels (`networks.protocols`); None for weights that are not the bundle's, which have those of
+            a site's atlas.
+        head: file of the protocol's segmentation head; None if it is the one in `weights`.
     """
 
     network: FedSRNet
@@ -47,6 +51,8 @@ class Workflow:
     preprocessing: Compose
     inferer: Inferer
     postprocessing: Compose
+    protocol: str | None = None
+    head: Path | None = None
 
 
 def load_workflow(
@@ -55,6 +61,7 @@ def load_workflow(
     site: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
     fineness: int | None = None,
+    protocol: str | None = None,
 ) -> Workflow:
     """Build the network, read its weights and take the reader and the writer off the bundle's transforms.
 
@@ -66,25 +73,31 @@ def load_workflow(
         site: site folder whose grid is used; by default the bundle's own grid.
         device: by default the first GPU, or the CPU where there is none.
         fineness: see `ResampleToGrid`; by default the bundle's.
+        protocol: in whose borders to label, see `networks.protocols`; by default the bundle's.
 
     Raises:
-        UserError: there is no such bundle, site, device or checkpoint; or the weights are those of a site, and the site is not given.
+        UserError: there is no such bundle, site, device or checkpoint; the weights are those of a site, and the site is not given; or the bundle
+            has no head for the protocol, or not for this site or these weights.
     """
     root = bundle_path(bundle)
-    if site is not None:
-        ensure_fit([site], atlas_alone=True)
     parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
     values: dict[str, Any] = {"bundle_root": str(root), "dataset_dir": None if site is None else str(site)}
     if weights is not None:
         values["ckpt_path"] = str(weights)
     if fineness is not None:
         values["fineness"] = fineness
+    if protocol is not None:
+        check_protocol(root, parser, protocol)
+        values["protocol"] = protocol
     if device is not None:
         values["device"] = f"$torch.device('{find_device(device)}')"
     parser.update(values)
     try:
+        head = parser.get_parsed_content("head_path") if "head_path" in parser else None
+        if site is not None:
+            ensure_fit([site], atlas_alone=True)
         grid, where, file = (parser.get_parsed_content(key) for key in ("grid", "device", "ckpt_path"))
-        network = load_weights(parser.get_parsed_content("network_def"), file, atlas=site is None)
+        network = load_head(load_weights(parser.get_parsed_content("network_def"), file, atlas=site is None), head)
         preprocessing, inferer, postprocessing = (
             parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
         )
@@ -101,7 +114,23 @@ def load_workflow(
             fix="correct the bundle's configuration",
         )
     after = [transform for transform in postprocessing.transforms if not isinstance(transform, SaveImaged)]
-    return Workflow(network.to(where).eval(), grid, where, Path(file), Compose(before), inferer, Compose(after))
+    own = site is None and Path(file).resolve() == (root / "models" / "model.pt").resolve()
+    return Workflow(
+        network.to(where).eval(), grid, where, Path(file), Compose(before), inferer, Compose(after),
+        parser.get("protocol", NEUROMORPHOMETRICS) if own else None, head,
+    )  # fmt: skip
+
+
+def check_protocol(root: Path, config: ConfigParser, protocol: str) -> None:
+    """Refuse a protocol of a bundle that has one head alone, if it is another.
+
+    Raises:
+        UserError: the bundle has no head for it.
+    """
+    own = config.get("protocol", NEUROMORPHOMETRICS)
+    if protocol != own and config.get("head_path") is None:
+        found, fix = f"a head for {own} alone in {root}", "leave it out, or use --bundle fedsr_site"
+        raise UserError(f"--protocol {protocol}", found=found, expected="one for it", fix=fix)
 
 
 def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> None:

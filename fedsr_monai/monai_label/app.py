@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser
 
@@ -13,7 +14,8 @@ from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json, write_json, write_text
 from fedsr_monai.handlers.checkpoint import save_checkpoint
-from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS, protocol_head
+from fedsr_monai.networks.weights import load_head, load_weights
 from fedsr_monai.sites.site import load_atlas, load_site
 
 BUNDLE = "fedsr_site"
@@ -47,23 +49,33 @@ def served_site(app: Path) -> str | None:
     return read_json(app / RECORD, "what `fedsr label` made the app with", "choose another --out").get("site")
 
 
-def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os.PathLike | None = None) -> Path:
+def make_app(
+    app: Path,
+    weights: str | os.PathLike | None = None,
+    site: str | os.PathLike | None = None,
+    protocol: str | None = None,
+) -> Path:
     """Make the app folder in one step; an existing one is kept, with what was trained in it.
 
     Args:
         app: folder to make.
         weights: checkpoint to serve; by default the one that comes with the bundle.
         site: site folder whose grid and atlas are used.
+        protocol: in whose borders to label (see `protocol_head`); by default the bundle's.
 
     Returns:
         The folder of the bundle in the app.
 
     Raises:
-        UserError: the folder holds something else, or an app made with another site or other weights; or weights or site
-            cannot be used.
+        UserError: the folder holds something else, or an app made with another site, protocol or other weights; or weights, site or
+            protocol cannot be used.
     """
     bundle = app / "model" / BUNDLE
-    wanted = {"weights": weights and str(Path(weights).absolute()), "site": site and str(Path(site).absolute())}
+    wanted = {
+        "weights": weights and str(Path(weights).absolute()),
+        "site": site and str(Path(site).absolute()),
+        "protocol": protocol,
+    }
     if (app / RECORD).is_file():
         made = read_json(app / RECORD, "what `fedsr label` made the app with", "choose another --out")
         for name, value in wanted.items():
@@ -81,25 +93,39 @@ def make_app(app: Path, weights: str | os.PathLike | None = None, site: str | os
         raise UserError(app, found="something else", expected=expected, fix="choose another --out")
     partial = app.with_name(f".{app.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    copy_bundle(partial / "model" / BUNDLE, weights, site)
+    copy_bundle(partial / "model" / BUNDLE, weights, site, protocol or NEUROMORPHOMETRICS)
     write_text(partial / "main.py", MAIN)
     write_json(partial / RECORD, wanted)
     partial.replace(app)
     return bundle
 
 
-def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.PathLike | None) -> None:
+def copy_bundle(
+    folder: Path,
+    weights: str | os.PathLike | None,
+    site: str | os.PathLike | None,
+    protocol: str = NEUROMORPHOMETRICS,
+) -> None:
     """Copy the bundle, set up for labels that a person corrects: training changes the segmentation head alone.
 
+    The copy has one head, that of the protocol, in its `model.pt`. Only the atlas' labels of Neuromorphometrics are exact: a head of another
+    protocol is trained without them, on what was corrected alone.
+
     Raises:
-        UserError: weights or site cannot be used.
+        UserError: weights, site or protocol cannot be used.
     """
     source = bundle_path(BUNDLE)
+    checkpoint = source / "models" / "model.pt" if weights is None else weights
+    head = protocol_head(protocol, source, checkpoint, site)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("eval", "models", "__pycache__"))
     values = {"dataset_dir": None if site is None else str(load_site(site).root)}
     # A short training is validated too; the score reaches MONAI Label's clients by the handler.
-    training = {"heads": ["segmentation"], "val_interval": 1}
-    for name, more in (("inference", {}), ("evaluate", {}), ("train", training)):
+    training: dict[str, Any] = {"heads": ["segmentation"], "val_interval": 1}
+    inference: dict[str, Any] = {}
+    if head is not None:
+        training["random_atlas"] = None
+        inference = {"protocol": protocol, "head_path": None}
+    for name, more in (("inference", inference), ("evaluate", {}), ("train", training)):
         file = folder / "configs" / f"{name}.json"
         config = read_json(file, "a configuration of the bundle", "install the package again")
         config |= {key: value for key, value in (values | more).items() if key in config}
@@ -109,7 +135,7 @@ def copy_bundle(folder: Path, weights: str | os.PathLike | None, site: str | os.
         write_json(file, config)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
-    load_weights(network, source / "models" / "model.pt" if weights is None else weights)
+    load_head(load_weights(network, checkpoint), head)
     if site is not None:
         network.set_atlas(*load_atlas(site))
     save_checkpoint(network, folder / "models" / "model.pt")

@@ -20,6 +20,7 @@ def serve(
     site: str | os.PathLike | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    protocol: str | None = None,
 ) -> None:
     """Turn this process into MONAI Label's server; does not return.
 
@@ -46,7 +47,7 @@ def serve(
             raise UserError(studies, found="no such folder", expected="one with NIfTI scans", fix="check the path")
         app = studies.with_name(f"{studies.name}-label") if out is None else Path(out).absolute()
     check_port(host, port)
-    bundle = make_app(app, weights, site)
+    bundle = make_app(app, weights, site, protocol)
     print(f"{bundle}: the copy of the bundle that is served; training writes its models/model.pt")
     if host not in LOOPBACK:
         print(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from fedsr_monai.errors import UserError
 
 ATLAS_KEYS = ("atlas_image", "atlas_label")
-HEAD_PREFIXES = ("registration.", "segmentation.")
+SEGMENTATION = "segmentation."
+HEAD_PREFIXES = ("registration.", SEGMENTATION)
 CHECKPOINT = "the weights of a network: a state dict (.pt) or .safetensors"
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -72,6 +73,33 @@ def load_weights(
     own = {key: value for key, value in network.state_dict().items() if key not in ATLAS_KEYS}
     absent = tuple(part for part in optional if not any(key.startswith(part) for key in found))
     own = {key: value for key, value in own.items() if not key.startswith(absent)}
+    _check(path, found, own)
+    if atlas:
+        found |= {key: state[key] for key in ATLAS_KEYS if key in state}
+    network.load_state_dict(found, strict=False)
+    return network
+
+
+def load_head(network: Network, path: str | os.PathLike | None) -> Network:
+    """Put another segmentation head into `network`, which has all its weights, and return it.
+
+    Args:
+        network: what to load into.
+        path: the tensors `segmentation.*`, float32 or float16 (see `read_weights`); None leaves the network as it is.
+
+    Raises:
+        UserError: the file is missing, or belongs to another network: a key is missing, foreign or of another shape.
+    """
+    if path is None:
+        return network
+    found = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(path).items()}
+    _check(path, found, {key: value for key, value in network.state_dict().items() if key.startswith(SEGMENTATION)})
+    network.load_state_dict(found, strict=False)
+    return network
+
+
+def _check(path: str | os.PathLike, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not exactly those of the network, or not finite."""
     wrong = [key for key in sorted(set(found) | set(own)) if _shape(found.get(key)) != _shape(own.get(key))]
     if wrong:
         raise UserError(
@@ -88,10 +116,6 @@ def load_weights(
             expected="finite numbers",
             fix="use weights of a training that did not diverge",
         )
-    if atlas:
-        found |= {key: state[key] for key in ATLAS_KEYS if key in state}
-    network.load_state_dict(found, strict=False)
-    return network
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

@@ -166,7 +166,10 @@ def test_what_the_bundles_share_is_the_same():
         for handler in config_["train"]["handlers"]:
             handler.pop("site", None)
     assert encoder["train"] == site["train"] and encoder["validate"] == site["validate"]
-    assert config(ENCODER, "inference.json") == config(SITE, "inference.json")
+    encoder, site = config(ENCODER, "inference.json"), config(SITE, "inference.json")
+    assert set(encoder["imports"]) < set(site["imports"]) and set(site) - set(encoder) == {"protocol", "head_path"}
+    heads = {"imports", "trained_network"}  # the heads of label protocols are the site's alone
+    assert all(encoder[key] == site[key] for key in set(encoder) - heads)
     assert config(ENCODER, "multi_gpu_train.json") == config(SITE, "multi_gpu_train.json")
 
 

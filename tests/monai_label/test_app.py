@@ -13,10 +13,13 @@ import torch
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserError
+from fedsr_monai.inference.workflow import load_workflow
+from fedsr_monai.monai_label import app as app_module
 from fedsr_monai.monai_label import server
 from fedsr_monai.monai_label.app import copy_bundle, make_app
 from fedsr_monai.monai_label.server import check_port
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.weights import read_weights
 
 
 @pytest.fixture
@@ -56,6 +59,25 @@ def test_by_default_the_weights_of_the_bundle_and_no_site(tmp_path):
     served, shipped = state(tmp_path / "fedsr_site"), state(bundle_path("fedsr_site"))
     assert set(served) == set(shipped) and all(torch.equal(served[key], shipped[key]) for key in shipped)
     assert json.loads((tmp_path / "fedsr_site" / "configs" / "train.json").read_text())["dataset_dir"] is None
+
+
+def test_an_app_in_another_protocol_has_its_head_alone(two_heads, monkeypatch, tmp_path):
+    monkeypatch.setattr(app_module, "bundle_path", lambda name: two_heads)
+    bundle = make_app(tmp_path / "app", protocol="freesurfer")
+    served, network, head = state(bundle), state(two_heads), read_weights(two_heads / "models/freesurfer.safetensors")
+    assert all(torch.equal(served[key], head.get(key, network[key])) for key in network)
+    assert json.loads((bundle / "configs" / "train.json").read_text())["random_atlas"] is None
+    # What labels whole heads reads the protocol in the copy, and its model.pt, in which training leaves another head.
+    torch.save(served | {"segmentation.logits.bias": torch.ones(14)}, bundle / "models" / "model.pt")
+    workflow = load_workflow(bundle, device="cpu")
+    assert workflow.protocol == "freesurfer" and workflow.network.segmentation.logits.bias.eq(1).all()
+    assert make_app(tmp_path / "app") == bundle
+    for protocol in ("neuromorphometrics", "freesurfer"):
+        assert load_workflow(two_heads, device="cpu", protocol=protocol).protocol == protocol
+    with pytest.raises(UserError, match="found an app made with protocol freesurfer, expected neuromorphometrics"):
+        make_app(tmp_path / "app", protocol="neuromorphometrics")
+    with pytest.raises(UserError, match="--protocol neuromorphometrics: found a head for freesurfer alone"):
+        load_workflow(bundle, device="cpu", protocol="neuromorphometrics")
 
 
 def test_what_was_trained_is_kept(weights, tmp_path):

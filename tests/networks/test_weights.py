@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.weights import ATLAS_KEYS, HEAD_PREFIXES, load_weights, read_weights
+from fedsr_monai.networks.weights import ATLAS_KEYS, HEAD_PREFIXES, load_head, load_weights, read_weights
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_anything_else_is_refused_and_nothing_loaded(tmp_path, network, spoil, m
     with pytest.raises(UserError, match=f"^{tmp_path}/model.pt: {message}"):
         load_weights(other, tmp_path / "model.pt", optional=HEAD_PREFIXES)
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+def test_another_segmentation_head_takes_the_place_of_the_first(tmp_path, network):
+    head = {key: value.half() for key, value in network.state_dict().items() if key.startswith("segmentation.")}
+    save_file(head, tmp_path / "head.safetensors")
+    torch.manual_seed(2)
+    other = FedSRNet()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    assert load_head(other, None) is other and load_head(other, tmp_path / "head.safetensors") is other
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, head[key].float() if key in head else before[key]), key
+    for spoilt, words in (
+        (head | {"encoder.more": torch.zeros(2)}, r"encoder.more: found float32 \[2\] .*, expected nothing"),
+        (without(head, "segmentation.logits"), r"segmentation.logits.bias: found nothing .*, expected float32 \[14\]"),
+    ):
+        save_file(spoilt, tmp_path / "spoilt.safetensors")
+        with pytest.raises(UserError, match=f"spoilt.safetensors: {words}"):
+            load_head(other, tmp_path / "spoilt.safetensors")
 
 
 def test_files_that_are_no_checkpoint(tmp_path):

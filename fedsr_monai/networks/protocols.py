@@ -1,0 +1,52 @@
+"""Label protocols: in whose borders a segmentation head labels, and where a bundle keeps the head.
+
+A protocol is a segmentation head of its own on the shared encoder. That of Neuromorphometrics is the one in the bundle's `model.pt`; the head
+of another protocol lies beside it and takes its place. Structures and ids are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedsr_monai.checks import check_choice
+from fedsr_monai.errors import UserError
+
+NEUROMORPHOMETRICS, FREESURFER = "neuromorphometrics", "freesurfer"
+HEADS: dict[str, str | None] = {NEUROMORPHOMETRICS: None, FREESURFER: "freesurfer.safetensors"}  # beside model.pt
+
+
+def protocol_head(
+    protocol: str,
+    bundle_root: str | os.PathLike,
+    ckpt_path: str | os.PathLike,
+    dataset_dir: object = None,
+) -> Path | None:
+    """Return the file of the segmentation head that labels in a protocol; None for the head that is in the bundle's `model.pt`.
+
+    Args:
+        protocol: a key of `HEADS`.
+        bundle_root: folder of the bundle.
+        ckpt_path: checkpoint of the network.
+        dataset_dir: site folders, if there are any.
+
+    Raises:
+        UserError: there is no such protocol or no such file, or its head does not belong to the checkpoint or the site.
+    """
+    check_choice("--protocol", protocol, HEADS)
+    file = HEADS[protocol]
+    if file is None:
+        return None
+    models = Path(bundle_root) / "models"
+    where, expected = f"--protocol {protocol}", "the bundle's own weights and atlas"
+    reason = "a site's atlas and heads decide its protocol"
+    if dataset_dir:
+        fix = f"leave out --protocol or --site (dataset_dir): {reason}"
+        raise UserError(where, found=f"the site {dataset_dir}", expected=expected, fix=fix)
+    if Path(ckpt_path).resolve() != (models / "model.pt").resolve():
+        fix = f"leave out --protocol or --weights (ckpt_path): {reason}"
+        raise UserError(where, found=f"the weights {ckpt_path}", expected=expected, fix=fix)
+    if not (models / file).is_file():
+        fix = "leave --protocol out, or restore the file"
+        raise UserError(models / file, found="no such file", expected=f"the head of --protocol {protocol}", fix=fix)
+    return models / file
