@@ -7,7 +7,7 @@ copy, or gives one option an odd value, and runs a command's `main` in this proc
 - `refused`: exit status 2 (or 1, for the machine's failures) and lines that begin with `fedsr:`;
 - `done`: exit status 0, and what was damaged may be valid, or is not read by this command;
 - `traceback`: an exception came out of `main`, or a traceback was printed;
-- `hang`: more than the time limit;
+- `hang`: more than 90 seconds of processor time, or four minutes without using the processor;
 - `silent`: exit status 0 although what was damaged cannot be valid; or what was written is not sound (a network that is not
   finite, a Dice that is no fraction, labels that do not exist or lie elsewhere than the scan); or a file of the user was changed.
 
@@ -51,7 +51,8 @@ from fedsr_monai.commands import COMMANDS
 from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.files import read_csv, write_csv
 
-SECONDS = 90  # for one case
+SECONDS = 90  # of processor time for one case, so that a crowded machine does not count
+IDLE = 240  # seconds in which the processor is not used
 GIGABYTES = 12  # of address space
 GRID = "--spacing 6 --shape 32 36 32 --processes 1"
 SITE, OTHER = "sites/adult-3t", "sites/elderly-3t"
@@ -311,6 +312,16 @@ def other_kind(path: Path, draw: random.Random) -> bool:
     return where != path
 
 
+def state_not_finite(path: Path, draw: random.Random) -> bool:
+    """NaN or infinity in one tensor of the state of a training, wherever it is."""
+    state = torch.load(path, weights_only=True)
+    places = [(holder, key) for holder, key in fuzz.nodes(state) if torch.is_tensor(holder[key])]
+    holder, key = draw.choice([place for place in places if place[0][place[1]].is_floating_point()])
+    holder[key] = torch.full_like(holder[key], draw.choice([np.nan, np.inf]))
+    torch.save(state, path)
+    return False
+
+
 def csv_cell(path: Path, draw: random.Random) -> bool:
     """Change, add or remove a cell or a line of a table."""
     separator = "\t" if path.suffix == ".tsv" else ","
@@ -342,6 +353,7 @@ BY_SUFFIX: dict[str, list[Callable[[Path, random.Random], bool]]] = {
     ".tsv": GENERAL + [csv_cell] * 10,
 }
 ODD_VALUES = ["", "-1", "0", "1.5", "nan", "inf", "true", "x" * 5000, "../odd", "$x", "@device", "[]", "{}", "None", "é", "\udcff", "1,2", "a=b", "--", "@sites", "@plan.json", "@nothing"]  # fmt: skip
+STATES = ("state_", "training_state")
 TABLES = (".csv", ".tsv")  # cut at the end of a line, a table is a shorter table
 
 
@@ -354,7 +366,8 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
     if path.is_dir() or not path.exists():
         mutate = draw.choice(FOLDER)
     else:
-        mutate = draw.choice(BY_SUFFIX.get(path.suffix, GENERAL))
+        states = [state_not_finite] * 4 if path.name.startswith(STATES) else []
+        mutate = draw.choice(BY_SUFFIX.get(path.suffix, GENERAL) + states)
     entries = len(torch.load(path, weights_only=True)) if mutate is fuzz.weights_tensor and path.suffix == ".pt" else 0
     try:
         valid = mutate(path, draw)
@@ -371,7 +384,11 @@ def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, b
         valid = True
     if path.name == "metrics.json" and mutate is fuzz.gone:  # it is made again
         valid = True
-    if path.name.startswith(("state_", "training_state")) and mutate is fuzz.weights_tensor:
+    if path.name == "training_state.pt" and mutate is fuzz.gone:  # the training begins again, and says so
+        valid = True
+    if path.parent.name in ("scans", "raw") and mutate is fuzz.gone:  # a folder with a scan less
+        valid = True
+    if path.name.startswith(STATES) and mutate is fuzz.weights_tensor:
         valid = len(torch.load(path, weights_only=True)) > entries  # one more, which nothing reads
     return pattern, mutate.__name__, valid or not needed
 
@@ -422,10 +439,11 @@ def inventory(root: Path, folders: tuple[str, ...]) -> dict[str, tuple[int, int]
     return found
 
 
-def unsound(root: Path, folders: tuple[str, ...]) -> str:
-    """Return what is wrong with the results below some folders; nothing if they are sound."""
-    for path in (path for folder in folders for path in sorted((root / folder).rglob("*")) if os.access(path, os.R_OK)):
-        if not path.is_file():
+def unsound(root: Path, folders: tuple[str, ...], before: dict[str, tuple[int, int]]) -> str:
+    """Return what is wrong with what was written below some folders since `before`; nothing if it is sound."""
+    written = [path for path, state in inventory(root, folders).items() if before.get(path) != state]
+    for path in map(Path, sorted(written)):
+        if not os.access(path, os.R_OK):
             continue
         if path.name in ("model.pt", "start.safetensors"):
             tensors = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
@@ -448,12 +466,19 @@ def unsound(root: Path, folders: tuple[str, ...]) -> str:
 def outcome(words: list[str], may_succeed: bool, check: Callable[[], str]) -> tuple[str, str]:
     """Run a command under the time limit and say how it ended, and with which words."""
 
-    def stop(*_: object) -> None:
-        raise fuzz.Hang
+    began, used, since = sum(os.times()[:4]), 0.0, time.monotonic()
+
+    def look(*_: object) -> None:
+        nonlocal used, since
+        now = sum(os.times()[:4]) - began
+        if now > used + 0.5:
+            used, since = now, time.monotonic()
+        if now > SECONDS or time.monotonic() > since + IDLE:
+            raise fuzz.Hang
 
     printed = io.StringIO()
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 10, 10)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
             status = fedsr(words)
@@ -462,7 +487,7 @@ def outcome(words: list[str], may_succeed: bool, check: Callable[[], str]) -> tu
     except BaseException:
         return "traceback", traceback.format_exc()[-1500:]
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     text = printed.getvalue()
     if "Traceback" in text:
@@ -496,11 +521,11 @@ def play(world: Path, root: Path, number: int, seed: int) -> dict[str, object]:
         words = call(root, line)
     written = tuple(folder for folder in ("out", "run", "labels") if f"@{folder}" in line)
     users = tuple(folder for folder in ("sites", "scans", "raw") if name != "simulate again")
-    before = inventory(root, users)
+    before = inventory(root, users + written)
 
     def check() -> str:
         changed = [path for path, state in inventory(root, users).items() if before.get(path) != state]
-        return f"changed {changed[:3]}" if changed else unsound(root, written)
+        return f"changed {changed[:3]}" if changed else unsound(root, written, before)
 
     ended, said = outcome(words, may_succeed, check)
     said = (

@@ -21,6 +21,7 @@ from monai.bundle import ConfigParser
 from fedsr_monai.checks import check_choice, check_whole_number, is_name, is_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import check_regular
 
 # Where things are and what they run on: each machine decides this by itself, whatever a file of another says.
 IDS_OF_THE_MACHINE = (
@@ -83,6 +84,8 @@ def check_overrides(
         UserError: an id is unknown or taken, or its value is not plain JSON, of another type than the bundle's own value, or
             out of range. Expressions (`$...`, `@...`) are not evaluated here.
     """
+    for file in files:
+        check_regular(file, "a configuration of the bundle", "install the bundle again")
     config = {key: value for file in files for key, value in ConfigParser.load_config_file(file).items()}
     try:
         json.dumps(overrides)

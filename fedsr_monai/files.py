@@ -112,7 +112,7 @@ def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
     so it leaves no file behind and ends with the process. On file systems that cannot lock folders nothing is kept
     waiting.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -178,14 +178,25 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_bytes(path, json_text(content).encode())
 
 
+def is_there(path: str | os.PathLike) -> bool:
+    """Return whether there is anything at a path.
+
+    A link whose target is missing counts: what it stands for is somewhere else, perhaps on a disk that is not mounted, so
+    that going on as if there had never been a file would be wrong. Whoever reads it is told (`check_regular`).
+    """
+    return os.path.lexists(path)
+
+
 def check_regular(path: str | os.PathLike, expected: str, fix: str = "restore it from a copy") -> None:
     """Refuse what is there and is no regular file: a pipe would keep its reader waiting, and a device may never end.
 
     Raises:
         UserError: naming the path.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if is_there(path) and not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "a pipe or a device"
+        if not os.path.exists(path):
+            found = f"a link to {Path(path).readlink()}, which leads nowhere"
         raise UserError(path, found=found, expected=expected, fix=fix)
 
 
@@ -316,7 +327,7 @@ def put_row(path: Path, columns: Sequence[str], keys: Sequence[str], row: Mappin
         UserError: the table has other columns, the disk is full or the folder cannot be written.
     """
     with one_at_a_time(path.parent):
-        old = read_csv(path, columns, only=True) if path.is_file() else []
+        old = read_csv(path, columns, only=True) if is_there(path) else []
         rows = {tuple(one[key] for key in keys): one for one in old}
         rows[tuple(str(row[key]) for key in keys)] = dict(row)
         write_csv(path, columns, rows.values())

@@ -18,8 +18,9 @@ from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
-from fedsr_monai.files import check_settings, read_json, write_json
+from fedsr_monai.files import check_settings, is_there, read_json, write_json
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
+from fedsr_monai.progress import say
 from fedsr_monai.run_record import RunRecord, read_run
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_site
@@ -132,8 +133,11 @@ def personalise(
     }
     ensure_fit([loaded])
     file = out / "personalised.json"
-    if file.exists() or (out / "training_state.pt").exists():
+    state = out / "training_state.pt"
+    if is_there(file) or is_there(state):
         check_settings(file, settings, "training")
+        if not is_there(state) and is_there(out / "history.csv"):
+            say(f"{state}: no such file; the training begins again from its start")
     write_json(file, settings)
     write_tensors(out / "start.safetensors", initial)
     run_workflow(

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import fedsr_monai
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.site import read_volumes
 from fedsr_monai.federation.storage import read_tensors
-from fedsr_monai.files import atomic_path, claim_folder, read_csv, read_json, sha256, write_csv
+from fedsr_monai.files import atomic_path, claim_folder, is_there, read_csv, read_json, sha256, write_csv
+from fedsr_monai.networks.weights import read_weights
 from fedsr_monai.spatial.nifti import read_volume
 
 
@@ -139,18 +144,76 @@ def test_json_that_is_not_one_plain_object_is_refused(tmp_path, content, found):
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "folder", "device"]
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.symlink("/dev/zero", path),
+        lambda path: os.symlink("/nowhere/at/all", path),
+        lambda path: os.symlink(path, path),
+    ],
+    ids=["pipe", "folder", "device", "link to nothing", "link to itself"],
 )
 @pytest.mark.parametrize(
     "read",
-    [lambda path: read_json(path, "x", "y"), read_csv, sha256, read_volume, read_tensors],
-    ids=["json", "csv", "sha256", "volume", "tensors"],
+    [lambda path: read_json(path, "x", "y"), read_csv, sha256, read_volume, read_tensors, read_weights, read_volumes],
+    ids=["json", "csv", "sha256", "volume", "tensors", "weights", "figures"],
 )
 def test_what_is_no_regular_file_is_refused_unread(tmp_path, make, read):
-    """A pipe would keep the reader waiting for ever, and this device never ends."""
+    """A pipe would keep the reader waiting for ever, and this device never ends. A link that leads nowhere is no absent file."""
     make(tmp_path / "a.nii")
-    with pytest.raises(UserError, match="a.nii: found a (folder|pipe or a device), expected "):
+    assert is_there(tmp_path / "a.nii")
+    with pytest.raises(UserError, match="a.nii: found a (folder|pipe or a device|link to /.*, which .*), expected "):
         read(tmp_path / "a.nii")
+
+
+# What opens a file, and what looks at it first. A file that this process has just written needs no look.
+OPENS = {"open", "read_bytes", "read_text", "loadtxt", "load_file", "load_config_file", "load_config_files", "dcmread"}
+LOOKS = {
+    "check_regular",
+    "is_file",
+    "isfile",
+    "is_dicom",
+    "bundle_path",
+    "installed_bundle",
+    "training_files",
+    "sha256",
+}
+OWN = {
+    "cli.py: main",  # /dev/null
+    "files.py: atomic_path",
+    "files.py: one_at_a_time",  # a folder, and nothing else (O_DIRECTORY)
+    "inference/dicom_seg.py: write_dicom_seg",  # the images of a series whose headers were read
+    "benchmark/speed.py: machine",  # /proc/cpuinfo
+}
+
+
+def calls_of(function: ast.AST) -> set[str]:
+    """Return the names of what a function calls, `load` and `open` of a module with that module (`np.load`)."""
+    names = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name = node.func.attr
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            names.add(f"{owner}.{name}" if name == "load" else name)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names.add(node.func.id)
+    return names
+
+
+def test_every_reader_looks_before_it_opens():
+    """So no command can hang on a pipe in place of a file."""
+    package, readers, blind = Path(fedsr_monai.__file__).parent, 0, []
+    for file in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            calls = calls_of(node)
+            if calls & (OPENS | {"np.load", "nib.load", "torch.load"}):
+                readers += 1
+                if not calls & LOOKS:
+                    blind.append(f"{file.relative_to(package)}: {node.name}")
+    assert readers > 20 and set(blind) == OWN
 
 
 def test_json_with_a_byte_order_mark_is_read(tmp_path):

@@ -153,6 +153,25 @@ def test_other_settings_are_refused(ward, run, tmp_path):
         personalise(ward, run, tmp_path / "out", epochs=2)
 
 
+def test_a_state_that_is_lost_is_said_and_one_that_is_elsewhere_is_refused(ward, run, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(
+        "fedsr_monai.personalisation.run_workflow", lambda files, **ids: trained.append(ids["output_dir"])
+    )
+    out, again = tmp_path / "out", "training_state.pt: no such file; the training begins again"
+    personalise(ward, run, out, epochs=2)
+    personalise(ward, run, out, epochs=2)  # it was stopped before the end of the first epoch
+    assert again not in capsys.readouterr().err
+    (out / "history.csv").write_text("round,site,epoch,iteration\n0,ward,1,3\n")
+    personalise(ward, run, out, epochs=2)
+    assert again in capsys.readouterr().err and len(trained) == 3
+    (out / "personalised.json").unlink()
+    (out / "personalised.json").symlink_to("/nowhere/at/all")
+    with pytest.raises(UserError, match="personalised.json: found a link to /nowhere/at/all, which leads nowhere"):
+        personalise(ward, run, out, epochs=2)
+    assert len(trained) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

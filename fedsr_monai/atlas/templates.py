@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import write_bytes
+from fedsr_monai.files import check_regular, write_bytes
 from fedsr_monai.labels import NUM_CLASSES
 
 VERSION = 3  # raise it when the construction below changes: the cache holds its result
@@ -89,6 +89,7 @@ def high_resolution_templates() -> Templates:
     cache = Path(base) / "fedsr_monai" / f"templates-{VERSION}-{versions}.npz"
     names = [field.name for field in fields(Templates)]
     try:
+        check_regular(cache, "the cache of the templates", "delete it")
         with np.load(cache) as stored:
             return _restored({name: stored[name] for name in names})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

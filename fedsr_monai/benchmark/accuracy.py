@@ -18,7 +18,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.registration import folded_percent
 from fedsr_monai.evaluation.site import case_rows, image_measures, run_case
 from fedsr_monai.evaluation.tables import read_measures, spread, structure_rows
-from fedsr_monai.files import write_csv, write_json
+from fedsr_monai.files import is_there, write_csv, write_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.progress import Progress
 from fedsr_monai.sites.check import ensure_fit
@@ -183,4 +183,4 @@ def _ants_rows(site: Site, item: dict[str, str], method: str) -> list[dict[str, 
 
 
 def _read(table: Path) -> list[dict[str, Any]]:
-    return read_measures(table, COLUMNS) if table.exists() else []
+    return read_measures(table, COLUMNS) if is_there(table) else []

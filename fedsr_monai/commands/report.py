@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedsr_monai.files import is_there
+
 
 def report(run: str, evaluation: str | None = None, out: str | None = None) -> None:
     """Write a run and its evaluation as one HTML file: tables, curves, overlays, participation.
@@ -19,7 +21,7 @@ def report(run: str, evaluation: str | None = None, out: str | None = None) -> N
     from fedsr_monai.report import write_report
 
     folder = Path(run)
-    if evaluation is None and not (folder / "run.json").exists() and (folder / "metrics.csv").exists():
+    if evaluation is None and not is_there(folder / "run.json") and is_there(folder / "metrics.csv"):
         print(write_report(None, folder, out or folder / "report.html"))
         return
     print(write_report(folder, evaluation or folder / "evaluation", out or folder / "report.html"))

@@ -19,7 +19,7 @@ from fedsr_monai.evaluation.sa_variants import LEARNED, VARIANTS, change_sa
 from fedsr_monai.evaluation.site import evaluate_network
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
-from fedsr_monai.files import read_json
+from fedsr_monai.files import is_there, read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import HEAD_PREFIXES, load_weights, read_weights
 from fedsr_monai.run_record import network_overrides, read_personalised, read_run, trusted_bundle
@@ -108,7 +108,7 @@ def earlier_models(run: str | os.PathLike, bundle: str | os.PathLike | None = No
 def _joined(model: SiteModel) -> SiteModel | None:
     """Return the network that a site's personalised training began with; None if its heads were random."""
     path = model.weights.with_name("start.safetensors")
-    if not path.is_file() or not any(key.startswith(HEAD_PREFIXES) for key in read_weights(path)):
+    if not is_there(path) or not any(key.startswith(HEAD_PREFIXES) for key in read_weights(path)):
         return None
     return replace(model, weights=path)
 

@@ -18,6 +18,7 @@ from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.stages import COMPARED
 from fedsr_monai.evaluation.tables import METRIC_COLUMNS, mean_dice_by_case, read_measures
+from fedsr_monai.files import is_there
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.networks.label_fractions import predicted_fractions
@@ -129,7 +130,7 @@ def effect_lines(learned: str | os.PathLike, changed: str | os.PathLike, variant
     ones have not been measured.
     """
     tables = [Path(folder) / "metrics.csv" for folder in (learned, changed)]
-    if not all(table.is_file() for table in tables):
+    if not all(map(is_there, tables)):
         return []
     before, after = ([read_measures(table, METRIC_COLUMNS)] for table in tables)
     found = {task: effect(before, after, task) for task in COMPARED}

@@ -22,7 +22,7 @@ from fedsr_monai.evaluation.tables import (
     structure_rows,
     summarise,
 )
-from fedsr_monai.files import atomic_path, check_regular, read_json, write_csv, write_json
+from fedsr_monai.files import atomic_path, check_regular, is_there, read_json, write_csv, write_json
 from fedsr_monai.labels.agreement import agreement
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.progress import Progress
@@ -197,7 +197,7 @@ def read_evaluated(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file is damaged.
     """
-    if not path.exists():
+    if not is_there(path):
         return {}
     fix = "evaluate again into another folder"
     data = read_json(path, "the summary of an evaluation", fix).get("data")
@@ -214,7 +214,7 @@ def merge_evaluation(
     merged = {}
     for name, (new, columns) in tables.items():
         path = out_dir / name
-        others = [row for row in read_measures(path, columns) if row["site"] != site.name] if path.exists() else []
+        others = [row for row in read_measures(path, columns) if row["site"] != site.name] if is_there(path) else []
         merged[name] = others + new
         write_csv(path, columns, merged[name])
     summary_path = out_dir / "metrics.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsr_monai.evaluation.tables import METRIC_COLUMNS, mean_dice_by_case, read_measures
+from fedsr_monai.files import is_there
 
 # The stages of a run. The first two have tables in folders of these names in the evaluation, the last in its root.
 BEFORE, ROUNDS, FINAL = "before", "rounds", "final"
@@ -52,7 +53,7 @@ def comparison_text(task: str, found: Mapping[str, Any]) -> str:
 def comparison_lines(evaluation: str | os.PathLike) -> list[str]:
     """Return one line per task on what training did, from the tables of an evaluation; none if it lacks `before`."""
     tables = [Path(evaluation) / BEFORE / "metrics.csv", Path(evaluation) / "metrics.csv"]
-    if not all(table.is_file() for table in tables):
+    if not all(map(is_there, tables)):
         return []
     found = compare(*(read_measures(table, METRIC_COLUMNS) for table in tables))
     return [comparison_text(task, of_task) for task, of_task in found.items()]

@@ -28,7 +28,7 @@ from monai.fl.utils.filters import Filter
 
 from fedsr_monai.checks import is_number, is_whole_number
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import check_settings, read_json, write_json
+from fedsr_monai.files import check_settings, is_there, read_json, write_json
 
 LEDGER = "releases.json"
 SENT = "sent"  # key of a filter's `extra`
@@ -140,7 +140,7 @@ class GaussianPrivacy(Filter):
             UserError: see `__call__`.
         """
         settings = {key: value for key, value in asdict(self.privacy).items() if key != "releases"}
-        begun = check_settings(self.path, settings, "run") if self.path.exists() else {}
+        begun = check_settings(self.path, settings, "run") if is_there(self.path) else {}
         done = begun.get("releases", 0)
         if not is_whole_number(done, 0):
             raise UserError(f"{self.path}: releases", found=repr(done)[:60], expected="a whole number")

@@ -17,7 +17,7 @@ from fedsr_monai.checks import is_name, is_number, is_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.statistics import parse_epoch, parse_losses
 from fedsr_monai.federation.validation import LONGEST_REASON
-from fedsr_monai.files import check_settings, read_csv, write_csv, write_json
+from fedsr_monai.files import check_settings, is_there, read_csv, write_csv, write_json
 from fedsr_monai.handlers.history import write_history
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
     }
     settings = {**settings, "versions": versions}
     path = out / "run.json"
-    if (out / "server" / "state.json").exists():
+    if is_there(out / "server" / "state.json"):
         begun = check_settings(path, settings, "run", SETTINGS_THAT_MAY_CHANGE)
         rounds = begun.get("rounds", 0)
         if is_whole_number(rounds) and rounds > settings["rounds"]:

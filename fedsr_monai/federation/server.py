@@ -30,7 +30,7 @@ from fedsr_monai.federation.validation import (
     screen_norms,
     validate_update,
 )
-from fedsr_monai.files import read_json, remove_all_but, sha256, write_json
+from fedsr_monai.files import is_there, read_json, remove_all_but, sha256, write_json
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"round_\d{4,9}\.safetensors")
@@ -247,7 +247,7 @@ class Server:
             UserError: the checkpoint is damaged, or it belongs to another network or policy.
         """
         path = self.folder / "state.json"
-        if not path.exists():
+        if not is_there(path):
             return False
         state = read_json(path, "a server state", "restore it from a copy")
         file = checkpoint_file(path, state)

@@ -19,6 +19,8 @@ from monai.utils import set_determinism
 from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.files import check_regular, remove_all_but
 from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.handlers.resume import check_types
+from fedsr_monai.networks.weights import check_finite, read_checkpoint
 
 KEPT_STATES = 2
 ATLAS_PREFIX = "atlas_"  # the site's atlas is read from the site folder, so it is not in the state
@@ -99,6 +101,7 @@ def _restore(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], s
                 expected=_shape(own.get(key)),
                 fix="continue with the bundle that the run began with, or give another --out",
             )
+    check_types(state["network"], trainer.network.state_dict())
     trainer.network.load_state_dict(state["network"], strict=False)
     if ("mutual_information" in state) != (getattr(trainer, "mutual_information", None) is not None):
         raise KeyError("mutual_information")
@@ -148,14 +151,15 @@ def load_state(
         )
     check_regular(usable[-1], "a site state")
     try:
-        state = torch.load(usable[-1], map_location=device, weights_only=True)
+        state = read_checkpoint(usable[-1], device)
+        check_finite(state)
         if not {"round", "network", "optimizers", "handlers", "epoch"} <= state.keys():
             raise ValueError("parts are missing")
         return usable[-1], state
     except Exception as error:  # torch raises half a dozen types for a file that is not whole
         raise UserError(
             usable[-1],
-            found=f"a damaged file ({type(error).__name__})",
+            found=f"a damaged file ({type(error).__name__}: {one_line(error)[:200]})",
             expected="a site state",
             fix="restore it from a copy",
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.errors import UserError
 from fedsr_monai.federation.privacy import Privacy, read_privacy
-from fedsr_monai.files import read_json
+from fedsr_monai.files import is_there, read_json
 from fedsr_monai.run_record import is_path
 
 FILE = "fedsr.json"
@@ -71,7 +71,7 @@ def read_site_config(workspace: str | Path, name: str) -> SiteConfig:
     """
     path = Path(workspace) / "local" / FILE
     content: dict[str, Any] = {}
-    if path.exists():
+    if is_there(path):
         content = read_json(path, "the configuration of a site", "write it again with `fedsr flare-site`")
         content = json.loads(json.dumps(content).replace(SITE_NAME, name))
     for key, value in content.items():

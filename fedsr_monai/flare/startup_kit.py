@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import read_json, write_json
+from fedsr_monai.files import is_there, read_json, write_json
 from fedsr_monai.flare.site_config import FILE, SITE_NAME, read_site_config
 from fedsr_monai.sites.site import load_site
 
@@ -104,4 +104,4 @@ def _resources(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, "a configuration file of a startup kit", "restore it from a copy") if path.exists() else {}
+    return read_json(path, "a configuration file of a startup kit", "restore it from a copy") if is_there(path) else {}

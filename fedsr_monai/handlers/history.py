@@ -9,7 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from fedsr_monai.files import read_csv, write_csv
+from fedsr_monai.files import is_there, read_csv, write_csv
 from fedsr_monai.handlers.progress import scalar_losses
 
 KEYS = ["round", "site", "epoch", "iteration"]
@@ -90,7 +90,7 @@ class HistoryWriter:
         Rows of this round and site from this epoch on belong to a training that was killed, or is repeated: they are
             dropped.
         """
-        rows = read_history(self.path) if self.path.exists() else []
+        rows = read_history(self.path) if is_there(self.path) else []
         same = {key: str(row[key]) for key in ("round", "site")}
         kept = [old for old in rows if int(old["epoch"]) < row["epoch"] or any(old[key] != same[key] for key in same)]
         write_history(self.path, [*kept, row])

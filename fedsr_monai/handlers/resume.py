@@ -13,7 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from fedsr_monai.errors import UserError, one_line
+from fedsr_monai.files import check_regular, is_there
 from fedsr_monai.handlers.checkpoint import save_checkpoint, state_of
+from fedsr_monai.networks.weights import check_finite, read_checkpoint
 
 
 class ResumableCheckpoint:
@@ -46,24 +48,29 @@ class ResumableCheckpoint:
 
     def restore(self, engine: Engine) -> None:
         """Restore the parts, the counters and the random numbers from the file."""
-        if not (self.resume and self.path.is_file()):
+        if not (self.resume and is_there(self.path)):
             return
+        check_regular(self.path, "the state of this training")
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(self.path)
+            check_finite(state)
             for name, part in self.parts.items():
+                check_types(state[name], part.state_dict())
                 part.load_state_dict(state[name])
             engine.state.epoch, engine.state.iteration = int(state["epoch"]), int(state["iteration"])
             if idist.get_rank() == 0:
                 torch.set_rng_state(state["random"])
+                if not isinstance(state["random_cuda"], list):
+                    raise TypeError("random_cuda: no list")
+                for device, random in zip(range(torch.cuda.device_count()), state["random_cuda"]):
+                    torch.cuda.set_rng_state(random, device)
         except Exception as error:  # torch raises half a dozen types for a file that is damaged, or not of these parts
             raise UserError(
                 self.path,
                 found=f"a state that cannot be restored ({one_line(error)[:200]})",
                 expected="the state of this training",
-                fix="train with the settings that it began with, or without resume",
+                fix="restore it from a copy, or remove it to begin the training again",
             ) from error
-        if idist.get_rank() == 0 and torch.cuda.is_available() and state.get("random_cuda"):
-            torch.cuda.set_rng_state_all(state["random_cuda"])
         self.logger.info("%s: resumed after epoch %d", self.path, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
@@ -74,3 +81,14 @@ class ResumableCheckpoint:
         state |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "random": torch.get_rng_state()}
         state["random_cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         save_checkpoint(state, self.path)
+
+
+def check_types(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse tensors of another type than those that they replace: `load_state_dict` converts them, 0.7 to 0.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for key, tensor in own.items():
+        if torch.is_tensor(tensor) and torch.is_tensor(found.get(key)) and found[key].dtype != tensor.dtype:
+            raise ValueError(f"{key}: {found[key].dtype} in place of {tensor.dtype}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import one_at_a_time, read_json, sha256, write_json
+from fedsr_monai.files import is_there, one_at_a_time, read_json, sha256, write_json
 
 RECORD = "fedsr-segment.json"
 OVERWRITE = "move it away, choose another --out, or add --overwrite"
@@ -116,7 +116,7 @@ class Ledger:
         owners = {file: entry for entry in results.values() for file in entry["files"]}
         for file in files:
             path = self.folder / file
-            if not (path.exists() or path.is_symlink()):
+            if not is_there(path):
                 continue
             if file not in owners or not self._is_as_written(file, owners[file]):
                 found = "a file that was changed since it was written" if file in owners else "a file of another origin"
@@ -133,7 +133,7 @@ class Ledger:
             UserError: the record is damaged.
         """
         path = self.folder / RECORD
-        if not path.exists():
+        if not is_there(path):
             return {}
         fix = "restore it from a copy, or choose another --out"
         results = read_json(path, "the record of what fedsr segment wrote", fix).get("results")

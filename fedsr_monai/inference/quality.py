@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedsr_monai.evaluation.registration import folded_percent, ncc
-from fedsr_monai.files import put_row, read_csv
+from fedsr_monai.files import is_there, put_row, read_csv
 from fedsr_monai.inference.volume_ranges import implausible_volumes
 from fedsr_monai.labels import LABELS
 from fedsr_monai.labels.agreement import agreement
@@ -152,4 +152,4 @@ def read_quality(folder: Path) -> list[dict[str, str]]:
     Raises:
         UserError: it has other columns.
     """
-    return read_csv(folder / QUALITY, COLUMNS, only=True) if (folder / QUALITY).is_file() else []
+    return read_csv(folder / QUALITY, COLUMNS, only=True) if is_there(folder / QUALITY) else []

@@ -16,6 +16,7 @@ from fedsr_monai.atlas.standard import standard_atlas
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, user_error
+from fedsr_monai.files import check_regular
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
 from fedsr_monai.networks.weights import load_head, load_weights
@@ -80,7 +81,9 @@ def load_workflow(
             has no head for the protocol, or not for this site or these weights.
     """
     root = bundle_path(bundle)
-    parser = ConfigParser(ConfigParser.load_config_file(str(root / "configs" / "inference.json")))
+    config = root / "configs" / "inference.json"
+    check_regular(config, "the configuration of inference", "install the bundle again")
+    parser = ConfigParser(ConfigParser.load_config_file(str(config)))
     values: dict[str, Any] = {"bundle_root": str(root), "dataset_dir": None if site is None else str(site)}
     if weights is not None:
         values["ckpt_path"] = str(weights)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsr_monai.files import put_row, read_csv
+from fedsr_monai.files import is_there, put_row, read_csv
 from fedsr_monai.labels import LABELS
 from fedsr_monai.spatial.nifti import volume_stem
 
@@ -65,4 +65,4 @@ def read_volumes(table: Path) -> list[dict[str, str]]:
     Raises:
         UserError: it has other columns.
     """
-    return read_csv(table, COLUMNS, only=True) if table.is_file() else []
+    return read_csv(table, COLUMNS, only=True) if is_there(table) else []

@@ -10,7 +10,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from fedsr_monai.files import read_json, write_json
+from fedsr_monai.files import is_there, read_json, write_json
 
 
 class TrainStats:
@@ -64,4 +64,4 @@ def read_stats(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    return read_json(path, "the record of a training", "delete it") if path.is_file() else {}
+    return read_json(path, "the record of a training", "delete it") if is_there(path) else {}

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import check_regular, is_there
 
 ATLAS_KEYS = ("atlas_image", "atlas_label")
 SEGMENTATION = "segmentation."
 HEAD_PREFIXES = ("registration.", SEGMENTATION)
 CHECKPOINT = "the weights of a network: a state dict (.pt) or .safetensors"
 Network = TypeVar("Network", bound=torch.nn.Module)
+
+
+def read_checkpoint(path: str | os.PathLike, device: str | torch.device | None = "cpu") -> Any:
+    """Read what `torch.save` wrote: tensors and plain values. Nothing in the file is run.
+
+    The checksums that such a file holds are compared, which torch does not do: a single flipped bit is found.
+
+    Args:
+        path: the file.
+        device: where the tensors are wanted.
+
+    Raises:
+        UserError: it is no regular file.
+        Exception: it is damaged, or something else; torch raises half a dozen types.
+    """
+    check_regular(path, CHECKPOINT)
+    if zipfile.is_zipfile(path):  # not in the format of torch before 1.6
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"other bytes than were written in {damaged}")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def check_finite(content: Any) -> None:
+    """Refuse NaN and infinity in the tensors of nested mappings and lists.
+
+    Raises:
+        ValueError: naming the place.
+    """
+    if isinstance(content, (Mapping, list, tuple)):
+        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+            try:
+                check_finite(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+    elif torch.is_tensor(content) and not bool(torch.isfinite(content).all()):
+        raise ValueError("NaN or infinite values")
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -30,14 +69,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         UserError: the file is missing, damaged, or not a checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path):
         fix = "give the path of a model.pt or .safetensors"
         if path == Path("models/model.pt"):  # what a bundle looks for while its `bundle_root` is the working directory
             fix = "run in the folder of the bundle, or add --bundle_root with that folder"
         raise UserError(path, found="no such file", expected=CHECKPOINT, fix=fix)
+    check_regular(path, CHECKPOINT, "give another file")
     try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else read_checkpoint(path)
         state = state.get("model", state)
         if not (isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))):
             raise ValueError("no tensors by name")

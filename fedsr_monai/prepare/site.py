@@ -132,7 +132,6 @@ def prepare_site(
         if sections[s.name] != LEFT_OUT
     ]
     missing = [job for job in jobs if not is_done(job)]
-    grid_affine(spacing, shape)  # refused before the folder is made
     faults = dict(found.refused)
     for fault in faults.values():
         say(f"fedsr: {fault}")

@@ -13,7 +13,7 @@ from fedsr_monai.evaluation.site import read_evaluated
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, summarise
 from fedsr_monai.federation.records import PARTICIPATION
-from fedsr_monai.files import read_csv, read_json
+from fedsr_monai.files import is_there, read_csv, read_json
 from fedsr_monai.run_record import read_run
 from fedsr_monai.simulation.sites import RECORD
 
@@ -57,7 +57,7 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     folders: dict[str, Path] = {}
     if run_dir is not None:
         run_dir = Path(run_dir)
-        if (run_dir / "run.json").exists() or (run_dir / "server").exists():
+        if is_there(run_dir / "run.json") or is_there(run_dir / "server"):
             read_run(run_dir)  # refuses a damaged one, and a run that has lost it
             sources.run = read_json(run_dir / "run.json", "the settings of a run", "restore it from a copy")
         sources.history = read_table(run_dir / "history.csv", ("round", "site", "epoch"))
@@ -66,15 +66,15 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
         for site in sources.run.get("sites", []):
             folders[site["name"]] = Path(site.get("path", ""))
     simulated = {name for name, folder in folders.items() if (folder / RECORD).exists()}
-    if evaluation_dir is not None and (Path(evaluation_dir) / "metrics.csv").exists():
+    if evaluation_dir is not None and is_there(Path(evaluation_dir) / "metrics.csv"):
         evaluation_dir = Path(evaluation_dir)
         sources.rows = read_measures(evaluation_dir / "metrics.csv", METRIC_COLUMNS)
-        if (evaluation_dir / "cases.csv").exists():
+        if is_there(evaluation_dir / "cases.csv"):
             sources.cases = read_measures(evaluation_dir / "cases.csv", CASE_COLUMNS)
         sources.summary = summarise(sources.rows, sources.cases)
         for stage in (BEFORE, ROUNDS):
             table = evaluation_dir / stage / "metrics.csv"
-            if table.exists():
+            if is_there(table):
                 sources.stages[stage] = read_measures(table, METRIC_COLUMNS)
         data = read_evaluated(evaluation_dir / "metrics.json")
         simulated |= {name for name, of_site in data.items() if of_site.get("simulated")}
@@ -99,7 +99,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         UserError: it lacks a column of `needed`, or a round or epoch is no number of one.
     """
-    if not path.exists():
+    if not is_there(path):
         return []
     read_csv(path, needed, fix=FIX)
     return read_csv(path, convert=_counted, fix=FIX)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsr_monai.errors import UserError, one_line
-from fedsr_monai.files import files_below
+from fedsr_monai.files import check_regular, files_below
 from fedsr_monai.spatial.nifti import LARGEST_BYTES, Volume, check_size, read_volume
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def read_header(file: Path) -> Dataset:
         UserError: pydicom is not installed, or the file is damaged.
     """
     require_dicom()
+    check_regular(file, "a DICOM file", "export the series again")
     import pydicom
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fedsr_monai.evaluation.site import read_volumes
 from fedsr_monai.evaluation.tables import spread
 from fedsr_monai.files import write_text
+from fedsr_monai.handlers import read_history
 from fedsr_monai.labels import LABELS
 from fedsr_monai.report.charts import SERIES, legend, line_chart, nice_ticks, series_style, short, svg, tick_text
 from fedsr_monai.report.figures import ROWS, encode, panels, show, slice_of, voxel_ratio
@@ -229,8 +230,7 @@ def band_chart(
 
 def _losses(run: Path, loss: str) -> dict[int, float]:
     """Return the mean of a loss over sites and epochs, by round."""
-    with open(run / "history.csv", newline="", encoding="utf-8") as file:
-        rows = [(int(row["round"]), row.get(loss)) for row in csv.DictReader(file)]
+    rows = [(int(row["round"]), row.get(loss)) for row in read_history(run / "history.csv")]
     found: dict[int, list[float]] = {}
     for number, text in rows:
         if text and math.isfinite(float(text)):
@@ -255,9 +255,8 @@ def error_maps(plan: Plan, finished: Finished) -> str:
         volumes: dict[str, np.ndarray] = {}
         wrong = {}
         for arm, file in kept.items():
-            with np.load(file) as content:
-                volumes = {name: content[name] for name in ("image", "label", "spacing")}
-                wrong[arm] = content[key] != content["label"]
+            volumes = read_volumes(file)
+            wrong[arm] = volumes[key] != volumes["label"]
         figure, axes, _, index = panels(volumes, ["Scan", *(f"{arm}: {int(w.sum())}" for arm, w in wrong.items())])
         for row, (plane, axis) in enumerate(ROWS.items()):
             scan = slice_of(volumes["image"], axis, index[plane])

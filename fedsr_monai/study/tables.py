@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from fedsr_monai.evaluation.sa_variants import effect
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, spread
-from fedsr_monai.files import write_csv
+from fedsr_monai.files import is_there, read_csv, write_csv
 from fedsr_monai.handlers import read_history
 from fedsr_monai.study.plan import Plan
 from fedsr_monai.study.statistics import contrast, holm
@@ -190,7 +189,7 @@ def sa_rows(plan: Plan, finished: Mapping[tuple[str, int], Path]) -> list[dict[s
 
 def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
     """Return how far the mutual information acted in the second half of a run's rounds (`JointTrainer`)."""
-    rows = read_history(run / "history.csv") if (run / "history.csv").is_file() else []
+    rows = read_history(run / "history.csv") if is_there(run / "history.csv") else []
     numbers = sorted({int(row["round"]) for row in rows})
     late = [row for row in rows if int(row["round"]) in numbers[len(numbers) // 2 :]]
     fractions = [float(row["phi_gradient"]) for row in late if row.get("phi_gradient")]
@@ -208,9 +207,7 @@ def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
 
 
 def _cost(arm: str, seed: int, run: Path) -> dict[str, Any]:
-    with open(run / "rounds.csv", newline="", encoding="utf-8") as file:
-        rounds = list(csv.DictReader(file))
-    with open(run / "participation.csv", newline="", encoding="utf-8") as file:
-        steps = sum(int(float(row["iterations"] or 0)) for row in csv.DictReader(file))
+    rounds = read_csv(run / "rounds.csv")
+    steps = sum(int(float(row["iterations"] or 0)) for row in read_csv(run / "participation.csv"))
     total = {key: sum(float(row[key]) for row in rounds) for key in ("seconds", "bytes_down", "bytes_up")}
     return {"arm": arm, "seed": seed, "rounds": len(rounds), "steps": steps, **total}

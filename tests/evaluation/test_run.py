@@ -10,6 +10,7 @@ import torch
 
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main
+from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.run import (
     PERSONALISED,
     earlier_models,
@@ -116,6 +117,18 @@ def test_the_stages_of_a_run(run):
     assert stages_of(run)["rounds"] == in_rounds
     write_tensors(young, {key: value for key, value in state.items() if key not in ("atlas_image", "atlas_label")})
     assert stages_of(run)["rounds"] == in_rounds | {"young": young}
+    # It is read for this site alone, and then whatever is wrong with it is named.
+    (model,) = [model for model in earlier_models(run)["rounds"] if model.site.name == "young"]
+    load_network(model)
+    broken = {key: value for key, value in state.items() if key not in ("atlas_image", "atlas_label")}
+    key = next(iter(broken))
+    write_tensors(young, broken | {key: torch.full_like(broken[key], torch.nan)})
+    with pytest.raises(UserError, match=rf"start.safetensors: {key}: found NaN"):
+        load_network(model)
+    young.unlink()
+    young.symlink_to("/nowhere/at/all")
+    with pytest.raises(UserError, match="start.safetensors: found a link to /nowhere/at/all"):
+        earlier_models(run)
 
 
 def test_an_evaluation_says_what_training_changed(run, capsys):

@@ -163,6 +163,21 @@ def test_a_wrong_file_of_a_site_is_named(tmp_path, content, message):
         read_site_config(tmp_path, "a")
 
 
+def test_settings_behind_a_link_are_read_and_never_taken_for_none(tmp_path):
+    """What they say about privacy would be lost."""
+    privacy = {"clip": 1.0, "noise": 2.0, "clip_sa": 1.0, "noise_sa": 2.0}
+    (tmp_path / "local").mkdir()
+    (tmp_path / "shared.json").write_text(json.dumps({"privacy": privacy}))
+    settings = tmp_path / "local" / "fedsr.json"
+    settings.symlink_to(tmp_path / "shared.json")
+    assert read_site_config(tmp_path, "a").privacy is not None
+    (tmp_path / "shared.json").rename(tmp_path / "elsewhere.json")
+    for read in (lambda: read_site_config(tmp_path, "a"), lambda: prepare_startup_kit(tmp_path)):
+        with pytest.raises(UserError, match="fedsr.json: found a link to .*shared.json, which leads nowhere"):
+            read()
+    assert settings.is_symlink()
+
+
 @pytest.mark.parametrize("content", [{"components": 3}, {"components": ["a"]}, {"class_allow_list": "a"}])
 def test_resources_of_another_form_are_named_and_kept(tmp_path, content):
     (tmp_path / "local").mkdir()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -69,3 +72,56 @@ def test_a_state_that_does_not_fit_is_named(tmp_path):
         UserError, match=r"other.pt: found a state .*size mismatch.*, expected the state of this training"
     ):
         Training(tmp_path / "other.pt", resume=True).run(2)
+
+
+def not_finite(path: Path) -> None:
+    state = torch.load(path)
+    state["optimizer"]["state"][0]["momentum_buffer"][0, 1] = float("nan")
+    torch.save(state, path)
+
+
+def other_type(path: Path) -> None:
+    state = torch.load(path)
+    state["model"]["weight"] = state["model"]["weight"].to(torch.int32)
+    torch.save(state, path)
+
+
+def flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path)["model"]["weight"].numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+
+
+def no_generators(path: Path) -> None:
+    torch.save(torch.load(path) | {"random_cuda": torch.zeros(3)}, path)
+
+
+def elsewhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere/at/all")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {
+    not_finite: "a state .*optimizer: state: 0: momentum_buffer: NaN",
+    other_type: "a state .*weight: torch.int32 in place of torch.float32",
+    flipped_bit: "a state .*other bytes than were written",
+    no_generators: "a state .*random_cuda",
+    elsewhere: "a link to /nowhere/at/all",
+    pipe: "a pipe",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_never_gone_on_with_nor_begun_anew(tmp_path, damage):
+    Training(tmp_path / "state.pt", resume=False).run(1)
+    damage(tmp_path / "state.pt")
+    file = os.lstat(tmp_path / "state.pt").st_ino
+    with pytest.raises(UserError, match=f"state.pt: found {DAMAGE[damage]}.*, expected the state of this training"):
+        Training(tmp_path / "state.pt", resume=True).run(2)
+    assert os.lstat(tmp_path / "state.pt").st_ino == file
