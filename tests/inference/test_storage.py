@@ -12,9 +12,14 @@ from scipy.spatial.transform import Rotation
 
 from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.errors import UserError
+from fedsr_monai.files import write_bytes
 from fedsr_monai.inference.segment import segment
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.fedsr_net import Prediction
+from fedsr_monai.prepare.pipeline import Prepared
+from fedsr_monai.prepare.quality import Quality
+from fedsr_monai.prepare.site import prepare_site
+from fedsr_monai.sites.site import load_site
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import itk_affine
 from fedsr_monai.spatial.nifti import read_volume
@@ -152,6 +157,40 @@ def test_a_scan_stored_in_many_ways_gives_the_same_labels_and_the_same_field(vox
         assert (carried != found["plain.nii.gz"][1]).mean() < 1e-4, name
         np.testing.assert_allclose(warped, found["plain.nii.gz"][2], atol=2e-3, err_msg=name)
     assert len(np.unique(found["plain.nii.gz"][0])) == 14 and found["plain.nii.gz"][2].max() > 0.5
+
+
+@pytest.fixture
+def aligned(monkeypatch) -> None:
+    """A registration that finds the scan where it is, in no time, and draws no picture of it."""
+
+    def prepare_scan(scan, mask, atlas, grid, name):
+        fit = Quality(0.9, 0.8, (1.0, 1.0, 1.0), 0.0)
+        return Prepared(scan.voxels, scan.voxels > 0, "given", Grid(scan.affine, scan.voxels.shape), np.eye(4), fit)
+
+    for module in ("raw_scan", "site"):
+        monkeypatch.setattr(f"fedsr_monai.prepare.{module}.prepare_scan", prepare_scan)
+        monkeypatch.setattr(f"fedsr_monai.prepare.{module}.write_qc", lambda path, *_: write_bytes(path, b"picture"))
+
+
+@pytest.mark.usefixtures("aligned")
+def test_the_same_holds_for_raw_scans_in_segment_and_in_prepare(voxels, network, site_folder, tmp_path):
+    (tmp_path / "raw").mkdir()
+    paths = [tmp_path / "raw" / name for name in WAYS]
+    for path, make in zip(paths, WAYS.values(), strict=True):
+        nib.save(make(voxels), path)
+    options = {"weights": tmp_path / "model.pt", "site": site_folder(), "progress": False}
+    written = segment(paths, tmp_path / "out", raw=True, **options)
+    (tmp_path / "raw" / "freesurfer.mgz").unlink()  # in a folder of scans, prepare takes NIfTI
+    root = prepare_site(tmp_path / "raw", tmp_path / "prepared", spacing=6.0, shape=(32, 32, 32), processes=1)
+    found = [as_plain(read_volume(path).voxels, read_volume(path).affine) for path in written]
+    for path, shown, labels in zip(paths, network, found, strict=True):
+        np.testing.assert_allclose(shown, network[0], atol=1e-3, err_msg=path.name)
+        assert (labels != found[0]).mean() < 1e-4, path.name
+    assert len(np.unique(found[0])) == 14
+    images = {entry["image"].rsplit("/")[-1]: read_volume(entry["image"]).voxels for entry in load_site(root).training}
+    assert len(images) == len(WAYS) - 1
+    for name, image_on_grid in images.items():
+        np.testing.assert_allclose(image_on_grid, images["plain.nii.gz"], atol=1e-3, err_msg=name)
 
 
 def test_outputs_carry_both_forms_of_the_scan(voxels, network, site_folder, tmp_path):

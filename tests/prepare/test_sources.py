@@ -171,6 +171,10 @@ def test_links_without_a_target_are_scans_and_names_of_other_encodings_are_refus
     assert [source.name for source in found.sources] == ["a", "b"]
     (fault,) = found.refused.values()
     assert "Andr\\xe9.nii.gz" in fault.where and "UTF-8" in fault.found and str(fault).isprintable()
+    touch(tmp_path, "bids/sub-02/anat/sub-02_T1w.nii.gz")
+    (tmp_path / "bids/sub-01/anat").mkdir(parents=True)
+    (tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz").symlink_to("../../.git/annex/objects/01")  # not fetched
+    assert list(summary(tmp_path / "bids")) == ["sub-01_T1w", "sub-02_T1w"]
     for folder in ("ann", "bob"):
         (tmp_path / "fs" / folder / "mri").mkdir(parents=True)
     (tmp_path / "fs/ann/mri/orig.mgz").symlink_to("nowhere")

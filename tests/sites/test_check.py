@@ -140,6 +140,13 @@ def test_whole_numbers_kept_as_floats_are_labels(site):
     assert check_site(site) == []
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_axes_of_length_one_after_the_third_are_fine(site, axes):
+    for file, voxels in (("images/d.nii.gz", scan(3)), ("labels/d.nii.gz", labels())):
+        (site / file).write_bytes(image_of(voxels.reshape(voxels.shape + (1,) * axes)))
+    assert check_site(site) == []
+
+
 def test_nifti2_and_plain_nifti_are_fine(site, edit):
     (site / "images/a.nii.gz").write_bytes(image_of(scan(0), kind=nib.Nifti2Image))
     (site / "images/b.nii").write_bytes(nib.Nifti1Image(scan(1), AFFINE).to_bytes())

@@ -45,8 +45,9 @@ def test_meta_data_are_those_of_monai_s_reader(tmp_path):
     torch.testing.assert_close(ours.as_tensor(), theirs.as_tensor())
 
 
-def test_by_name_in_a_configuration_batched_and_saved(tmp_path):
-    path = save(tmp_path / "scan.nii.gz", voxels=np.ones((5, 6, 7, 1), np.int16))
+@pytest.mark.parametrize("axes", [1, 2])
+def test_by_name_in_a_configuration_batched_and_saved(tmp_path, axes):
+    path = save(tmp_path / "scan.nii.gz", voxels=np.ones((5, 6, 7, *[1] * axes), np.int16))
     load = LoadImaged("image", reader="fedsr_monai.spatial.reader.VolumeReader", ensure_channel_first=True)
     (batch,) = DataLoader(Dataset([{"image": str(path)}], load), batch_size=1)
     assert batch["image"].shape == (1, 1, 5, 6, 7)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from fedsr_monai.evaluation.site import write_volumes
 from fedsr_monai.study.page import (
     band_chart,
     common_cases,
@@ -87,9 +88,10 @@ def test_errors_are_of_a_scan_that_every_arm_was_measured_on(tmp_path):
             found = label.copy()
             found[2, 2, : 3 + (arm == "bad")] = 0  # 1 and 2 voxels of the cube
             path = tmp_path / arm / "evaluation" / "cases" / f"{scan}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
             image = label.astype(np.float32) / 2
-            np.savez(path, image=image, label=label, spacing=(2, 2, 2), segmentation=found, warped_label=found)
+            images = dict.fromkeys(("image", "atlas_image", "warped_image"), image)
+            volumes = {"label": label, "segmentation": found, "warped_label": found, "atlas_label": label}
+            write_volumes(path, images | volumes | {"ddf": np.zeros((3, 8, 8, 8), np.float32)}, (2, 2, 2))
     page = error_maps(PLAN, finished)
     assert "Segmentation, b, two: voxels" in page and page.count("<img") == 2
     assert error_maps(PLAN, {}) == ""
