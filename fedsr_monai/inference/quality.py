@@ -38,7 +38,8 @@ class Limit:
         return DOUBTFUL if sign * value < sign * self.warn else GOOD
 
 
-# Chosen between what good and broken scans gave: agreement 0.869 and more against 0.748 and less, strong noise apart (benchmarks/quality.csv).
+# Chosen between what good and broken scans gave: agreement 0.869 and more against 0.748 and less, strong noise apart (benchmarks/quality.csv),
+# with the heads of Neuromorphometrics; other label protocols have the same limits.
 LIMITS: dict[str, Limit] = {
     "agreement": Limit(0.84, 0.76),
     "correlation": Limit(0.60, 0.30),

@@ -26,7 +26,7 @@ OBSERVED: dict[int, tuple[float, float]] = {
     12: (1.3, 4.6),
     13: (80.9, 146.8),
 }
-# Room for children, disease, and the difference between two protocols of labelling; ventricles may be slits or hydrocephalic.
+# Room for children, disease, and the difference between the two label protocols (both are among the maps above); ventricles may be slits or hydrocephalic.
 MARGIN = (0.5, 1.6)
 VENTRICLE_MARGIN = (0.25, 3.5)
 VENTRICLES = (1, 4)
