@@ -57,6 +57,10 @@ class Settings(RunSettings):
             value = getattr(self, name)
             if not is_name(value):
                 raise UserError(f"job: {name}", found=repr(value), expected="letters, digits, '.', '_' and '-'")
+        for name in ("version", "bundle_digest", "weights_digest"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "weights_digest" and value is None):
+                raise UserError(f"job: {name}", found=repr(value)[:60], expected="text", fix="export the job again")
         super().__post_init__()
         if self.baseline is not None:
             fix = "compare methods with fedsr federate"

@@ -22,8 +22,8 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from fedsr_monai import __version__
 from fedsr_monai.errors import user_error
-from fedsr_monai.inference.segment import segment
 from fedsr_monai.monai_label.app import BUNDLE, STATS, served_site
+from fedsr_monai.monai_label.judged import JUDGE, label_and_judge
 from fedsr_monai.monai_label.stats import read_stats
 from fedsr_monai.monai_label.submitted import SERVED, with_own_ids
 from fedsr_monai.spatial.nifti import volume_stem
@@ -56,9 +56,10 @@ class LabelApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return the models by name."""
-        infers: dict[str, InferTask] = {BUNDLE: ScanInferTask(str(self.bundle), self.conf)}
+        site = served_site(Path(self.app_dir))
+        infers: dict[str, InferTask] = {BUNDLE: ScanInferTask(str(self.bundle), self.conf, site)}
         if importlib.util.find_spec("itk") is not None:
-            infers[RAW] = RawInferTask(self.bundle, served_site(Path(self.app_dir)))
+            infers[RAW] = RawInferTask(self.bundle, site)
         return infers
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -85,11 +86,31 @@ class LabelApp(MONAILabelApp):
 
 
 class ScanInferTask(BundleInferTask):
-    """Label a scan with the bundle's own inference, under the names that 3D Slicer knows."""
+    """Label a scan with the bundle's own inference, under the names that 3D Slicer knows, once it has been judged.
 
-    def __init__(self, path: str, conf: dict[str, str]) -> None:
+    Args:
+        path: the served copy of the bundle.
+        conf: MONAI Label's settings.
+        site: site folder whose grid and atlas are used; None for the bundle's own.
+    """
+
+    def __init__(self, path: str, conf: dict[str, str], site: str | None) -> None:
         super().__init__(path, conf)
-        self.labels = dict(SERVED)
+        self.labels, self.site = dict(SERVED), site
+        self._config[JUDGE] = True
+
+    def __call__(self, request: dict[str, Any], *callbacks: Any) -> tuple[str, dict[str, Any]]:
+        """Return the file of the labels, and what clients want to know about it, with its quality.
+
+        Raises:
+            UserError: the scan cannot be labelled, or the result is rejected.
+        """
+        quality: dict[str, str] = {}
+        if request.get(JUDGE, True):
+            with tempfile.TemporaryDirectory() as folder:
+                _, quality = label_and_judge(request["image"], folder, self.bundle_path, self.site, fast=True)
+        file, answer = super().__call__(request, *callbacks)
+        return file, answer | {"quality": quality}
 
 
 class RawInferTask(InferTask):
@@ -102,7 +123,7 @@ class RawInferTask(InferTask):
 
     def __init__(self, bundle: Path, site: str | None) -> None:
         description = "Whole heads, anywhere in space: the brain is found, corrected and aligned first"
-        super().__init__(InferType.SEGMENTATION, dict(SERVED), 3, description)
+        super().__init__(InferType.SEGMENTATION, dict(SERVED), 3, description, {JUDGE: True})
         self.bundle, self.site = bundle, site
 
     def is_valid(self) -> bool:
@@ -113,15 +134,15 @@ class RawInferTask(InferTask):
         """Return the file of the labels, on the scan's own voxels, and what clients want to know about it.
 
         Raises:
-            UserError: the scan cannot be labelled.
+            UserError: the scan cannot be labelled, or the result is rejected.
         """
-        started = time.perf_counter()
+        started, judge = time.perf_counter(), bool(request.get(JUDGE, True))
         with tempfile.TemporaryDirectory() as folder:
-            (labels,) = segment([request["image"]], folder, self.bundle, site=self.site, raw=True, progress=False)
+            labels, quality = label_and_judge(request["image"], folder, self.bundle, self.site, raw=True, judge=judge)
             file = tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False).name  # MONAI Label deletes it
             shutil.move(labels, file)
         total = round(time.perf_counter() - started, 2)
-        return file, {"label_names": self.labels, "latencies": {"total": total}, "centroids": {}}
+        return file, {"label_names": self.labels, "latencies": {"total": total}, "centroids": {}, "quality": quality}
 
 
 class SubmittedTrainTask(BundleTrainTask):

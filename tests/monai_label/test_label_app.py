@@ -33,4 +33,5 @@ def test_a_whole_head_anywhere_in_space_is_labelled(tmp_path):
         )
         assert overlap > 0.6, (number, overlap)
     assert result["params"]["label_names"]["cerebellar white matter"] == 5
+    assert result["params"]["quality"]["verdict"] in ("good", "doubtful")
     Path(result["file"]).unlink()
