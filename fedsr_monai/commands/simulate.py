@@ -40,7 +40,8 @@ def simulate(
         anatomies: folder of real label maps (*_aseg.nii.gz, FreeSurfer ids), one per person: each scan and each site's atlas is then
             one of these people, seen by the simulated scanner
         test_anatomies: those for testing only, by number in the sorted list: 13-20 or 2,5,9-12; otherwise the last 40 %
-        protocols: label protocol of each site in turn: freesurfer neuromorphometrics-like (a simulation of their difference)
+        protocols: label protocol of each site in turn (a simulation of their difference): neuromorphometrics freesurfer-like, or
+            with --anatomies freesurfer neuromorphometrics-like; by default the first for all
 
     Example:
         fedsr simulate sites --sites 4 --spacing 2 --unseen

@@ -11,6 +11,7 @@ CORTEX = 3
 SULCUS = 1.5  # mm: fluid this near to the cortex is counted as cortex
 # Fraction of FreeSurfer's volume that is kept, and who gets the rest, by structure: putamen and amygdala.
 SMALLER = {8: (0.8, (2,)), 12: (0.58, (2, 3, 11))}
+CORTEX_RATIO = 1.3  # of the volume of the cortex in Neuromorphometrics' borders to that in FreeSurfer's
 _SMOOTH = 1.5  # mm
 
 
@@ -48,4 +49,36 @@ def neuromorphometrics_like(regions: np.ndarray, mask: np.ndarray, spacing: Sequ
     return result
 
 
-PROTOCOLS = {"freesurfer": freesurfer, "neuromorphometrics-like": neuromorphometrics_like}
+def neuromorphometrics(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Return the regions as they are: those of the project's own anatomy are Neuromorphometrics'."""
+    return regions
+
+
+def freesurfer_like(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Return the regions of the project's own anatomy as a protocol like FreeSurfer's would draw them.
+
+    The rules of `neuromorphometrics_like`, backwards: the cortex leaves out the fluid of its sulci; putamen and
+    amygdala take what lies next to them.
+
+    Args:
+        regions: uint8 [D, H, W], fluid is 0.
+        csf: fraction of fluid in the voxels of the cortex, float [D, H, W].
+        spacing: mm.
+    """
+    result = regions.copy()
+    cortex = regions == CORTEX
+    if cortex.any():
+        result[cortex & (csf > np.quantile(csf[cortex], 1 / CORTEX_RATIO))] = 0
+    for structure, (fraction, givers) in SMALLER.items():
+        inside, candidates = regions == structure, np.isin(regions, givers)
+        wanted = min(round(np.count_nonzero(inside) * (1 / fraction - 1)), np.count_nonzero(candidates))
+        if not wanted:
+            continue
+        near = ndimage.gaussian_filter(inside.astype(np.float32), _SMOOTH / np.asarray(spacing))
+        least = np.partition(near[candidates], -wanted)[-wanted]
+        result[candidates & (near >= max(least, 1e-6))] = structure
+    return result
+
+
+PROTOCOLS = {"freesurfer": freesurfer, "neuromorphometrics-like": neuromorphometrics_like}  # of people's label maps
+DRAWN_PROTOCOLS = {"neuromorphometrics": neuromorphometrics, "freesurfer-like": freesurfer_like}  # of drawn subjects

@@ -20,9 +20,9 @@ from fedsr_monai.files import claim_folder
 from fedsr_monai.labels import LABELS
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
-from fedsr_monai.simulation.protocols import PROTOCOLS
+from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS, PROTOCOLS
 from fedsr_monai.simulation.real_anatomy import deal, list_anatomies
-from fedsr_monai.simulation.subject import image_anatomy, simulate_subject
+from fedsr_monai.simulation.subject import NEUROMORPHOMETRICS, atlas_label, image_anatomy, simulate_subject
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import read_volume, write_volume
@@ -64,7 +64,8 @@ def simulate_sites(
         anatomies: folder of real label maps (`*_aseg.nii.gz`, FreeSurfer ids), one per person. Every subject is then one of these people, deformed a
             little, and the atlas of a site is one more of them, imaged by the site's scanner. See `deal` for who goes where.
         test_anatomies: those for testing only, by their number in the sorted list, such as "13-20"; by default the last 40 %.
-        protocols: label protocol of each site in turn, `freesurfer` or `neuromorphometrics-like`; only with `anatomies`.
+        protocols: label protocol of each site in turn: `neuromorphometrics` (by default) or `freesurfer-like`; with
+            `anatomies` `freesurfer` (by default) or `neuromorphometrics-like`.
 
     Raises:
         UserError: a count, the grid or the name of a profile or protocol is wrong, `out` holds sites made from other arguments, the
@@ -99,18 +100,17 @@ def simulate_sites(
             seed,
             processes,
         )
-    for option, given in (("test_anatomies", test_anatomies), ("protocols", protocols)):
-        if given is not None:
-            raise UserError(
-                option, found=repr(given), expected="real anatomies too", fix="name their folder with --anatomies"
-            )
+    if test_anatomies is not None:
+        found, fix = repr(test_anatomies), "name their folder with --anatomies"
+        raise UserError("test_anatomies", found, expected="real anatomies too", fix=fix)
+    borders = _by_site(protocols, DRAWN_PROTOCOLS, len(hospitals))
     image, label, affine = build_atlas(spacing, shape)
+    labels = {name: label if name == NEUROMORPHOMETRICS else atlas_label(spacing, shape, name) for name in set(borders)}
     out = Path(out).absolute()
-    for member, _ in hospitals:
-        _claim(
-            out / member.name,
-            {"anatomy": VERSION, "profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed},
-        )
+    for (member, _), protocol in zip(hospitals, borders):
+        own = {} if protocol == NEUROMORPHOMETRICS else {"protocol": protocol}
+        record = {"anatomy": VERSION, "profile": asdict(member), "spacing": spacing, "shape": list(shape), "seed": seed}
+        _claim(out / member.name, record | own)
     jobs = [
         (
             out / member.name,
@@ -121,23 +121,25 @@ def simulate_sites(
             spacing,
             shape,
             affine,
+            protocol,
         )
-        for member, wanted in hospitals
+        for (member, wanted), protocol in zip(hospitals, borders)
         for section in SECTIONS
         for index in range(wanted[section])
     ]
     _make(jobs, processes)
     return [
-        write_site(
-            out / member.name,
-            member.name,
-            image,
-            label,
-            affine,
-            *_sections(wanted),
-        )
-        for member, wanted in hospitals
+        write_site(out / member.name, member.name, image, labels[protocol], affine, *_sections(wanted))
+        for (member, wanted), protocol in zip(hospitals, borders)
     ]
+
+
+def _by_site(given: Sequence[str] | str | None, known: Mapping[str, object], sites: int) -> list[str]:
+    """Return the protocol of each site: the given ones in turn, or the first of those that there are."""
+    names = [given] if isinstance(given, str) else list(given or list(known)[:1])
+    for name in names:
+        check_choice("protocols", name, known)
+    return [names[number % len(names)] for number in range(sites)]
 
 
 def _semi_real(
@@ -151,14 +153,12 @@ def _semi_real(
     processes: int,
 ) -> list[Path]:
     """Write sites of real anatomies; arguments as of `simulate_sites`."""
-    names = [protocols] if isinstance(protocols, str) else list(protocols or ["freesurfer"])
-    for name in names:
-        check_choice("protocols", name, PROTOCOLS)
+    borders = _by_site(protocols, PROTOCOLS, len(hospitals))
     affine = grid_affine(spacing, shape)
     people = deal(*files, {member.name: counts for member, counts in hospitals}, seed)
     jobs, atlas = [], {"image": "atlas/image.nii.gz", "label": "atlas/label.nii.gz"}
-    for number, (member, _) in enumerate(hospitals):
-        protocol, folder, dealt = names[number % len(names)], out / member.name, people[member.name]
+    for (member, _), protocol in zip(hospitals, borders):
+        folder, dealt = out / member.name, people[member.name]
         record = {
             "profile": asdict(member), "protocol": protocol, "spacing": spacing, "shape": list(shape), "seed": seed,
             "anatomies": {section: [Path(file).name for file in members] for section, members in dealt.items()},
@@ -301,13 +301,13 @@ def _write_subject(
     spacing: float,
     shape: Sequence[int],
     affine: np.ndarray,
-    protocol: str = "",
+    protocol: str = NEUROMORPHOMETRICS,
     anatomy: str | None = None,
     deform: bool = True,
 ) -> None:
     seeds = [seed, zlib.crc32(member.name.encode()), *number]
     if anatomy is None:
-        image, label = simulate_subject(member, seeds, spacing, shape)
+        image, label = simulate_subject(member, seeds, spacing, shape, protocol)
     else:
         image, label = image_anatomy(member, anatomy, protocol, seeds, spacing, shape, deform)
     if "label" in entry:

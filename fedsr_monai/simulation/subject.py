@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
 
-from fedsr_monai.atlas.build import LOW_PASS, grid_affine, label_of, sample, soft_labels, soften, transform
+from fedsr_monai.atlas.build import (
+    LOW_PASS,
+    grid_affine,
+    label_of,
+    sample,
+    soft_labels,
+    soften,
+    transform,
+    voxel_points,
+)
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.simulation.fields import grid_axes
 from fedsr_monai.simulation.profiles import Profile
+from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS
 from fedsr_monai.simulation.real_anatomy import read_anatomy
 from fedsr_monai.simulation.scanner import acquire
 from fedsr_monai.simulation.shape import Population, subject_points
@@ -19,8 +30,33 @@ from fedsr_monai.simulation.shape import Population, subject_points
 SMALL = Population(ventricle_sd=0.0, amplitude=0.3)
 
 
+NEUROMORPHOMETRICS = "neuromorphometrics"  # the protocol of the project's own anatomy
+
+
+@lru_cache(maxsize=2)
+def drawn_labels(sigma: tuple[float, float, float], protocol: str) -> np.ndarray:
+    """Return the maps of `soft_labels` in the borders of a protocol of drawn subjects."""
+    if protocol == NEUROMORPHOMETRICS:
+        return soft_labels(sigma)[0]
+    templates = high_resolution_templates()
+    spacing = np.linalg.norm(templates.affine[:3, :3], axis=0)
+    return soften(DRAWN_PROTOCOLS[protocol](templates.label, templates.csf, spacing), templates.mask, sigma)[0]
+
+
+def atlas_label(spacing: float | Sequence[float], shape: Sequence[int], protocol: str) -> np.ndarray:
+    """Return the labels uint8 [D, H, W] of `build_atlas` in the borders of a protocol of drawn subjects."""
+    affine = grid_affine(spacing, shape)
+    points = voxel_points(affine, shape, high_resolution_templates())
+    soft = drawn_labels(tuple(LOW_PASS * np.diag(affine)[:3]), protocol)
+    return label_of(np.stack([sample(channel, points) for channel in soft]))
+
+
 def simulate_subject(
-    profile: Profile, seed: int | Sequence[int], spacing: float | Sequence[float], shape: Sequence[int]
+    profile: Profile,
+    seed: int | Sequence[int],
+    spacing: float | Sequence[float],
+    shape: Sequence[int],
+    protocol: str = NEUROMORPHOMETRICS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Simulate one subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of
     `grid_affine`.
@@ -28,7 +64,7 @@ def simulate_subject(
     The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template
     but tissue means, another template's texture and the scanner's faults on those maps. `seed` is anything that
     `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on
-    the grid: a subject stays itself under another scanner or resolution.
+    the grid: a subject stays itself under another scanner or resolution. The image does not depend on the protocol.
 
     Raises:
         UserError: the grid cuts the brain, or the template packages are not installed.
@@ -43,8 +79,13 @@ def simulate_subject(
     inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
     voxels = voxels[:, inside]
     fractions = np.stack([sample(channel, voxels) for channel in soft])
+    drawn = fractions
+    if protocol != NEUROMORPHOMETRICS:
+        drawn = np.stack(
+            [sample(channel, voxels) for channel in drawn_labels(tuple(LOW_PASS * np.diag(affine)[:3]), protocol)]
+        )
     label = np.zeros(inside.shape, np.uint8)
-    label[inside] = label_of(fractions)
+    label[inside] = label_of(drawn)
     image = acquire(look, profile.scanner, fractions / 255, inside, voxels, templates, grid_axes(affine, shape))
     return image, label
 

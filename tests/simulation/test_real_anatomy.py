@@ -150,7 +150,9 @@ def test_a_wrong_choice_of_people_is_named(people, test):
 
 
 def test_options_of_real_anatomies_need_them(tmp_path):
-    with pytest.raises(UserError, match="protocols: .* name their folder with --anatomies"):
+    with pytest.raises(
+        UserError, match="protocols: found 'freesurfer', expected one of neuromorphometrics, freesurfer-like"
+    ):
         simulate_sites(tmp_path, protocols=["freesurfer"], processes=1)
     with pytest.raises(UserError, match=r"found no \*_aseg.nii.gz"):
         simulate_sites(tmp_path, anatomies=tmp_path, processes=1)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 
+import numpy as np
 import pytest
 
 from fedsr_monai import files
@@ -14,6 +15,7 @@ from fedsr_monai.simulation import sites as module
 from fedsr_monai.simulation.sites import simulate_sites
 from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_site
+from fedsr_monai.spatial.nifti import read_volume
 from tests.helpers.killing import killed_at_its_writes, killed_at_random
 
 GRID = {"spacing": 6.0, "shape": (32, 32, 32)}
@@ -163,3 +165,24 @@ def test_sites_beyond_the_built_in_ones_are_drawn():
 def test_the_record_is_what_the_scans_were_made_from(folder):
     record = json.loads((folder / "paediatric/simulation.json").read_text())
     assert record["seed"] == 3 and record["shape"] == [32, 32, 32] and record["profile"]["population"]["scale"] == 0.92
+
+
+def test_a_site_may_draw_its_borders_by_another_protocol(folder, tmp_path):
+    """Its images stay, its atlas and references change where the protocols differ: less cortex, more amygdala."""
+    simulate_sites(
+        tmp_path, training=2, validation=1, test=1, seed=3, processes=1, protocols=["freesurfer-like"], sites=1, **GRID
+    )
+    ours, theirs = tmp_path / "adult-3t", folder / "adult-3t"
+    same, other = (digests(root) for root in (ours, theirs))
+    changed = {name for name in same if same[name] != other[name]}
+    assert changed == {
+        "atlas/label.nii.gz",
+        "labels/test-001.nii.gz",
+        "labels/validation-001.nii.gz",
+        "simulation.json",
+    }
+    assert check_site(ours) == []
+    for file in ("atlas/label.nii.gz", "labels/test-001.nii.gz"):
+        new, old = (np.asarray(read_volume(root / file).voxels) for root in (ours, theirs))
+        assert (new == 3).sum() < 0.95 * (old == 3).sum()
+        assert (new == 12).sum() > 1.1 * (old == 12).sum()
