@@ -10,7 +10,8 @@ import torch
 from fedsr_monai.atlas.build import build_atlas, grid_affine
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.labels import NUM_CLASSES
-from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.grid import Grid, fine_affine, fine_shape
+from fedsr_monai.spatial.resampling import nearest_labels, voxel_map
 
 
 def standard_grid(spacing: float | Sequence[float], shape: Sequence[int]) -> Grid:
@@ -30,6 +31,18 @@ def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tu
     """
     image, label, _ = build_atlas(spacing, shape)
     return torch.from_numpy(image)[None], torch.from_numpy(label)[None]
+
+
+def fine_atlas_label(spacing: float | Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Return the labels of `standard_atlas` on voxels of a third of the size (see `fine_shape`), from its own 1 mm: uint8 [D, H, W].
+
+    Raises:
+        UserError: the packages that the atlas is built from are not installed.
+    """
+    _, label, native = native_atlas()
+    return nearest_labels(
+        label[0].numpy(), voxel_map(native.affine, fine_affine(grid_affine(spacing, shape))), fine_shape(shape)
+    )
 
 
 def native_atlas() -> tuple[torch.Tensor, torch.Tensor, Grid]:

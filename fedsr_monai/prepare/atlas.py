@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from fedsr_monai.atlas.build import build_atlas
+from fedsr_monai.atlas.standard import fine_atlas_label
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import read_json, write_json
 from fedsr_monai.labels import LABELS
@@ -19,7 +20,7 @@ from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
-from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.grid import Grid, fine_affine, fine_shape
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_labels, voxel_map
 
@@ -35,9 +36,23 @@ class AtlasFiles:
     mask: str | os.PathLike | None = None
 
 
+class SiteAtlas(NamedTuple):
+    """The atlas of a site.
+
+    Attributes:
+        image: float32 [D, H, W] in [0, 1].
+        label: uint8 [D, H, W].
+        fine_label: uint8, on the grid of `fine_shape`.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    fine_label: np.ndarray
+
+
 def make_atlas(
     files: AtlasFiles | None, spacing: float, shape: tuple[int, ...], root: Path, records: str
-) -> tuple[np.ndarray, np.ndarray, Grid]:
+) -> tuple[SiteAtlas, Grid]:
     """Make the site's atlas and write it to `root/atlas`.
 
     The site's own scan is registered to the project's atlas like every scan, so that the brains of all sites of a
@@ -52,7 +67,7 @@ def make_atlas(
         records: name of the folder in it for the record and the picture.
 
     Returns:
-        Image float32 [D, H, W] in [0, 1], labels uint8 [D, H, W] and grid.
+        The atlas and its grid.
 
     Raises:
         UserError: a file is wrong, the scan cannot be registered to the project's atlas, or it lacks a structure on
@@ -63,21 +78,20 @@ def make_atlas(
     record = root / records / "atlas.json"
     if files is None:
         content: dict[str, Any] = {"atlas": "the project's"}
+        atlas = SiteAtlas(image, label, fine_atlas_label(spacing, shape))
     else:
         content = {"files": {kind: _stamp(file) for kind, file in asdict(files).items() if file}}
         kept = _kept(record, content, root)
         if kept:
-            return *kept, grid
-        image, label = _own(files, image, label, grid, root / records / "atlas.png")
-    write_volume(root / "atlas" / "image.nii.gz", image, affine)
-    write_volume(root / "atlas" / "label.nii.gz", label, affine)
+            return kept, grid
+        atlas = _own(files, image, label, grid, root / records / "atlas.png")
+    for kind, volume in atlas._asdict().items():
+        write_volume(root / "atlas" / f"{kind}.nii.gz", volume, fine_affine(affine) if kind == "fine_label" else affine)
     write_json(record, content)
-    return image, label, grid
+    return atlas, grid
 
 
-def _own(
-    files: AtlasFiles, image: np.ndarray, label: np.ndarray, grid: Grid, picture: Path
-) -> tuple[np.ndarray, np.ndarray]:
+def _own(files: AtlasFiles, image: np.ndarray, label: np.ndarray, grid: Grid, picture: Path) -> SiteAtlas:
     scan = read_scan(files.image)
     volume = read_volume(files.label)
     structures = torch.from_numpy(to_structures(volume.voxels, files.label))[None]
@@ -87,13 +101,16 @@ def _own(
         else _mask_of(structures, volume.affine, scan.affine, scan.voxels.shape)
     )
     prepared = prepare_scan(scan, mask, image, grid, str(files.image))
-    own = resample_labels(structures, voxel_map(prepared.matrix @ volume.affine, grid.affine), grid.shape)[0].numpy()
+    own, fine = (
+        resample_labels(structures, voxel_map(prepared.matrix @ volume.affine, target), size)[0].numpy()
+        for target, size in ((grid.affine, grid.shape), (fine_affine(grid.affine), fine_shape(grid.shape)))
+    )
     empty = [name for value, name in LABELS.items() if not (own == value).any()]
     if empty:
         found, expected = f"no voxel of {', '.join(empty)} on the grid", "all structures in the atlas"
         raise UserError(files.label, found, expected, "label them, or choose smaller voxels")
     write_qc(picture, "atlas", scan.voxels, prepared, label, grid)
-    return image_on_grid(prepared, grid)[0].numpy(), own
+    return SiteAtlas(image_on_grid(prepared, grid)[0].numpy(), own, fine)
 
 
 def _mask_of(
@@ -107,13 +124,12 @@ def _mask_of(
     return ndimage.distance_transform_edt(near, sampling=sampling) > CLOSING
 
 
-def _kept(record: Path, content: dict, root: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _kept(record: Path, content: dict, root: Path) -> SiteAtlas | None:
     """Return the atlas of an earlier run from the same files, or None."""
     try:
         if read_json(record, "the record of the atlas", "remove it") != content:
             return None
-        image, label = (read_volume(root / "atlas" / f"{kind}.nii.gz").voxels for kind in ("image", "label"))
-        return image, label
+        return SiteAtlas(*(read_volume(root / "atlas" / f"{kind}.nii.gz").voxels for kind in SiteAtlas._fields))
     except UserError:
         return None
 

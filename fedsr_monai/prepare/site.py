@@ -123,9 +123,9 @@ def prepare_site(
     sections = split(sources, validation, test, seed, [s.person for s in shown])
     claim(root, {"source": str(Path(source).absolute()), "spacing": spacing, "shape": list(shape)})
     say_what_is_left_out(found)
-    image, label, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
+    own, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
     _atlas.cache_clear()  # of an earlier call on this folder
-    atlas_print = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
+    atlas_print = hashlib.sha256(own.image.tobytes() + own.label.tobytes()).hexdigest()
     jobs = [
         Job(root, s, sections[s.name], {"version": VERSION, "atlas": atlas_print, **_stamps(s, sections[s.name])})
         for s in sources
@@ -151,7 +151,10 @@ def prepare_site(
     if not entries["training"]:
         fix = "fix the scans and run the command again"
         raise UserErrors([*faults.values(), UserError(root, "no scan left to train on", "at least one", fix)])
-    write_site(root, name or root.name, image, label, grid.affine, *(entries[section] for section in SECTIONS))  # type: ignore[arg-type]
+    write_site(
+        root, name or root.name, own.image, own.label, grid.affine, fine_label=own.fine_label,
+        training=entries["training"], validation=entries["validation"], test=entries["test"],
+    )  # fmt: skip
     if faults:
         raise UserErrors(faults.values())
     return root

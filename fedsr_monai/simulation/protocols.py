@@ -71,7 +71,7 @@ def freesurfer_like(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[floa
         result[cortex & (csf > np.quantile(csf[cortex], 1 / CORTEX_RATIO))] = 0
     for structure, (fraction, givers) in SMALLER.items():
         inside, candidates = regions == structure, np.isin(regions, givers)
-        wanted = min(round(np.count_nonzero(inside) * (1 / fraction - 1)), np.count_nonzero(candidates))
+        wanted = int(min(np.count_nonzero(inside) * (1 / fraction - 1), np.count_nonzero(candidates)))
         if not wanted:
             continue
         near = ndimage.gaussian_filter(inside.astype(np.float32), _SMOOTH / np.asarray(spacing))

@@ -21,8 +21,15 @@ from fedsr_monai.labels import LABELS
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
 from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS, PROTOCOLS
-from fedsr_monai.simulation.real_anatomy import deal, list_anatomies
-from fedsr_monai.simulation.subject import NEUROMORPHOMETRICS, atlas_label, image_anatomy, simulate_subject
+from fedsr_monai.simulation.real_anatomy import deal, list_anatomies, read_anatomy
+from fedsr_monai.simulation.subject import (
+    NEUROMORPHOMETRICS,
+    atlas_label,
+    drawn_fine_label,
+    fine_label_of,
+    image_anatomy,
+    simulate_subject,
+)
 from fedsr_monai.sites.contract import SECTIONS
 from fedsr_monai.sites.writing import write_site
 from fedsr_monai.spatial.nifti import read_volume, write_volume
@@ -106,6 +113,7 @@ def simulate_sites(
     borders = _by_site(protocols, DRAWN_PROTOCOLS, len(hospitals))
     image, label, affine = build_atlas(spacing, shape)
     labels = {name: label if name == NEUROMORPHOMETRICS else atlas_label(spacing, shape, name) for name in set(borders)}
+    fine = {name: drawn_fine_label(spacing, shape, name) for name in labels}
     out = Path(out).absolute()
     for (member, _), protocol in zip(hospitals, borders):
         own = {} if protocol == NEUROMORPHOMETRICS else {"protocol": protocol}
@@ -129,7 +137,15 @@ def simulate_sites(
     ]
     _make(jobs, processes)
     return [
-        write_site(out / member.name, member.name, image, labels[protocol], affine, *_sections(wanted))
+        write_site(
+            out / member.name,
+            member.name,
+            image,
+            labels[protocol],
+            affine,
+            *_sections(wanted),
+            fine_label=fine[protocol],
+        )
         for (member, wanted), protocol in zip(hospitals, borders)
     ]
 
@@ -179,10 +195,15 @@ def _semi_real(
     for folder in {job[0] for job in jobs}:
         _ensure_structures(folder / atlas["label"])
     result = []
-    for member, counts in hospitals:
+    for (member, counts), protocol in zip(hospitals, borders):
         image, label = (read_volume(out / member.name / atlas[kind]).voxels for kind in ("image", "label"))
         training, validation, test = _sections(counts)
-        result.append(write_site(out / member.name, member.name, image, label, affine, training, validation, test))
+        anatomy = read_anatomy(people[member.name]["atlas"][0], protocol)
+        fine = fine_label_of(anatomy.structures, anatomy.mask, anatomy.affine, spacing, shape)
+        target = out / member.name
+        result.append(
+            write_site(target, member.name, image, label, affine, training, validation, test, fine_label=fine)
+        )
     return result
 
 

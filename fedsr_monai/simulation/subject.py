@@ -19,12 +19,15 @@ from fedsr_monai.atlas.build import (
     voxel_points,
 )
 from fedsr_monai.atlas.templates import high_resolution_templates
+from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.simulation.fields import grid_axes
 from fedsr_monai.simulation.profiles import Profile
 from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS
 from fedsr_monai.simulation.real_anatomy import read_anatomy
 from fedsr_monai.simulation.scanner import acquire
 from fedsr_monai.simulation.shape import Population, subject_points
+from fedsr_monai.spatial.grid import fine_affine, fine_shape
+from fedsr_monai.spatial.resampling import nearest_labels, voxel_map
 
 # On top of a real anatomy: the pose differs as in the drawn subjects, the shape by a mean of about 1.5 mm.
 SMALL = Population(ventricle_sd=0.0, amplitude=0.3)
@@ -38,9 +41,14 @@ def drawn_labels(sigma: tuple[float, float, float], protocol: str) -> np.ndarray
     """Return the maps of `soft_labels` in the borders of a protocol of drawn subjects."""
     if protocol == NEUROMORPHOMETRICS:
         return soft_labels(sigma)[0]
+    return soften(_regions(protocol), high_resolution_templates().mask, sigma)[0]
+
+
+@lru_cache(maxsize=2)
+def _regions(protocol: str) -> np.ndarray:
     templates = high_resolution_templates()
     spacing = np.linalg.norm(templates.affine[:3, :3], axis=0)
-    return soften(DRAWN_PROTOCOLS[protocol](templates.label, templates.csf, spacing), templates.mask, sigma)[0]
+    return DRAWN_PROTOCOLS[protocol](templates.label, templates.csf, spacing)
 
 
 def atlas_label(spacing: float | Sequence[float], shape: Sequence[int], protocol: str) -> np.ndarray:
@@ -49,6 +57,20 @@ def atlas_label(spacing: float | Sequence[float], shape: Sequence[int], protocol
     points = voxel_points(affine, shape, high_resolution_templates())
     soft = drawn_labels(tuple(LOW_PASS * np.diag(affine)[:3]), protocol)
     return label_of(np.stack([sample(channel, points) for channel in soft]))
+
+
+def drawn_fine_label(spacing: float | Sequence[float], shape: Sequence[int], protocol: str) -> np.ndarray:
+    """Return the labels of the atlas of drawn sites on finer voxels; see `fine_label_of`."""
+    templates = high_resolution_templates()
+    return fine_label_of(_regions(protocol), templates.mask, templates.affine, spacing, shape)
+
+
+def fine_label_of(
+    regions: np.ndarray, mask: np.ndarray, affine: np.ndarray, spacing: float | Sequence[float], shape: Sequence[int]
+) -> np.ndarray:
+    """Return the labels of an anatomy's regions [D, H, W] on voxels of a third of a grid's (see `fine_shape`); uint8."""
+    label = np.where(mask & (regions < NUM_CLASSES), regions, 0).astype(np.uint8)
+    return nearest_labels(label, voxel_map(affine, fine_affine(grid_affine(spacing, shape))), fine_shape(shape))
 
 
 def simulate_subject(

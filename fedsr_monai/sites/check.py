@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from fedsr_monai.errors import UserError, UserErrors
-from fedsr_monai.sites.contract import BRAIN_LITRES, read_spec, section_entries, site_faults
+from fedsr_monai.sites.contract import BRAIN_LITRES, entry_kinds, read_spec, section_entries, site_faults
 from fedsr_monai.sites.site import Site
+from fedsr_monai.spatial.grid import fine_affine, fine_shape
 from fedsr_monai.spatial.nifti import numbers, read_volume
 
 AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
@@ -67,11 +68,14 @@ def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserE
         except UserError as fault:
             faults.append(fault)
             continue
-        faults += _grid_faults(file, volume, shape, spacing, affine)
+        if kind == "fine_label":
+            faults += _fine_faults(file, volume, shape, affine)
+        else:
+            faults += _grid_faults(file, volume, shape, spacing, affine)
         faults += volume.faults
         if affine is None and section == "atlas":
             affine = volume.affine
-        if kind == "label":
+        if kind != "image":
             if labels is not None and volume.ids:
                 faults += _label_faults(file, set(volume.ids), labels, needs_all=section == "atlas")
             continue
@@ -122,7 +126,7 @@ def _read(file: Path, kind: str, size: int, changed: int) -> _Judged:
     volume = read_volume(file)
     voxels = volume.voxels
     grid = voxels.shape, volume.affine, tuple(volume.header["pixdim"][1:4])
-    if kind == "label":
+    if kind != "image":
         faults, ids = _id_faults(file, voxels)
         return _Judged(*grid, tuple(faults), ids=ids)
     faults = _image_faults(file, voxels, volume.affine)
@@ -133,7 +137,7 @@ def _read(file: Path, kind: str, size: int, changed: int) -> _Judged:
 def _files(root: Path, spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield section, kind and normalised relative path of each volume that exists."""
     for where, row in section_entries(spec):
-        for kind in ("image", "label"):
+        for kind in entry_kinds(where):
             value = row.get(kind) if isinstance(row, dict) else None
             if not isinstance(value, str) or not value or os.path.isabs(value):
                 continue
@@ -172,6 +176,21 @@ def _grid_faults(
             "resample it to the atlas' grid",
         )
     return faults
+
+
+def _fine_faults(
+    file: Path, volume: _Judged, shape: tuple[int, ...] | None, affine: np.ndarray | None
+) -> list[UserError]:
+    fix = "resample the atlas' labels to it, or remove the entry"
+    if shape is not None and volume.shape != fine_shape(shape):
+        expected = f"{fine_shape(shape)}: voxels of a third of the site's, with the same centres at the corners"
+        return [UserError(file, f"shape {volume.shape}", expected, fix)]
+    fine = None if affine is None else fine_affine(affine)
+    if fine is not None and not np.allclose(volume.affine, fine, rtol=0, atol=AFFINE_TOLERANCE):
+        row = np.abs(volume.affine - fine).max(axis=1).argmax()
+        found = f"affine row {row + 1} {numbers(volume.affine[row])}"
+        return [UserError(file, found, f"{numbers(fine[row])} (a third of the atlas' voxels)", fix)]
+    return []
 
 
 def _image_faults(file: Path, volume: np.ndarray, affine: np.ndarray) -> list[UserError]:

@@ -56,11 +56,13 @@ def site_faults(root: Path, spec: Mapping[str, Any]) -> dict[str, UserError]:
             if where != "atlas":  # the atlas has been judged above
                 fault(where, _short(entry), "an object with 'image'", 'write {"image": "images/NAME.nii.gz"}')
             continue
-        for key in sorted(set(entry) - {"image", "label"}):
-            fault(f"{where}.{key}", "an unknown key", "only 'image' and 'label'", "remove or rename it")
-        for key in ("image", "label"):
+        known = entry_kinds(where)
+        for key in sorted(set(entry) - set(known)):
+            names = ", ".join(f"'{kind}'" for kind in known[:-1]) + f" and '{known[-1]}'"
+            fault(f"{where}.{key}", "an unknown key", f"only {names}", "remove or rename it")
+        for key in known:
             if key not in entry:
-                if key == "image" or not where.startswith("training"):
+                if key == "image" or (key == "label" and not where.startswith("training")):
                     fault(f"{where}.{key}", "nothing", "a path below the site folder", f"add the {key} of this case")
                 continue
             problem = _path_fault(root, entry[key])
@@ -73,6 +75,11 @@ def site_faults(root: Path, spec: Mapping[str, Any]) -> dict[str, UserError]:
                 fault(f"{where}.{key}", found, "each file once", "remove one of the two entries")
             first_use.setdefault(path, f"{where}.{key}")
     return faults
+
+
+def entry_kinds(where: str) -> tuple[str, ...]:
+    """Return the keys that an entry of `site.json` may have, `where` being its own key (see `section_entries`)."""
+    return ("image", "label", "fine_label") if where == "atlas" else ("image", "label")
 
 
 def section_entries(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 from fedsr_monai.sites.contract import SECTIONS, read_spec, site_faults
-from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.spatial.grid import Grid, fine_shape
 from fedsr_monai.spatial.nifti import Volume, read_volume, volume_stem
 
 
@@ -46,7 +46,7 @@ def load_site(path: str | os.PathLike) -> Site:
         raise UserError(faults[0].where, faults[0].found, faults[0].expected, faults[0].fix + more)
 
     def absolute(entry: Mapping[str, str]) -> dict[str, str]:
-        return {key: str(root / entry[key]) for key in ("image", "label") if key in entry}
+        return {key: str(root / path) for key, path in entry.items()}
 
     return Site(
         root=root,
@@ -118,6 +118,26 @@ def load_atlases(sites: Sites) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """
     loaded = load_sites(sites)
     return {site.name: load_atlas(site) for site in loaded} if len(loaded) > 1 else {}
+
+
+def load_fine_labels(sites: Sites) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Read the atlas labels of the sites that have them on finer voxels too (see `RandomAtlas`).
+
+    Returns:
+        The labels on the site's grid and those on the finer one, both uint8 [1, D, H, W], of each such site.
+
+    Raises:
+        UserError: a folder violates the contract, or an atlas volume cannot be read.
+    """
+    pairs = []
+    for site in load_sites(sites):
+        if "fine_label" in site.atlas:
+            fine = read_volume(site.atlas["fine_label"]).voxels.astype(np.uint8)
+            if fine.shape != fine_shape(site.shape):
+                fix = f"run `fedsr check {site.root}`"
+                raise UserError(site.atlas["fine_label"], f"shape {fine.shape}", f"{fine_shape(site.shape)}", fix)
+            pairs.append((load_atlas(site)[1], torch.from_numpy(fine)[None]))
+    return pairs
 
 
 def site_grid(sites: Sites) -> Grid:

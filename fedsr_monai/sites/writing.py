@@ -13,6 +13,7 @@ import numpy as np
 from fedsr_monai.files import write_json
 from fedsr_monai.labels import LABELS
 from fedsr_monai.sites.contract import site_faults
+from fedsr_monai.spatial.grid import fine_affine
 from fedsr_monai.spatial.nifti import write_volume
 
 
@@ -26,6 +27,7 @@ def write_site(
     validation: Sequence[Mapping[str, str]] = (),
     test: Sequence[Mapping[str, str]] = (),
     labels: Mapping[int, str] = LABELS,
+    fine_label: np.ndarray | None = None,
 ) -> Path:
     """Write the atlas and, last and atomically, `site.json`: a folder that has one is complete.
 
@@ -41,6 +43,7 @@ def write_site(
         validation: as `training`; the labels are needed.
         test: as `validation`.
         labels: names of the structures by label.
+        fine_label: the atlas' labels on voxels of a third of the size (see `fine_shape`), where they are known.
 
     Returns:
         The absolute path of `root`.
@@ -61,6 +64,9 @@ def write_site(
     }
     write_volume(root / spec["atlas"]["image"], atlas_image.astype(np.float32), affine)
     write_volume(root / spec["atlas"]["label"], atlas_label.astype(np.uint8), affine)
+    if fine_label is not None:
+        spec["atlas"]["fine_label"] = "atlas/fine_label.nii.gz"
+        write_volume(root / spec["atlas"]["fine_label"], fine_label.astype(np.uint8), fine_affine(affine))
     for fault in site_faults(root, spec).values():
         raise fault
     write_json(root / "site.json", spec)

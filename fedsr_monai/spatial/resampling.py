@@ -97,6 +97,11 @@ def resample_image(
     return sample(torch.from_numpy(smooth).to(volume.device), matrix, shape)
 
 
+def nearest_labels(label: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the label [D, H, W] that is nearest to each voxel of a finer grid; arguments as of `resample_labels`."""
+    return ndimage.affine_transform(label, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape), order=0)
+
+
 def resample_labels(label: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
     """Resample a label map [1, D, H, W] to another grid.
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.layers import GaussianFilter
 from torch.nn import functional as F
 
+from fedsr_monai.spatial.grid import FINE
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis.random_appearance import RandomAppearance
 from fedsr_monai.synthesis.random_deformation import RandomDeformation
 
 
-def refined_label(label: torch.Tensor, factor: int = 3, sigma: float = 0.5) -> torch.Tensor:
+def refined_label(label: torch.Tensor, factor: int = FINE, sigma: float = 0.5) -> torch.Tensor:
     """Refine a label map [1, 1, D, H, W] to a finer grid with the same corner voxels: the largest smoothed,
     interpolated fraction.
 
@@ -49,12 +52,19 @@ class RandomAtlas:
     Args:
         deformation, appearance: draw anatomy and scanner.
         registration_fraction: how much of the current registration (a scan's ddf) is composed in: drawn from [0, this].
+        fine_labels: atlas labels on the site's grid, and the same on voxels of a third of the size as the atlas' own
+            resolution has them (see `load_fine_labels`); an atlas that is not among them is refined (`refined_label`).
     """
 
     def __init__(
-        self, deformation: RandomDeformation, appearance: RandomAppearance, registration_fraction: float = 1.0
+        self,
+        deformation: RandomDeformation,
+        appearance: RandomAppearance,
+        registration_fraction: float = 1.0,
+        fine_labels: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> None:
         self.deformation, self.appearance, self.registration_fraction = deformation, appearance, registration_fraction
+        self.fine_labels = tuple(fine_labels)
         self._label: torch.Tensor | None = None
         self._refined: torch.Tensor | None = None
 
@@ -75,8 +85,20 @@ class RandomAtlas:
         return self.appearance.scan(drawn), warp(self._fine(label), field, mode="nearest")
 
     def _fine(self, label: torch.Tensor) -> torch.Tensor:
-        # A site has one atlas: refined once, and anew only for another one.
-        if self._label is None or self._label.shape != label.shape or not torch.equal(self._label, label):
-            self._label, self._refined = label.clone(), refined_label(label).to(label.dtype)
+        # A site has one atlas: looked up or refined once, and anew only for another one.
+        if self._label is None or not _equal(self._label, label):
+            fine = next((fine for own, fine in self.fine_labels if _equal(_padded(own[None], label), label)), None)
+            found = refined_label(label) if fine is None else _padded(fine[None], label, FINE)
+            self._label, self._refined = label.clone(), found.to(label)
         assert self._refined is not None  # set with `_label`
         return self._refined
+
+
+def _padded(own: torch.Tensor, label: torch.Tensor, factor: int = 1) -> torch.Tensor:
+    """Zero-pad a label map [1, 1, D, H, W], `factor` times as fine, as the network pads the atlas of which `label` is one."""
+    missing = [(n - 1) * factor + 1 - m for n, m in zip(label.shape[2:], own.shape[2:])]
+    return F.pad(own, [side for n in reversed(missing) for side in (0, n)]) if min(missing) >= 0 < max(missing) else own
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.to(other), other)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedsr_monai.sites.check import check_site
+from fedsr_monai.spatial.grid import fine_affine
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 from tests.helpers.specimen import AFFINE, labels, scan
 
@@ -48,6 +49,7 @@ IN_JSON = {
     "empty training": (put("training", []), "training", "[]", "a list of at least one scan"),
     "test as text": (put("test", "d"), "test", '"d"', "a list of scans"),
     "entry as text": (put("validation", ["images/c.nii.gz"]), "validation[0]", '"images/c.nii.gz"', "an object with 'image'"),
+    "fine labels of a scan": (first("training", fine_label="labels/a.nii.gz"), "training[0].fine_label", "an unknown key", "only 'image' and 'label'"),
     "misspelt key": (first("training", lable="labels/a.nii.gz"), "training[0].lable", "an unknown key", "only 'image' and 'label'"),
     "test without label": (lambda spec: spec["test"][0].pop("label"), "test[0].label", "nothing", "a path below the site folder"),
     "path as number": (first("training", image=3), "training[0].image", "3", "a path below the site folder"),
@@ -223,3 +225,22 @@ def test_the_description_is_not_changed(site):
     before = (site / "site.json").read_bytes()
     check_site(site)
     assert (site / "site.json").read_bytes() == before and json.loads(before)["name"] == "ward"
+
+
+def test_fine_labels_of_the_atlas_are_a_third_of_its_voxels(site, edit):
+    """Those of another grid, or with other labels, are named."""
+    edit(lambda spec: spec["atlas"].update(fine_label="atlas/fine_label.nii.gz"))
+    file, affine = site / "atlas/fine_label.nii.gz", fine_affine(AFFINE)
+    assert [fault.where for fault in check_site(site)] == [f"{site / 'site.json'}: atlas.fine_label"]
+    fine = np.kron(labels(), np.ones((3, 3, 3), np.uint8))
+    write_volume(file, fine[1:-1, 1:-1, 1:-1], affine)
+    assert check_site(site) == []
+    write_volume(file, fine, affine)
+    (fault,) = check_site(site)
+    assert fault.where == str(file) and "(51, 48, 48)" in fault.found and "(49, 46, 46)" in fault.expected
+    write_volume(file, fine[1:-1, 1:-1, 1:-1], AFFINE)
+    (fault,) = check_site(site)
+    assert "affine row" in fault.found and "a third of the atlas' voxels" in fault.expected
+    write_volume(file, np.minimum(fine[1:-1, 1:-1, 1:-1], 12), affine)
+    (fault,) = check_site(site)
+    assert fault.where == str(file) and "cerebellum cortex" in str(fault)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from fedsr_monai.spatial.grid import fine_shape
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 from fedsr_monai.synthesis.random_atlas import refined_label
@@ -97,3 +98,14 @@ def test_another_atlas_is_refined_anew(phantom):
     random_atlas = RandomAtlas(lambda label, ddf: torch.zeros(1, 3, 32, 32, 32), Plain())
     for label in (phantom[1][None], phantom[1][None].roll(3, dims=2), phantom[1][None]):
         assert (random_atlas(phantom[0][None], label)[1] == label).float().mean() > 0.998
+
+
+def test_an_atlas_with_fine_labels_is_drawn_with_them(phantom):
+    """Also on a grid that the network pads; another atlas is refined."""
+    image, label = (volume[None] for volume in phantom)
+    own, fine = label[0, :, :20], torch.randint(1, 14, (1, *fine_shape((20, 32, 32))), dtype=torch.uint8)
+    padded = torch.cat([label[:, :, :20], torch.zeros_like(label[:, :, 20:])], dim=2)
+    atlas = RandomAtlas(lambda label, ddf: torch.zeros(1, 3, *label.shape[2:]), Plain(), fine_labels=[(own, fine)])
+    drawn = atlas(torch.zeros_like(image), padded)[1]
+    assert torch.equal(drawn[0, :, :20], fine[:, ::3, ::3, ::3]) and not drawn[0, :, 20:].any()
+    assert torch.equal(atlas(image, label)[1], refined_label(label)[..., ::3, ::3, ::3].to(label))
