@@ -155,7 +155,7 @@ def test_what_the_bundles_share_is_the_same():
     encoder, site = config(ENCODER, "train.json"), config(SITE, "train.json")
     own = {  # what tells the phases apart
         "imports", "network", "spacing", "epochs", "cosine", "sa_alpha", "random_atlas", "train", "validate",
-        "initial_network", "initial_weights", "frozen", "global_weights", "spatial_shape", "grid", "atlas", "atlases", "sites",
+        "initial_network", "initial_weights", "frozen", "global_weights", "spatial_shape", "grid", "atlas", "atlases", "sites", "fine_labels",
     }  # fmt: skip
     assert {key: value for key, value in encoder.items() if key not in own} == {
         key: value for key, value in site.items() if key not in own

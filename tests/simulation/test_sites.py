@@ -58,7 +58,7 @@ def test_same_seed_same_bytes_with_any_number_of_processes_and_other_counts(fold
     simulate_sites(tmp_path, sites=1, training=1, validation=1, test=2, seed=3, processes=1, **GRID)
     ours, theirs = digests(tmp_path / "adult-3t"), digests(folder / "adult-3t")
     common = {name for name in set(ours) & set(theirs) if name != "site.json"}
-    assert len(common) == 8 and all(ours[name] == theirs[name] for name in common)
+    assert len(common) == 9 and all(ours[name] == theirs[name] for name in common)
 
 
 def test_another_seed_gives_other_people(folder, tmp_path):
@@ -176,6 +176,7 @@ def test_a_site_may_draw_its_borders_by_another_protocol(folder, tmp_path):
     same, other = (digests(root) for root in (ours, theirs))
     changed = {name for name in same if same[name] != other[name]}
     assert changed == {
+        "atlas/fine_label.nii.gz",
         "atlas/label.nii.gz",
         "labels/test-001.nii.gz",
         "labels/validation-001.nii.gz",
