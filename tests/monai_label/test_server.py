@@ -87,7 +87,13 @@ def server(studies: Path, *options: str):
 
 
 def infer(address: str, name: str, folder: Path) -> nib.Nifti1Image:
-    answer = requests.post(f"{address}/infer/fedsr_site", params={"image": name, "output": "image"}, timeout=120)
+    # Ellipsoids are no brain, and so their labels would be refused if they were judged.
+    answer = requests.post(
+        f"{address}/infer/fedsr_site",
+        params={"image": name, "output": "image"},
+        data={"params": json.dumps({"judge": False})},
+        timeout=120,
+    )
     assert answer.status_code == 200, answer.text
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.nii.gz").write_bytes(answer.content)
@@ -133,6 +139,7 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
         assert list(info["models"]) == ["fedsr_site", "fedsr_site_raw"] and list(info["trainers"]) == ["fedsr_site"]
         for served_model in info["models"].values():
             assert list(served_model["labels"].values()) == list(range(1, 14))
+            assert served_model["config"]["judge"] is True
         assert_known_to_slicer(set(info["labels"]))
 
         served = infer(address, "scan0", tmp_path / "served")
@@ -145,6 +152,8 @@ def test_segment_correct_train_and_segment_again(studies, site_folder, phantom, 
         # A scan that cannot be labelled: the client sees the line that says what to do.
         answer = requests.post(f"{address}/infer/fedsr_site", params={"image": "empty"}, timeout=120)
         assert answer.status_code == 422 and "empty.nii.gz: found " in answer.json()["detail"], answer.text
+        answer = requests.post(f"{address}/infer/fedsr_site", params={"image": "scan0"}, timeout=120)
+        assert answer.status_code == 422 and "scan0.nii.gz: found an implausible result" in answer.text, answer.text
 
         # A person says that there is only brain stem; 3D Slicer numbers the one segment that is left with 1.
         params = {"params": json.dumps({"label_info": [{"name": "brain stem", "idx": 1}]})}
