@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import io
 import json
 import os
@@ -46,6 +47,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz
 
+import fedsr_monai
+from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.cli import main as fedsr
 from fedsr_monai.commands import COMMANDS
 from fedsr_monai.federation.storage import read_tensors
@@ -537,6 +540,24 @@ def play(world: Path, root: Path, number: int, seed: int) -> dict[str, object]:
     return dict(zip(COLUMNS, row, strict=True))
 
 
+def code() -> dict[str, str]:
+    """Return where the package and its bundles are, and a checksum of all that is in them: records in the world name both."""
+    digest, package, bundles = hashlib.sha256(), Path(fedsr_monai.__file__).parent, bundle_path("fedsr_site").parent
+    for file in sorted([*package.rglob("*.py"), *bundles.rglob("*.json"), *bundles.rglob("*.pt")]):
+        digest.update(file.read_bytes())
+    return {"package": str(package), "bundles": str(bundles), "sha256": digest.hexdigest()}
+
+
+def check_intact(world: Path, root: Path) -> None:
+    """Make sure that every command succeeds on what is not damaged, as all that follows would be refused for another reason."""
+    for name, target in TARGETS.items():
+        clear(root)
+        copy_world(world, root, target.line, target)
+        ended, said = outcome(call(root, target.line), True, lambda: "")
+        if ended != ("refused" if name == "segment and judge" else "done"):  # a network of one step is not plausible
+            raise AssertionError(f"{name}: {ended}: {said}")
+
+
 def clear(root: Path) -> None:
     """Remove a folder whatever is in it."""
     if root.exists():
@@ -590,7 +611,11 @@ def main() -> int:
             clear(root)
             root.mkdir(parents=True)
             make_world(root)
+            fuzz.write(root / "made_by.json", code())
             root.rename(kept)
+            check_intact(kept, root)
+        if json.loads((kept / "made_by.json").read_text()) != code():
+            parser.error(f"{kept} was made by other code: commands would refuse it for that")
         rows = read_csv(options.log, COLUMNS) if options.log.is_file() else []
         done = {int(row["case"]) for row in rows}
         complete = True

@@ -135,6 +135,19 @@ def files_below(folder: str | Path) -> Iterator[Path]:
         yield from (Path(path, file) for file in sorted(files))
 
 
+def make_folder(path: str | os.PathLike, fix: str = "choose another one for --out") -> None:
+    """Make a folder if it is missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"that it cannot be made ({error.strerror})"
+        raise UserError(path, found=found, expected="a folder", fix=fix) from None
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write `content` in one step.
 

@@ -30,6 +30,7 @@ from fedsr_monai.federation.site_state import (
     stateful,
 )
 from fedsr_monai.federation.validation import check_tensors
+from fedsr_monai.files import is_there, make_folder
 from fedsr_monai.handlers import HistoryWriter, save_checkpoint
 from fedsr_monai.networks.weights import load_weights
 
@@ -115,6 +116,7 @@ class FedSRAlgo(MonaiAlgo):
         Raises:
             UserError: the bundle, the weights to start from or the site's state do not fit.
         """
+        make_folder(self.folder, "move what is there away")
         extra = dict(extra or {})
         stats_sender = extra.pop(
             ExtraItems.STATS_SENDER, None
@@ -127,6 +129,10 @@ class FedSRAlgo(MonaiAlgo):
         if stats_sender is not None:
             stats_sender.attach(self.trainer)
         if load_state(self.folder) is None:
+            if is_there(self.folder / "model.pt"):
+                found, expected = "model.pt and no state_*.pt", "the state of the site after its last round"
+                fix = "restore it from a copy; or move model.pt away, and the site begins with new heads"
+                raise UserError(self.folder, found=found, expected=expected, fix=fix)
             if self.weights is not None:
                 load_weights(self.trainer.network, self.weights)
             save_state(self.folder, 0, self.trainer, self.handlers)

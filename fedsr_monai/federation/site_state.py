@@ -155,6 +155,8 @@ def load_state(
         check_finite(state)
         if not {"round", "network", "optimizers", "handlers", "epoch"} <= state.keys():
             raise ValueError("parts are missing")
+        if state["round"] != int(usable[-1].stem.split("_")[1]) or not isinstance(state["epoch"], int):
+            raise ValueError("of another round than its name says")
         return usable[-1], state
     except Exception as error:  # torch raises half a dozen types for a file that is not whole
         raise UserError(

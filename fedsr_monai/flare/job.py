@@ -28,6 +28,11 @@ def export_job(out: str | Path, sites: Sequence[str] | Mapping[str, int | None],
     recipe = FedSRRecipe(out.name, rounds, sites, **options)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "meta.json").is_file())):
         raise UserError(out, found="something else", expected="a job or nothing", fix="choose another folder")
-    shutil.rmtree(out, ignore_errors=True)
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+    except OSError as error:
+        found, fix = f"a job that cannot be replaced ({error.strerror})", "make it writable, or choose another folder"
+        raise UserError(out, found, expected="a job that may be replaced", fix=fix) from None
     recipe.export(str(out.parent))
     return out

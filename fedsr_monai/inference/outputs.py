@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from fedsr_monai.errors import UserError
 from fedsr_monai.inference.scans import ResultFiles
 from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.labels.label_map import write_label_map
@@ -17,19 +16,6 @@ from fedsr_monai.spatial.displacement import field_for, field_on_scan, labels_un
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import header_from_meta
 from fedsr_monai.transforms.labels_on_scan import own_grid
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of the results if it is missing.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = f"that it cannot be made ({error.strerror})"
-        raise UserError(out, found=found, expected="a folder", fix="choose another one for --out") from None
 
 
 def write_results(

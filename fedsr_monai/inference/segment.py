@@ -16,12 +16,12 @@ from fedsr_monai import __version__
 from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
-from fedsr_monai.files import sha256
+from fedsr_monai.files import make_folder, sha256
 from fedsr_monai.inference import bids
 from fedsr_monai.inference.interleaved import on_network_grid
 from fedsr_monai.inference.ledger import Ledger, Source
 from fedsr_monai.inference.load import LoadRaw, load_stripped
-from fedsr_monai.inference.outputs import file_affine, make_folder, write_results
+from fedsr_monai.inference.outputs import file_affine, write_results
 from fedsr_monai.inference.prediction import Answer, atlas_in_protocol, label
 from fedsr_monai.inference.quality import DOUBTFUL, REJECTED, Quality, assess, read_quality, record_quality
 from fedsr_monai.inference.scans import Scan, list_scans

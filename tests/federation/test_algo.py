@@ -302,6 +302,32 @@ def test_a_damaged_state_is_named(make, tmp_path):
         make()
 
 
+def test_a_state_of_another_round_than_its_name_says_is_named(make, tmp_path):
+    make()
+    path = tmp_path / "a" / "state_0000.pt"
+    whole = torch.load(path, weights_only=True)
+    for change in ({"round": 1}, {"round": torch.zeros(3, 5)}, {"epoch": torch.zeros(3, 5)}):
+        torch.save(whole | change, path)
+        with pytest.raises(UserError, match=r"state_0000.pt: found a damaged file .*, expected a site state"):
+            make()
+
+
+def test_a_site_that_has_lost_its_state_does_not_begin_with_new_heads(make, tmp_path):
+    algo = make()
+    algo.save_model(algo.get_weights().weights, tmp_path / "a" / "model.pt")
+    (tmp_path / "a" / "state_0000.pt").unlink()
+    with pytest.raises(UserError, match=r"/a: found model.pt and no state_\*.pt, .*; or move model.pt away"):
+        make()
+    (tmp_path / "a" / "model.pt").unlink()
+    make()
+
+
+def test_a_file_in_place_of_the_folder_is_named(make, tmp_path):
+    (tmp_path / "a").write_text("a letter to the editor")
+    with pytest.raises(UserError, match=r"/a: found that it cannot be made \(File exists\), expected a folder"):
+        make()
+
+
 def test_a_state_without_one_of_its_parts_is_named(make, tmp_path):
     make()
     path = tmp_path / "a" / "state_0000.pt"

@@ -302,8 +302,10 @@ def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, who
     run = federate(out=tmp_path / "run", **{**arguments, "rounds": 1})
     broken = {**arguments, "sites": arguments["sites"], "rounds": 2}
     for site in "bc":
-        (run / "sites" / site / "state_0001.pt").rename(run / "sites" / site / "state_0009.pt")
-        (run / "sites" / site / "state_0000.pt").rename(tmp_path / f"{site}.pt")
+        state = run / "sites" / site / "state_0001.pt"
+        torch.save(torch.load(state, weights_only=True) | {"round": 9}, state.with_name("state_0009.pt"))
+        state.rename(tmp_path / f"{site}.pt")
+        state.with_name("state_0000.pt").unlink()
     with pytest.raises(UserError) as caught:
         federate(out=run, **broken)
     text = str(caught.value)
@@ -313,7 +315,8 @@ def test_too_few_answers_is_an_error_that_loses_nothing(arguments, tmp_path, who
     assert "expected at least 2 (min_sites); fix what the other sites report" in text and "\n" not in text
     assert [row["status"] for row in table(run / "participation.csv")] == ["ok", "ok", "ok", "ok", "failed", "failed"]
     for site in "bc":
-        (run / "sites" / site / "state_0009.pt").rename(run / "sites" / site / "state_0001.pt")
+        (run / "sites" / site / "state_0009.pt").unlink()
+        (tmp_path / f"{site}.pt").rename(run / "sites" / site / "state_0001.pt")
     assert_same(federate(out=run, **arguments), whole)
 
 

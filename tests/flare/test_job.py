@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import zipfile
@@ -85,7 +86,7 @@ def test_a_mistake_is_one_line_and_leaves_no_job(tmp_path, capsys, line, message
     assert not (tmp_path / "job").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone_and_a_job_is_replaced(tmp_path):
+def test_a_folder_of_something_else_is_left_alone_and_a_job_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="thesis: found something else, expected a job"):
@@ -94,6 +95,13 @@ def test_a_folder_of_something_else_is_left_alone_and_a_job_is_replaced(tmp_path
     for sites in ({"a": 1, "b": 2}, {"a": 1}):
         job = export_job(tmp_path / "job", sites, 20)
     assert validate(job)["deploy_map"] == {APP: ["server", "a"]}
+
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("fedsr_monai.flare.job.shutil.rmtree", forbidden)
+    with pytest.raises(UserError, match=r"job: found a job that cannot be replaced \(Permission denied\)"):
+        export_job(tmp_path / "job", {"a": 1}, 20)
 
 
 def test_the_commands_write_a_job_and_prepare_a_startup_kit(tmp_path, inputs, capsys):
