@@ -94,8 +94,9 @@ class AtomicCheckpoint:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_if_best)
             return
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
-        if self.interval > 1:  # the last epochs, when their number is not a multiple of the interval
-            engine.add_event_handler(Events.COMPLETED, self.save)
+        # The last epochs, when their number is not a multiple of the interval; and a file that was lost or damaged, when a
+        # finished training is given again.
+        engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""

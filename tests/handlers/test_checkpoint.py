@@ -122,3 +122,11 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="model.pt.*cannot be written.*free some space"):
         save_checkpoint({"model": {"w": torch.ones(3)}}, path)
     assert path.read_bytes() == before
+
+
+def test_a_finished_training_that_is_given_again_makes_the_file_again(tmp_path):
+    engine = Engine(lambda *_: None)
+    engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", 3))  # it resumes at its end
+    AtomicCheckpoint(tmp_path / "model.pt", torch.nn.Linear(2, 1)).attach(engine)
+    engine.run([0], max_epochs=3)
+    assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
