@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsr_monai import personalisation
 from fedsr_monai.engines import JointTrainer
 from fedsr_monai.errors import UserError
+from fedsr_monai.evaluation.head_agreement import head_agreement
+from fedsr_monai.evaluation.run import models_of_sites
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
 from fedsr_monai.handlers import save_checkpoint
@@ -241,3 +244,36 @@ def test_code_in_a_record_is_refused_and_not_run(ward, run, tmp_path, monkeypatc
     with pytest.raises(UserError, match="run.json: overrides: "):
         personalise(ward, run, tmp_path / "out", epochs=1)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.805, "start"), (0.83, "trained")], ids=["no nearer", "nearer"])
+def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, after, kept):
+    """Given again, the same; with guard=False the trained ones are taken after all."""
+    save_checkpoint(network(1), tmp_path / "weights.pt")
+    measured = []
+
+    def agreement(model):
+        measured.append(model.weights.name)
+        return 0.8 if model.weights.name == "start.safetensors" else after
+
+    monkeypatch.setattr(personalisation, "head_agreement", agreement)
+    start, trained = network(1), None
+    for _ in range(2):
+        fitted = read_weights(personalise(ward, tmp_path / "weights.pt", tmp_path / "out", epochs=1, epoch_length=1))
+        assert same(heads(fitted), heads(start)) == (kept == "start")
+        assert fitted["atlas_label"].max() == 13
+        assert (tmp_path / "out" / "trained.pt").is_file() == (kept == "start")
+        assert json.loads((tmp_path / "out" / "agreement.json").read_text())["kept"] == kept
+        assert "the two heads agree at a Dice of 0.800 before the training" in capfd.readouterr().err
+    assert measured == 2 * ["start.safetensors", "model.pt"]
+    if kept == "start":
+        trained = read_weights(tmp_path / "out" / "trained.pt")
+        taken = personalise(ward, tmp_path / "weights.pt", tmp_path / "out", epochs=1, epoch_length=1, guard=False)
+        assert same(read_weights(taken), trained) and not same(heads(trained), heads(start))
+        assert not (tmp_path / "out" / "trained.pt").exists()
+
+
+def test_the_agreement_of_two_heads_is_measured_on_the_sites_scans(ward, tmp_path):
+    save_checkpoint(network(1), tmp_path / "weights.pt")
+    (model,) = models_of_sites([ward], tmp_path / "weights.pt")
+    assert 0 <= head_agreement(model, most=1) < 0.5  # of random heads

@@ -19,6 +19,7 @@ def personalise(
     bundle: str = "fedsr_site",
     override: list[str] | None = None,
     seed: int = 0,
+    no_guard: bool = False,
 ) -> None:
     """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
 
@@ -35,6 +36,7 @@ def personalise(
         bundle: folder or name of the bundle
         override: values for ids of the bundle's train.json, as ID=VALUE
         seed: of everything random
+        no_guard: take the trained heads even where they agree no better on the site's scans than those that a file of weights brought
 
     Example:
         fedsr personalise sites/paediatric --weights runs/first --search
@@ -50,4 +52,5 @@ def personalise(
         out = str(Path(weights) / PERSONALISED)
     for folder in expand_sites(sites):
         target = Path(out) / load_site(folder).name
-        print(run(folder, weights, target, epochs, search, parse_overrides(override or []), seed, epoch_length, bundle))
+        settings = parse_overrides(override or [])
+        print(run(folder, weights, target, epochs, search, settings, seed, epoch_length, bundle, not no_guard))
