@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
+
+from fedsr_monai.errors import UserError
+
+LARGEST_ID = 65_535  # FreeSurfer has some above 20,000; far larger numbers do not survive the conversion to whole ones
 # Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). All others are background: 24 CSF, 85 optic
 # chiasm, and the tissue that the paper's 13 structures leave out: 26 and 58 accumbens, 28 and 60 ventral diencephalon, 30
 # and 62 vessels.
@@ -20,3 +27,20 @@ FREESURFER = {
     12: (18, 54),
     13: (8, 47),
 }
+
+
+def whole_ids(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Return the ids of a label map, int64, in order.
+
+    Args:
+        labels: ids, of any shape and type.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: one is a fraction, below 0, or larger than any id that is used.
+    """
+    ids = np.unique(labels)
+    if (wrong := (ids != np.round(ids)) | (ids < 0) | (ids > LARGEST_ID)).any():
+        found, expected = f"the label {ids[wrong][0]:g}", f"whole numbers from 0 to {LARGEST_ID}"
+        raise UserError(path, found, expected, "give the label map as it was made")
+    return ids.astype(np.int64)

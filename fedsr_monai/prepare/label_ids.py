@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import NUM_CLASSES
-from fedsr_monai.labels.freesurfer import FREESURFER
+from fedsr_monai.labels.freesurfer import FREESURFER, whole_ids
 
 FEWEST = 8  # a map of tissues has three labels; one of structures may lack some
 TISSUES = 3  # grey matter, white matter and fluid, in any order
@@ -31,11 +31,7 @@ def to_structures(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: the labels are fractions, below 0, or of another scheme.
     """
-    ids = np.unique(labels)
-    if (ids != np.round(ids)).any() or ids[0] < 0:
-        odd = ids[(ids != np.round(ids)) | (ids < 0)][0]
-        raise UserError(path, f"the label {odd:g}", "whole numbers of 0 and above", "give the label map as it was made")
-    ids = ids.astype(np.int64)
+    ids = whole_ids(labels, path)
     if not ids.any():
         raise UserError(path, "an empty label map", "at least one structure", "give another file")
     if ids[-1] < NUM_CLASSES:

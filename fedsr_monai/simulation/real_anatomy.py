@@ -17,7 +17,7 @@ from fedsr_monai.atlas.build import BRAIN_CENTRE, BRAIN_SIZE, transform
 from fedsr_monai.atlas.templates import ACCUMBENS, VENTRAL_DIENCEPHALON, VESSEL
 from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
-from fedsr_monai.labels.freesurfer import FREESURFER
+from fedsr_monai.labels.freesurfer import FREESURFER, whole_ids
 from fedsr_monai.simulation.protocols import PROTOCOLS
 from fedsr_monai.spatial.nifti import read_volume
 
@@ -92,6 +92,7 @@ def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealA
     """
     check_choice("protocols", protocol, PROTOCOLS)
     volume = read_volume(path)
+    whole_ids(volume.voxels, path)
     # a reorientation flips and swaps whole axes: no voxel is resampled
     image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume.voxels, np.int32), volume.affine))
     ids, affine = np.asarray(image.dataobj), image.affine
@@ -130,7 +131,7 @@ def _regions(ids: np.ndarray) -> np.ndarray:
     table = np.zeros(max(int(ids.max()), *(max(members) for members in REGIONS.values())) + 1, np.uint8)
     for region, members in REGIONS.items():
         table[list(members)] = region
-    return table[np.maximum(ids, 0)]
+    return table[ids]
 
 
 def _alignment(path: str | os.PathLike, ids: np.ndarray, regions: np.ndarray, affine: np.ndarray) -> np.ndarray:

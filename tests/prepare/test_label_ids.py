@@ -30,6 +30,9 @@ def test_structures_stay_as_they_are():
     [
         ([0, 1, 2.5], "the label 2.5"),
         ([-1, 0, 2], "the label -1"),
+        ([*range(14), 1e30], "the label 1e+30"),
+        ([*range(14), 2.0**63], "the label 9.22337e+18"),
+        ([0, 2, 41, 3, 42, 49, 16, 4_000_000_000], "the label 4e+09"),
         ([0, 0], "an empty label map"),
         ([0, 1, 2, 3], "only the labels 1, 2, 3"),
         ([0, 2, 3, 207], "ids up to 207 but not 41 (right cerebral white matter)"),

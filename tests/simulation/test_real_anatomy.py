@@ -100,6 +100,12 @@ def test_a_map_of_something_else_is_named(people, tmp_path):
     nib.save(nib.Nifti1Image(ids, volume.affine), tmp_path / "x_aseg.nii.gz")
     with pytest.raises(UserError, match="x_aseg.nii.gz: found no voxel of 49, expected the ids of FreeSurfer's aseg"):
         read_anatomy(str(tmp_path / "x_aseg.nii.gz"))
+    for odd in (1.5, 1e30):
+        voxels = np.asarray(volume.dataobj).astype(np.float32)
+        voxels[0, 0, 0] = odd
+        nib.save(nib.Nifti1Image(voxels, volume.affine), tmp_path / "odd_aseg.nii.gz")
+        with pytest.raises(UserError, match="odd_aseg.nii.gz: found the label .*, expected whole numbers from 0 to"):
+            read_anatomy(str(tmp_path / "odd_aseg.nii.gz"))
 
 
 def test_semi_real_sites_are_sound_the_same_again_and_of_different_people(people, tmp_path):
