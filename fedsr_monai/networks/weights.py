@@ -36,11 +36,13 @@ def read_checkpoint(path: str | os.PathLike, device: str | torch.device | None =
         Exception: it is damaged, or something else; torch raises half a dozen types.
     """
     check_regular(path, CHECKPOINT)
-    if zipfile.is_zipfile(path):  # not in the format of torch before 1.6
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"other bytes than were written in {damaged}")
-    return torch.load(path, map_location=device, weights_only=True)
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):  # not in the format of torch before 1.6
+            with zipfile.ZipFile(file) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"other bytes than were written in {damaged}")
+        file.seek(0)
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 def check_finite(content: Any) -> None:

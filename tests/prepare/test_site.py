@@ -142,7 +142,7 @@ def test_a_killed_run_resumes_and_a_finished_one_does_nothing(known, scans, tmp_
     assert asked == ["bob", "eve", "flip"]  # refused scans are tried again: they may have been fixed
     before, after = bytes_of(whole), bytes_of(root)
     same = [path for path in before if path.suffix == ".gz" or path.name == "site.json"]
-    assert len(same) == 8 and all(after[path] == before[path] for path in same)
+    assert len(same) == 9 and all(after[path] == before[path] for path in same)
     asked.clear()
     with pytest.raises(UserErrors):
         prepare_site(scans, root, processes=1, **GRID)
@@ -170,7 +170,7 @@ def test_killed_at_any_write_it_ends_in_the_same_bytes(known, scans, tmp_path, m
 
     run(tmp_path / "whole")
     assert killed_at_its_writes(lambda: run(tmp_path / "writes")) >= 4
-    assert len(results(tmp_path / "whole")) == 6
+    assert len(results(tmp_path / "whole")) == 7
     assert results(tmp_path / "writes") == results(tmp_path / "whole")
 
 
