@@ -40,8 +40,13 @@ class Size:
     joining_epochs: int  # of the personalised phase of the site that joins after the rounds
 
 
+# The hospitals draw borders by another protocol than that of the weights that ship, which only their own labelled scan
+# shows: what personal heads are for.
+PROTOCOL = "freesurfer-like"
+
+
 FROM_SHIPPED = Size(
-    2.0, (80, 96, 80), training=4, test=2, rounds=3, steps=5, fitting_epochs=2, fitting_steps=6, joining_epochs=2
+    2.0, (80, 96, 80), training=4, test=2, rounds=3, steps=6, fitting_epochs=4, fitting_steps=6, joining_epochs=4
 )
 FROM_SCRATCH = Size(
     2.5, (64, 80, 64), training=4, test=2, rounds=7, steps=24, fitting_epochs=1, fitting_steps=12, joining_epochs=18
@@ -93,6 +98,7 @@ def run_demo(
             seed,
             unseen=True,
             processes=os.cpu_count() or 1,
+            protocols=[PROTOCOL],
         )
     members = [folder for folder in folders if folder.name != UNSEEN]
 
@@ -101,9 +107,9 @@ def run_demo(
         if faults:
             raise UserErrors(faults)
 
-    # Measured with 10 steps at one site: from trained weights, 2e-4 loses 0.004 of the Dice of the registration
-    # and 5e-5 gains 0.003.
-    rate, fitting_rate = (2e-3, 3e-3) if weights is None else (5e-5, 5e-5)
+    # Measured on this demo: 3e-4 in both loses 0.003 of the Dice of the registration; 1e-4 in both loses 0.0016, and
+    # segmentation gains 0.006.
+    rate, fitting_rate = (2e-3, 3e-3) if weights is None else (1e-4, 1e-4)
     begin = "random weights" if weights is None else "the weights that come with the bundle"
     with stage("federate", f"{size.rounds} rounds of {size.steps} steps per site, from {begin}"):
         overrides = {"epoch_length": size.steps, "val_interval": size.rounds + 1, "learning_rate": rate}
