@@ -87,21 +87,33 @@ class AtomicCheckpoint:
         self.key_metric = key_metric
         self.sign = 1.0 if greater_is_better else -1.0
         self.best: float | None = None
+        self.saved: int | None = None  # epoch of the last save of this call of the engine
 
     def attach(self, engine: Engine) -> None:
         """Attach the handler to a trainer, or with `key_metric` to an evaluator."""
         if self.key_metric is not None:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_if_best)
             return
+        engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         # The last epochs, when their number is not a multiple of the interval; and a file that was lost or damaged, when a
         # finished training is given again.
-        engine.add_event_handler(Events.COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save_at_end)
+
+    def begin(self, engine: Engine) -> None:
+        """Forget what an earlier call of the engine wrote: its epochs may have the same numbers."""
+        self.saved = None
+
+    def save_at_end(self, engine: Engine) -> None:
+        """Write the checkpoint, unless it was written after the last epoch."""
+        if self.saved != engine.state.epoch:
+            self.save(engine)
 
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""
         if idist.get_rank() == 0:
             save_checkpoint(self.content, self.path)
+            self.saved = engine.state.epoch
 
     def save_if_best(self, engine: Engine) -> None:
         """Write the checkpoint if the metric is the best yet."""

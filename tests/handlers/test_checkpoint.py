@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.handlers import AtomicCheckpoint, save_checkpoint
+from fedsr_monai.handlers import checkpoint as module
 
 
 def evaluator(values):
@@ -130,3 +131,16 @@ def test_a_finished_training_that_is_given_again_makes_the_file_again(tmp_path):
     AtomicCheckpoint(tmp_path / "model.pt", torch.nn.Linear(2, 1)).attach(engine)
     engine.run([0], max_epochs=3)
     assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
+
+
+def test_a_file_is_written_once_after_the_last_epoch(tmp_path, monkeypatch):
+    """Also when the same engine is run again, and its epochs have the same numbers."""
+    written = []
+    monkeypatch.setattr(module, "save_checkpoint", lambda content, path: written.append(engine.state.epoch))
+    for interval, epochs in ((1, [1, 2, 3]), (2, [2, 3])):
+        engine = Engine(lambda *_: None)
+        AtomicCheckpoint(tmp_path / "model.pt", torch.nn.Linear(2, 1), interval=interval).attach(engine)
+        for _ in range(2):
+            written.clear()
+            engine.run([0], max_epochs=3)
+            assert written == epochs
