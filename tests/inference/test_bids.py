@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from fedsr_monai.errors import UserError, UserErrors
-from fedsr_monai.files import write_bytes
 from fedsr_monai.inference import bids
-from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.segment import Result, segment
 from fedsr_monai.networks import FedSRNet
+from tests.helpers.read_aligned import ReadAligned
 
 pytest.importorskip("itk", reason="ITK is not installed")
 FIRST = "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz"
@@ -34,16 +33,6 @@ def dataset(tmp_path, site_folder) -> Path:
     (root / LOST).symlink_to("../../.git/annex/objects/missing")
     (root / "dataset_description.json").write_text('{"Name": "two heads", "BIDSVersion": "1.10.0"}')
     return root
-
-
-class ReadAligned(LoadRaw):
-    """Stands for the preparation of a raw scan, which has tests of its own: these scans are aligned already."""
-
-    def __call__(self, scan):
-        loaded = load_stripped(scan)
-        loaded.meta["raw_affine"] = loaded.affine.numpy()
-        write_bytes(self.out / scan.files.alignment, b"picture")
-        return loaded
 
 
 @pytest.fixture

@@ -16,10 +16,8 @@ from monai.data import MetaTensor
 from fedsr_monai.atlas.standard import standard_atlas, standard_grid
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import write_bytes
 from fedsr_monai.inference import segment as module
 from fedsr_monai.inference.ledger import Ledger
-from fedsr_monai.inference.load import LoadRaw, load_stripped
 from fedsr_monai.inference.prediction import label
 from fedsr_monai.inference.quality import Quality
 from fedsr_monai.inference.segment import segment
@@ -27,6 +25,7 @@ from fedsr_monai.inference.workflow import load_workflow
 from fedsr_monai.labels.agreement import agreement
 from fedsr_monai.networks.protocols import HEADS
 from tests.helpers.dicom_series import write_series
+from tests.helpers.read_aligned import ReadAligned
 
 AMYGDALA = 12  # what the head for FreeSurfer says everywhere
 
@@ -122,16 +121,6 @@ def test_what_does_not_go_together_is_refused_before_any_work(run, two_heads, sc
     assert not (tmp_path / "out").exists()
     run(scan, weights=tmp_path / "own.pt")  # whose borders these have is not known
     assert settings(tmp_path / "out", "training0")["protocol"] is None
-
-
-class ReadAligned(LoadRaw):
-    """Stands for the preparation of a raw scan: these scans are aligned already."""
-
-    def __call__(self, scan):
-        loaded = load_stripped(scan)
-        loaded.meta["raw_affine"] = loaded.affine.numpy()
-        write_bytes(self.out / scan.files.alignment, b"picture")
-        return loaded
 
 
 def test_a_dataset_is_labelled_again_in_another_protocol_and_says_which(run, scan, tmp_path, monkeypatch):
