@@ -30,7 +30,7 @@ from fedsr_monai.labels.label_map import FREESURFER_TABLE, SLICER_TABLE, write_f
 from fedsr_monai.labels.volumes import VOLUMES, read_volumes, structure_volumes
 from fedsr_monai.prepare import require_itk
 from fedsr_monai.progress import Progress, doing, say
-from fedsr_monai.sites.site import load_atlas, load_fine_labels, load_site, site_grid
+from fedsr_monai.sites.site import load_fine_labels, load_site
 from fedsr_monai.spatial.dicom import require_dicom
 from fedsr_monai.spatial.grid import Grid, fine_affine
 from fedsr_monai.spatial.warping import warp
@@ -218,12 +218,18 @@ def segment(
     return [result.labels for result in results]
 
 
-def finest_labels(site: str | os.PathLike) -> tuple[Path, tuple[torch.Tensor, Grid]]:
-    """Return the file of a site's atlas labels at the finest resolution that the site has, and these, [1, D, H, W], with their grid."""
-    own, grid = load_site(site), site_grid(site)
-    for _, fine in load_fine_labels(site):
+def finest_labels(site: str | os.PathLike, label: torch.Tensor, grid: Grid) -> tuple[Path, tuple[torch.Tensor, Grid]]:
+    """Return the file of a site's atlas labels at the finest resolution that the site has, and these, [1, D, H, W], with their grid.
+
+    Args:
+        site: site folder.
+        label: of its atlas, [1, D, H, W].
+        grid: of `label`.
+    """
+    own = load_site(site)
+    for _, fine in load_fine_labels(own):
         return Path(own.atlas["fine_label"]), (fine, Grid(fine_affine(grid.affine), tuple(fine.shape[1:])))
-    return Path(own.atlas["label"]), (load_atlas(site)[1], grid)
+    return Path(own.atlas["label"]), (label, grid)
 
 
 class Run:
@@ -286,7 +292,7 @@ class Run:
                 self.atlas, self.atlas_labels = self.out / ATLAS_FILES[1], native[1:]
             else:
                 assert self.site is not None
-                self.atlas, self.atlas_labels = finest_labels(self.site)
+                self.atlas, self.atlas_labels = finest_labels(self.site, atlas[1], workflow.grid)
         files = list(bids.DATASET_FILES) if self.dataset else [SLICER_TABLE, FREESURFER_TABLE]
         with self.ledger.claim(SHARED, [*files, *(ATLAS_FILES if native else ())], Source("", "", {})):
             if self.dataset:

@@ -168,13 +168,8 @@ def _grid_faults(
         fault(f"orientation {codes}", "RAS", "reorient it, for example with nibabel.as_closest_canonical")
     elif spacing is not None and not np.allclose(sizes, spacing, rtol=0, atol=AFFINE_TOLERANCE):
         fault(f"spacing {numbers(sizes)} mm", f"{numbers(spacing)} (site.json)", to_grid)
-    elif affine is not None and not np.allclose(volume.affine, affine, rtol=0, atol=AFFINE_TOLERANCE):
-        row = np.abs(volume.affine - affine).max(axis=1).argmax()
-        fault(
-            f"affine row {row + 1} {numbers(volume.affine[row])}",
-            f"{numbers(affine[row])} (the atlas image)",
-            "resample it to the atlas' grid",
-        )
+    elif affine is not None:
+        faults += _affine_faults(file, volume, affine, "the atlas image", "resample it to the atlas' grid")
     return faults
 
 
@@ -185,12 +180,17 @@ def _fine_faults(
     if shape is not None and volume.shape != fine_shape(shape):
         expected = f"{fine_shape(shape)}: voxels of a third of the site's, with the same centres at the corners"
         return [UserError(file, f"shape {volume.shape}", expected, fix)]
-    fine = None if affine is None else fine_affine(affine)
-    if fine is not None and not np.allclose(volume.affine, fine, rtol=0, atol=AFFINE_TOLERANCE):
-        row = np.abs(volume.affine - fine).max(axis=1).argmax()
-        found = f"affine row {row + 1} {numbers(volume.affine[row])}"
-        return [UserError(file, found, f"{numbers(fine[row])} (a third of the atlas' voxels)", fix)]
-    return []
+    if affine is None:
+        return []
+    return _affine_faults(file, volume, fine_affine(affine), "a third of the atlas' voxels", fix)
+
+
+def _affine_faults(file: Path, volume: _Judged, wanted: np.ndarray, source: str, fix: str) -> list[UserError]:
+    if np.allclose(volume.affine, wanted, rtol=0, atol=AFFINE_TOLERANCE):
+        return []
+    row = np.abs(volume.affine - wanted).max(axis=1).argmax()
+    found = f"affine row {row + 1} {numbers(volume.affine[row])}"
+    return [UserError(file, found, f"{numbers(wanted[row])} ({source})", fix)]
 
 
 def _image_faults(file: Path, volume: np.ndarray, affine: np.ndarray) -> list[UserError]:

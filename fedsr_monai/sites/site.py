@@ -132,11 +132,8 @@ def load_fine_labels(sites: Sites) -> list[tuple[torch.Tensor, torch.Tensor]]:
     pairs = []
     for site in load_sites(sites):
         if "fine_label" in site.atlas:
-            fine = read_volume(site.atlas["fine_label"]).voxels.astype(np.uint8)
-            if fine.shape != fine_shape(site.shape):
-                fix = f"run `fedsr check {site.root}`"
-                raise UserError(site.atlas["fine_label"], f"shape {fine.shape}", f"{fine_shape(site.shape)}", fix)
-            pairs.append((load_atlas(site)[1], torch.from_numpy(fine)[None]))
+            own, fine = (_atlas_volume(site, kind).voxels.astype(np.uint8) for kind in ("label", "fine_label"))
+            pairs.append((torch.from_numpy(own)[None], torch.from_numpy(fine)[None]))
     return pairs
 
 
@@ -157,7 +154,8 @@ def site_names(sites: Sites) -> list[str]:
 
 def _atlas_volume(site: Site, kind: str) -> Volume:
     volume = read_volume(site.atlas[kind])
-    if volume.voxels.shape != site.shape:
+    shape = fine_shape(site.shape) if kind == "fine_label" else site.shape
+    if volume.voxels.shape != shape:
         fix = f"run `fedsr check {site.root}`"
-        raise UserError(site.atlas[kind], f"shape {volume.voxels.shape}", f"{site.shape} (site.json)", fix)
+        raise UserError(site.atlas[kind], f"shape {volume.voxels.shape}", f"{shape} (site.json)", fix)
     return volume

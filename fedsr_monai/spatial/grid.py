@@ -28,9 +28,14 @@ class Grid:
         """Return the grid of `factor` times as many voxels along each axis, every `factor`-th of which is one of this grid's."""
         if factor == 1:
             return self
-        affine = np.array(self.affine, dtype=float)
-        affine[:3, :3] /= factor
-        return Grid(affine, tuple(factor * size for size in self.shape))
+        return Grid(finer_affine(self.affine, factor), tuple(factor * size for size in self.shape))
+
+
+def finer_affine(affine: np.ndarray, factor: int) -> np.ndarray:
+    """Return the affine [4, 4] of voxels of a `factor`-th of the size, the first with the same centre."""
+    finer = np.array(affine, dtype=float)
+    finer[:3, :3] /= factor
+    return finer
 
 
 FINE = 3  # times finer along each axis: no sample lies half way between two voxels, where their labels would tie
@@ -43,4 +48,4 @@ def fine_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 def fine_affine(affine: np.ndarray) -> np.ndarray:
     """Return the affine [4, 4] of that grid."""
-    return np.asarray(affine) @ np.diag([1 / FINE, 1 / FINE, 1 / FINE, 1])
+    return finer_affine(affine, FINE)
