@@ -11,7 +11,8 @@ from scipy import ndimage
 from fedsr_monai.atlas.templates import NUM_REGIONS, Templates, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
-from fedsr_monai.spatial.grid import LEAST_VOXELS
+from fedsr_monai.spatial.grid import LEAST_VOXELS, fine_affine, fine_shape
+from fedsr_monai.spatial.resampling import nearest_labels, voxel_map
 
 # Measured on the 2009a template: centre and size of the bounding box of all labelled voxels, in millimetres of its space.
 BRAIN_CENTRE = (0.0, -16.5, 6.0)
@@ -123,6 +124,26 @@ def label_of(probability: np.ndarray) -> np.ndarray:
     with_outside = probability[:NUM_CLASSES].copy()
     with_outside[0] = 255 - with_outside[1:].sum(0)
     return with_outside.argmax(0).astype(np.uint8)
+
+
+def structures_of(regions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the labels uint8 [D, H, W] of an anatomy's regions: what is no structure, or outside `mask`, is background."""
+    return np.where(mask & (regions < NUM_CLASSES), regions, 0).astype(np.uint8)
+
+
+def fine_label(
+    regions: np.ndarray, mask: np.ndarray, affine: np.ndarray, spacing: float | Sequence[float], shape: Sequence[int]
+) -> np.ndarray:
+    """Return the labels of an anatomy on voxels of a third of those of `grid_affine` (see `fine_shape`); uint8 [D, H, W].
+
+    Args:
+        regions: of the anatomy, uint8 [D, H, W].
+        mask: the brain.
+        affine: [4, 4] of both.
+        spacing, shape: the grid of `grid_affine`.
+    """
+    matrix = voxel_map(affine, fine_affine(grid_affine(spacing, shape)))
+    return nearest_labels(structures_of(regions, mask), matrix, fine_shape(shape))
 
 
 def voxel_points(affine: np.ndarray, shape: Sequence[int], templates: Templates) -> np.ndarray:

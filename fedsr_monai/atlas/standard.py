@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fedsr_monai.atlas.build import build_atlas, grid_affine
+from fedsr_monai.atlas.build import build_atlas, fine_label, grid_affine, structures_of
 from fedsr_monai.atlas.templates import high_resolution_templates
-from fedsr_monai.labels import NUM_CLASSES
-from fedsr_monai.spatial.grid import Grid, fine_affine, fine_shape
-from fedsr_monai.spatial.resampling import nearest_labels, voxel_map
+from fedsr_monai.spatial.grid import Grid
 
 
 def standard_grid(spacing: float | Sequence[float], shape: Sequence[int]) -> Grid:
@@ -39,10 +37,8 @@ def fine_atlas_label(spacing: float | Sequence[float], shape: Sequence[int]) -> 
     Raises:
         UserError: the packages that the atlas is built from are not installed.
     """
-    _, label, native = native_atlas()
-    return nearest_labels(
-        label[0].numpy(), voxel_map(native.affine, fine_affine(grid_affine(spacing, shape))), fine_shape(shape)
-    )
+    templates = high_resolution_templates()
+    return fine_label(templates.label, templates.mask, templates.affine, spacing, shape)
 
 
 def native_atlas() -> tuple[torch.Tensor, torch.Tensor, Grid]:
@@ -55,6 +51,6 @@ def native_atlas() -> tuple[torch.Tensor, torch.Tensor, Grid]:
         UserError: the packages that the atlas is built from are not installed.
     """
     templates = high_resolution_templates()
-    label = np.where(templates.mask & (templates.label < NUM_CLASSES), templates.label, 0).astype(np.uint8)
+    label = structures_of(templates.label, templates.mask)
     image = np.clip(templates.t1 / np.percentile(templates.t1[templates.mask], 99.9), 0, 1).astype(np.float32)
     return torch.from_numpy(image)[None], torch.from_numpy(label)[None], Grid(templates.affine, label.shape)

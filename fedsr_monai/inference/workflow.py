@@ -18,7 +18,7 @@ from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.files import check_regular
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS, is_own
 from fedsr_monai.networks.weights import load_head, load_weights
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_atlas
@@ -117,7 +117,7 @@ def load_workflow(
             fix="correct the bundle's configuration",
         )
     after = [transform for transform in postprocessing.transforms if not isinstance(transform, SaveImaged)]
-    own = site is None and Path(file).resolve() == (root / "models" / "model.pt").resolve()
+    own = site is None and is_own(file, root)
     return Workflow(
         network.to(where).eval(), grid, where, Path(file), Compose(before), inferer, Compose(after),
         parser.get("protocol", NEUROMORPHOMETRICS) if own else None, head,

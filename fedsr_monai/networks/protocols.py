@@ -16,6 +16,11 @@ NEUROMORPHOMETRICS, FREESURFER = "neuromorphometrics", "freesurfer"
 HEADS: dict[str, str | None] = {NEUROMORPHOMETRICS: None, FREESURFER: "freesurfer.safetensors"}  # beside model.pt
 
 
+def is_own(ckpt_path: str | os.PathLike, bundle_root: str | os.PathLike) -> bool:
+    """Return whether a checkpoint is the one that comes with the bundle."""
+    return Path(ckpt_path).resolve() == Path(bundle_root, "models", "model.pt").resolve()
+
+
 def protocol_head(
     protocol: str,
     bundle_root: str | os.PathLike,
@@ -43,7 +48,7 @@ def protocol_head(
     if dataset_dir:
         fix = f"leave out --protocol or --site (dataset_dir): {reason}"
         raise UserError(where, found=f"the site {dataset_dir}", expected=expected, fix=fix)
-    if Path(ckpt_path).resolve() != (models / "model.pt").resolve():
+    if not is_own(ckpt_path, bundle_root):
         fix = f"leave out --protocol or --weights (ckpt_path): {reason}"
         raise UserError(where, found=f"the weights {ckpt_path}", expected=expected, fix=fix)
     if not (models / file).is_file():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
+
 CORTEX = 3
 SULCUS = 1.5  # mm: fluid this near to the cortex is counted as cortex
 # Fraction of FreeSurfer's volume that is kept, and who gets the rest, by structure: putamen and amygdala.
@@ -81,4 +83,4 @@ def freesurfer_like(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[floa
 
 
 PROTOCOLS = {"freesurfer": freesurfer, "neuromorphometrics-like": neuromorphometrics_like}  # of people's label maps
-DRAWN_PROTOCOLS = {"neuromorphometrics": neuromorphometrics, "freesurfer-like": freesurfer_like}  # of drawn subjects
+DRAWN_PROTOCOLS = {NEUROMORPHOMETRICS: neuromorphometrics, "freesurfer-like": freesurfer_like}  # of drawn subjects

@@ -12,26 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsr_monai.atlas.build import build_atlas, default_shape, grid_affine
+from fedsr_monai.atlas.build import build_atlas, default_shape, fine_label, grid_affine
 from fedsr_monai.atlas.templates import VERSION
 from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import claim_folder
 from fedsr_monai.labels import LABELS
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.simulation.profiles import PROFILES, UNSEEN, UNSEEN_TRAINING, Profile, profile, random_profile
 from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS, PROTOCOLS
 from fedsr_monai.simulation.real_anatomy import deal, list_anatomies, read_anatomy
 from fedsr_monai.simulation.subject import (
-    NEUROMORPHOMETRICS,
     atlas_label,
     drawn_fine_label,
-    fine_label_of,
     image_anatomy,
     simulate_subject,
 )
-from fedsr_monai.sites.contract import SECTIONS
+from fedsr_monai.sites.contract import SECTIONS, entry_kinds
 from fedsr_monai.sites.writing import write_site
+from fedsr_monai.spatial.grid import fine_affine
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 
 RECORD = "simulation.json"  # in each site folder: the arguments that its scans were made from
@@ -172,7 +172,7 @@ def _semi_real(
     borders = _by_site(protocols, PROTOCOLS, len(hospitals))
     affine = grid_affine(spacing, shape)
     people = deal(*files, {member.name: counts for member, counts in hospitals}, seed)
-    jobs, atlas = [], {"image": "atlas/image.nii.gz", "label": "atlas/label.nii.gz"}
+    jobs, atlas = [], {kind: f"atlas/{kind}.nii.gz" for kind in entry_kinds("atlas")}
     for (member, _), protocol in zip(hospitals, borders):
         folder, dealt = out / member.name, people[member.name]
         record = {
@@ -195,15 +195,10 @@ def _semi_real(
     for folder in {job[0] for job in jobs}:
         _ensure_structures(folder / atlas["label"])
     result = []
-    for (member, counts), protocol in zip(hospitals, borders):
-        image, label = (read_volume(out / member.name / atlas[kind]).voxels for kind in ("image", "label"))
-        training, validation, test = _sections(counts)
-        anatomy = read_anatomy(people[member.name]["atlas"][0], protocol)
-        fine = fine_label_of(anatomy.structures, anatomy.mask, anatomy.affine, spacing, shape)
+    for member, counts in hospitals:
         target = out / member.name
-        result.append(
-            write_site(target, member.name, image, label, affine, training, validation, test, fine_label=fine)
-        )
+        image, label, fine = (read_volume(target / file).voxels for file in atlas.values())
+        result.append(write_site(target, member.name, image, label, affine, *_sections(counts), fine_label=fine))
     return result
 
 
@@ -331,6 +326,10 @@ def _write_subject(
         image, label = simulate_subject(member, seeds, spacing, shape, protocol)
     else:
         image, label = image_anatomy(member, anatomy, protocol, seeds, spacing, shape, deform)
+        if "fine_label" in entry:
+            person = read_anatomy(anatomy, protocol)
+            fine = fine_label(person.structures, person.mask, person.affine, spacing, shape)
+            write_volume(folder / entry["fine_label"], fine, fine_affine(affine))
     if "label" in entry:
         write_volume(folder / entry["label"], label, affine)
     write_volume(folder / entry["image"], image, affine)

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from fedsr_monai.atlas.build import (
     LOW_PASS,
+    fine_label,
     grid_affine,
     label_of,
     sample,
@@ -19,21 +20,16 @@ from fedsr_monai.atlas.build import (
     voxel_points,
 )
 from fedsr_monai.atlas.templates import high_resolution_templates
-from fedsr_monai.labels import NUM_CLASSES
+from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
 from fedsr_monai.simulation.fields import grid_axes
 from fedsr_monai.simulation.profiles import Profile
 from fedsr_monai.simulation.protocols import DRAWN_PROTOCOLS
 from fedsr_monai.simulation.real_anatomy import read_anatomy
 from fedsr_monai.simulation.scanner import acquire
 from fedsr_monai.simulation.shape import Population, subject_points
-from fedsr_monai.spatial.grid import fine_affine, fine_shape
-from fedsr_monai.spatial.resampling import nearest_labels, voxel_map
 
 # On top of a real anatomy: the pose differs as in the drawn subjects, the shape by a mean of about 1.5 mm.
 SMALL = Population(ventricle_sd=0.0, amplitude=0.3)
-
-
-NEUROMORPHOMETRICS = "neuromorphometrics"  # the protocol of the project's own anatomy
 
 
 @lru_cache(maxsize=2)
@@ -60,17 +56,9 @@ def atlas_label(spacing: float | Sequence[float], shape: Sequence[int], protocol
 
 
 def drawn_fine_label(spacing: float | Sequence[float], shape: Sequence[int], protocol: str) -> np.ndarray:
-    """Return the labels of the atlas of drawn sites on finer voxels; see `fine_label_of`."""
+    """Return the labels of the atlas of drawn sites on finer voxels; see `fine_label`."""
     templates = high_resolution_templates()
-    return fine_label_of(_regions(protocol), templates.mask, templates.affine, spacing, shape)
-
-
-def fine_label_of(
-    regions: np.ndarray, mask: np.ndarray, affine: np.ndarray, spacing: float | Sequence[float], shape: Sequence[int]
-) -> np.ndarray:
-    """Return the labels of an anatomy's regions [D, H, W] on voxels of a third of a grid's (see `fine_shape`); uint8."""
-    label = np.where(mask & (regions < NUM_CLASSES), regions, 0).astype(np.uint8)
-    return nearest_labels(label, voxel_map(affine, fine_affine(grid_affine(spacing, shape))), fine_shape(shape))
+    return fine_label(_regions(protocol), templates.mask, templates.affine, spacing, shape)
 
 
 def simulate_subject(
@@ -97,15 +85,14 @@ def simulate_subject(
     points = subject_points(anatomy, profile.population, affine, shape)
     voxels = transform(np.linalg.inv(templates.affine), points)
     # most of the grid is air: only the voxels that hold some brain are looked up in the 14 maps
-    soft, near = soft_labels(tuple(LOW_PASS * np.diag(affine)[:3]))
+    sigma = tuple(LOW_PASS * np.diag(affine)[:3])
+    soft, near = soft_labels(sigma)
     inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
     voxels = voxels[:, inside]
     fractions = np.stack([sample(channel, voxels) for channel in soft])
     drawn = fractions
     if protocol != NEUROMORPHOMETRICS:
-        drawn = np.stack(
-            [sample(channel, voxels) for channel in drawn_labels(tuple(LOW_PASS * np.diag(affine)[:3]), protocol)]
-        )
+        drawn = np.stack([sample(channel, voxels) for channel in drawn_labels(sigma, protocol)])
     label = np.zeros(inside.shape, np.uint8)
     label[inside] = label_of(drawn)
     image = acquire(look, profile.scanner, fractions / 255, inside, voxels, templates, grid_axes(affine, shape))
