@@ -24,7 +24,9 @@ from fedsr_monai.spatial.warping import warp
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
 SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "general": 0.0, "mutual_information": 0.1}
 
-soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+# Squares in the denominator: without them soft Dice of two equal maps of fractions is below 1, and best where one of them is
+# sharper or smaller than it should be.
+soft_dice = DiceLoss(include_background=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
 
 
 @dataclass

@@ -35,6 +35,17 @@ def test_the_right_displacement_has_the_lowest_losses(network, phantom):
     assert losses[2.0]["smoothness"].item() == 0
 
 
+def test_labels_that_meet_cost_nothing_where_borders_are_soft(network):
+    """A Dice whose denominator has no squares is above 0 there, and below it with other fractions than the target's."""
+    fractions = network.atlas_fractions()
+    target = Target(network.atlas_image, fractions)
+    at_rest = registration_losses(network, shifted(0.0), target, fractions, None)["dice"]
+    assert 0 < fractions[:, 1:].max() <= 1 and at_rest.abs() < 1e-5
+    blurred = 0.5 * fractions + 0.5 * fractions.roll(1, dims=2)
+    soft = registration_losses(network, shifted(0.0), Target(network.atlas_image, blurred), blurred, None)["dice"]
+    assert soft.abs() < 1e-5
+
+
 def test_segmentation_losses_by_kind(network, phantom):
     torch.manual_seed(0)
     logits, label = torch.randn(2, 14, 8, 8, 8), torch.randint(0, 14, (1, 1, 8, 8, 8))
