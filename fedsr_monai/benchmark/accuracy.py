@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.transforms import LoadImage
 
 from fedsr_monai.benchmark.ants_baseline import METHODS, propagate
@@ -165,7 +166,10 @@ def _refined_rows(network: FedSRNet, site: Site, item: dict[str, str], steps: in
     scan = load(item["image"]).as_tensor().float()[None].to(network.atlas_image.device)
     reference = load(item["label"]).numpy()[0].astype(np.uint8)
     start = time.perf_counter()
-    ddf = refine_registration(network, scan, steps)
+    with torch.no_grad():
+        found = network.predict(scan)
+    assert found.ddf is not None  # asked for
+    ddf = refine_registration(found.ddf, network.atlas_label, found.logits, steps)
     label = network.warp_labels(ddf)[0, 0].cpu().numpy()
     measures = {
         "method": method,

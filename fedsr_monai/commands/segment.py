@@ -17,7 +17,7 @@ def segment(
     site: str | None = None,
     weights: str | None = None,
     bundle: str = "fedsr_site",
-    refine: int = 0,
+    refine: int | None = None,
     raw: bool = False,
     masks: list[str] | None = None,
     accurate: bool = False,
@@ -51,7 +51,8 @@ def segment(
         site: site folder whose atlas and grid are used, with the weights of that site
         weights: checkpoint; by default the one that comes with the bundle
         bundle: folder or name of the bundle
-        refine: with --register, gradient steps that improve each deformation by itself (some seconds per scan)
+        refine: with --register, gradient steps that fit each deformation to the labels of the scan; by default 16, with --accurate 64, and 0 gives the
+            network's own
         raw: scans as they came from the scanner: find the brain, correct the bias field and align it to the atlas first, and draw
             that as <scan>_alignment.png; the results are in the scan's own space all the same. Needs the extra "itk"
         masks: with --raw, brain masks of the scans, in their order; without them the brain is found by a network

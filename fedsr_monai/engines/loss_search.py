@@ -2,8 +2,7 @@
 problem.
 
 Lower level: each head learns on one half of the site's scans, by the joint trainer's steps, under the current lambdas.
-    Upper level: the
-lambdas are to lower the loss on the other half after such a step.
+Upper level: the lambdas are to lower the loss on the other half after such a step.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ class Lambdas(nn.Module):
     """The loss weights of one head, log-parametrised: `total * softmax(logs)`, at first the weights that are given.
 
     Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only
-        ratios
-    can be searched for. A weight of 0 is left out, and stays 0.
+    ratios can be searched for. A weight of 0 is left out, and stays 0.
 
     Args:
         weights: initial values.
@@ -135,10 +133,9 @@ def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps
     """Return how far the lower loss g, descended along `output` s, follows the upper F: <dF/ds, dg/ds> / (<dg/ds,
     dg/ds> + eps).
 
-    F - coupling * g is the upper loss with the lower level's response in it (after Bi-JROS, Fan et al., CVPR 2024): the
-    implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has rank
-    one and
-    is not the Hessian: a direction to try, without a promise of convergence.
+    F - coupling * g is the upper loss with the lower level's response in it (after Bi-JROS, Fan et al., CVPR 2024):
+    the implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has
+    rank one and is not the Hessian: a direction to try, without a promise of convergence.
     """
     (of_upper,) = torch.autograd.grad(upper, output, retain_graph=True)
     (of_lower,) = torch.autograd.grad(lower, output, retain_graph=True)
@@ -149,17 +146,15 @@ class LossSearchTrainer(JointTrainer):
     """A `JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
 
     Every `search_interval` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the
-    lambdas move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step sizes
-    of the head's optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's momenta
-    taken as constants.
+    lambdas move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step
+    sizes of the head's optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's
+    momenta taken as constants.
 
     The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. On a
-    held-out scan
-    and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the drawn atlas; eq.
-        11 of
-    the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the scan, where the Dice of
-    warped and predicted labels moves both heads. Smoothness is part of U because a field that folds raises overlap and
-    similarity on any scan.
+    held-out scan and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the
+    drawn atlas; eq. 11 of the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the
+    scan, where the Dice of warped and predicted labels moves both heads. Smoothness is part of U because a field that
+    folds raises overlap and similarity on any scan.
 
     `engine.state.output` gains `lambda/<head>/<loss>` and, when U was computed, `held_out`.
 

@@ -88,7 +88,7 @@ class HistoryWriter:
         """Add a row to the file, in one step.
 
         Rows of this round and site from this epoch on belong to a training that was killed, or is repeated: they are
-            dropped.
+        dropped.
         """
         rows = read_history(self.path) if is_there(self.path) else []
         same = {key: str(row[key]) for key in ("round", "site")}

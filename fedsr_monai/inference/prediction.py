@@ -24,10 +24,13 @@ class Answer:
     Attributes:
         logits: [K, D, H, W] on the grid of the image, which may be finer than the network's (`InterleavedInferer`).
         ddf: displacement [3, D, H, W] in voxels of the network's grid, from the atlas to the scan; None without registration.
+        refined: the same, after gradient steps towards the logits (`refine_registration`); None without them. To judge the logits
+            by it would be to judge them by themselves.
     """
 
     logits: torch.Tensor
     ddf: torch.Tensor | None = None
+    refined: torch.Tensor | None = None
 
 
 def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0, accurate: bool = False) -> Answer:
@@ -37,23 +40,29 @@ def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0
         workflow: with an atlas in its network for `register`.
         image: in [0, 1], background 0, on the network's grid or one that is a whole number of times finer.
         register: run the registration head too.
-        refine: gradient steps on the deformation, see `refine_registration`.
+        refine: gradient steps on the deformation, with `register`; see `refine_registration`.
         accurate: average the logits over the scan and its mirror image, see `flip_average`.
     """
     network, inferer = workflow.network, workflow.inferer
     own = on_network_grid(image, workflow.grid)
-    ddf = None
-    if register and not refine and isinstance(inferer, InterleavedInferer):
+    ddf = refined = None
+    if register and isinstance(inferer, InterleavedInferer):
         with inferer.arithmetic(image.device):
             both = network.predict(own)
         logits, ddf = inferer(image, network, first=both.logits), both.ddf
     else:
         logits = inferer(image, network)
         if register:
-            ddf = refine_registration(network, own, refine) if refine else network.predict(own).ddf
+            ddf = network.predict(own).ddf
     if accurate:
         logits = flip_average(workflow, image, logits)
-    return Answer(logits[0], None if ddf is None else ddf[0].float())
+    if ddf is not None:
+        ddf = ddf.float()
+        if refine:
+            found = refine_registration(ddf, network.atlas_label, on_network_grid(logits, workflow.grid), refine)
+            refined = found[0]
+        ddf = ddf[0]
+    return Answer(logits[0], ddf, refined)
 
 
 def label(workflow: Workflow, scan: MetaTensor, **options: Any) -> tuple[dict[str, Any], torch.Tensor, Answer]:

@@ -36,6 +36,7 @@ from fedsr_monai.spatial.grid import Grid, fine_affine
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
+REFINE, REFINE_ACCURATE = 16, 64  # gradient steps on a deformation by default, and with `accurate`
 SHARED = "the whole folder"  # name in the record of what belongs to no single scan
 
 
@@ -80,7 +81,7 @@ def segment(
     register: bool = False,
     site: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     raw: bool = False,
     masks: Sequence[str | os.PathLike] = (),
     progress: bool = True,
@@ -119,7 +120,8 @@ def segment(
         register: write the results of the registration head too.
         site: site folder whose atlas and grid are used; by default the bundle's grid and an atlas built on it.
         device: by default the first GPU, or the CPU where there is none.
-        refine: gradient steps that improve each deformation by itself, with `register` (see `refine_registration`).
+        refine: gradient steps that improve each deformation by itself, with `register` (see `refine_registration`); by default 16,
+            with `accurate` 64; 0 gives the network's own.
         raw: the scans are as they were acquired, anywhere in space, with their skull or without: each is masked, corrected for
             its bias field and aligned to the atlas first (see `prepare_scan`), and `out` receives a picture of that,
             `<scan>_alignment.png`. The results are in the scan's own space all the same; the deformation maps the atlas to it.
@@ -155,6 +157,8 @@ def segment(
         >>> [path.name for path in paths]
         ['test-001_dseg.nii.gz']
     """
+    if refine is None:
+        refine = (REFINE_ACCURATE if accurate else REFINE) if register else 0
     check_whole_number("refine", refine, 0)
     if refine and not register:
         raise UserError(
@@ -361,7 +365,7 @@ class Run:
                     raise rejected(scan, quality, kept=False)
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text("\n".join(quality.reasons) + "\n")
-        ddf = answer.ddf if options.register else None
+        ddf = (answer.ddf if answer.refined is None else answer.refined) if options.register else None
         write_results(workflow, data, ddf, scan.files, self.out, self.atlas_labels, folder_tables=self.dataset is None)
         if options.dicom_seg:
             self._write_dicom_seg(scan, data["pred"][0].cpu().numpy(), quality)

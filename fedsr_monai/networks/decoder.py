@@ -169,13 +169,11 @@ class SegmentationHead(nn.Module):
 class RegistrationHead(nn.Module):
     """Decoder D_r of eq. 2: features of scan and atlas -> displacement field at half resolution, coarse to fine.
 
-    One half-resolution field from one look at unaligned features stalls well below classical registration, so the field
-    is a
-    pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*, adds a
-        residual
-    velocity field, integrates it and composes. The half-resolution level is applied `passes` times with the same
-    weights, and it also sees the scan's predicted labels beside the warped atlas labels (`label_guidance`): each head
-    uses what the other knows.
+    One half-resolution field from one look at unaligned features stalls well below classical registration, so the
+    field is a pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*,
+    adds a residual velocity field, integrates it and composes. The half-resolution level is applied `passes` times
+    with the same weights, and it also sees the scan's predicted labels beside the warped atlas labels
+    (`label_guidance`): each head uses what the other knows.
 
     Args:
         widths, channels, scie, statistics: as for `SegmentationHead`.
@@ -284,7 +282,7 @@ class RegistrationHead(nn.Module):
         """Compute `fine_features` with what is the scan's, and the same in every pass, convolved once.
 
         A convolution is linear: its output is the sum of those of two parts of its input channels, by these parts of
-            its weights.
+        its weights.
         """
         below, width = (part.shape[1] for part in of_scan)
         weight = self.fine.conv.weight

@@ -12,8 +12,7 @@ def label_fractions(label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return the fractions of a label map, float32 [B, num_classes, D/2, H/2, W/2].
 
     Plain definition: the one-hot map, averaged over blocks of 2x2x2 voxels (`average_fractions`). Here each voxel adds
-        an
-    eighth to its label, which gives the same numbers in a fiftieth of the time.
+    an eighth to its label, which gives the same numbers in a fiftieth of the time.
 
     Args:
         label: ids [B, 1, D, H, W] with even sides.
@@ -36,8 +35,7 @@ def average_fractions(probability: torch.Tensor) -> torch.Tensor:
     """Average probabilities [B, classes, D, H, W] with even sides over blocks of 2x2x2 voxels.
 
     Plain definition: `avg_pool3d(probability, 2)`. Trilinear resampling to half the size is the same mean, and takes a
-        tenth
-    of the time on a CPU.
+    tenth of the time on a CPU.
     """
     half = [n // 2 for n in probability.shape[2:]]
     return F.interpolate(probability, size=half, mode="trilinear", align_corners=False)

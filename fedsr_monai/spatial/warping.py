@@ -26,7 +26,7 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
             image's range).
         mode: "bilinear" (trilinear, float32) or "nearest" (no gradient to the displacement).
     """
-    batch, _, *shape = ddf.shape
+    shape = ddf.shape[2:]
     ddf = ddf.float()
     if mode == "nearest":
         return _look_up(image, ddf)
@@ -39,8 +39,19 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
         line = 2 * torch.arange(n, device=ddf.device, dtype=torch.float32) / max(n - 1, 1) - 1
         line = line.view([-1 if a == axis else 1 for a in range(3)])
         axes.append(torch.add(line, ddf[:, axis], alpha=2 / max(n - 1, 1)))
-    grid = torch.stack(axes, dim=-1)
-    image = image.float()
+    return _sample(image, torch.stack(axes, dim=-1))
+
+
+def sample(image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Sample an image [B, C, D, H, W] trilinearly at positions [B, 3, d, h, w] in its voxels, repeating the border;
+    float32.
+    """
+    axes = [2 / max(image.shape[2 + axis] - 1, 1) * positions[:, axis] - 1 for axis in (2, 1, 0)]
+    return _sample(image, torch.stack(axes, dim=-1))
+
+
+def _sample(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    image, (batch, *shape, _) = image.float(), grid.shape
     if batch == 1 and image.device.type == "cpu" and shape[0] % 2 == 0 and not torch.jit.is_tracing():
         slabs = grid.reshape(2, shape[0] // 2, *shape[1:], 3)
         halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, padding_mode="border", align_corners=True)

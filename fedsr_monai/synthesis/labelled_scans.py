@@ -11,11 +11,12 @@ from fedsr_monai.spatial.reader import VolumeReader
 
 
 class LabelledScans:
-    """Draw a labelled scan with a given probability, and otherwise from another source; a replacement of `RandomAtlas`.
+    """Draw a labelled scan with a given probability, and otherwise from another source; a replacement of
+    `RandomAtlas`.
 
     The labels of the random atlas are those of an atlas on the coarse grid, deformed: thin structures lose a few
-        percent of
-    their Dice by that. Labels of simulated subjects come from the 1 mm anatomy. Weights that are to ship see both.
+    percent of their Dice by that. Labels of simulated subjects come from the 1 mm anatomy. Weights that are to ship
+    see both.
 
     Half of the scans are mirrored left to right (the labels merge both sides), and their contrast and noise vary a
     little, so that no scan is seen twice. All draws come from torch's global generator.

@@ -46,8 +46,7 @@ class RandomAtlas:
     """Deform the labelled atlas and image it anew; image and labels go through the same warp, so the pair is exact.
 
     Beyond the paper, and the reason why few steps go far: the pseudo-labels of eq. 3 are only as good as the
-        registration,
-    these are right by construction.
+    registration, these are right by construction.
 
     Args:
         deformation, appearance: draw anatomy and scanner.

@@ -140,7 +140,7 @@ def test_registration_carries_the_atlas_labels_over(scan, weights, site_folder, 
     prediction = Prediction(torch.zeros(1, 14, 32, 32, 32), shift)
     monkeypatch.setattr(FedSRNet, "predict", lambda self, image: prediction)
     path = scan()
-    segment([path], tmp_path / "out", weights=weights, site=site_folder(), register=True)
+    segment([path], tmp_path / "out", weights=weights, site=site_folder(), register=True, refine=0)
     labels = nib.load(tmp_path / "out" / "scan_atlas-dseg.nii.gz")
     moved = OBLIQUE.affine.copy()
     moved[1, 3] += 12
@@ -169,7 +169,7 @@ def test_refined_steps_change_the_deformation(scan, weights, site_folder, tmp_pa
 
 
 def test_registration_without_a_site_builds_the_atlas_and_keeps_it(scan, weights, tmp_path):
-    segment([scan()], tmp_path / "out", weights=weights, register=True)
+    segment([scan()], tmp_path / "out", weights=weights, register=True, refine=0)
     atlas = nib.load(tmp_path / "out" / "atlas" / "label.nii.gz")
     assert len(np.unique(atlas.dataobj)) == 14
     assert np.array_equal(np.abs(np.diag(atlas.affine)), [1, 1, 1, 1])  # its own resolution, finer than the network's

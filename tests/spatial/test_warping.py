@@ -7,7 +7,7 @@ import torch
 from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers import GaussianFilter
 
-from fedsr_monai.spatial.warping import compose, integrate, resize_ddf, warp
+from fedsr_monai.spatial.warping import compose, integrate, resize_ddf, sample, warp
 
 
 def smooth_field(shape: tuple[int, ...], size: float, seed: int = 0, channels: int = 3, batch: int = 1) -> torch.Tensor:
@@ -33,6 +33,13 @@ def test_zero_displacement_is_the_identity(shape, batch):
     error = (warp(image, torch.zeros(batch, 3, *shape)) - image).abs().max()
     # White noise is the worst image: what remains is the rounding of float32 coordinates, and exactly 0 where n - 1 divides well.
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_positions_are_sampled_as_a_displacement_is(batch):
+    image, ddf = torch.rand(batch, 2, 16, 20, 18), smooth_field((16, 20, 18), 2.0, batch=batch)
+    voxels = torch.stack(torch.meshgrid([torch.arange(n) for n in (16, 20, 18)], indexing="ij"))
+    torch.testing.assert_close(sample(image, voxels + ddf), warp(image, ddf), atol=1e-4, rtol=0)
 
 
 def test_nearest_at_zero_displacement_is_exact():
