@@ -1,8 +1,8 @@
 """Dice on real scans with label maps, at their own resolution: `python benchmarks/real_scans.py FOLDER PERSON ... --out real.csv`.
 
 FOLDER holds `sub-PERSON_T1w.nii.gz` and `sub-PERSON_dseg.nii.gz` (ids 0 to 13) on one grid. Each scan is prepared as `fedsr segment --raw` prepares it, and
-labelled in the ways that `fedsr segment` offers (`--fast`, by default, `--accurate`); the atlas is registered to it once, and its labels are carried over from
-the network's grid and from the atlas' own. One row per person and way, appended as it is measured.
+labelled in the ways that `fedsr segment` offers (`--fast`, by default, `--accurate`), and the atlas is registered to it by the network alone (`--refine 0`), by default
+and with `--accurate`. One row per person and way, appended as it is measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.evaluation.registration import folded_percent
 from fedsr_monai.inference.interleaved import on_network_grid
 from fedsr_monai.inference.prediction import ask
+from fedsr_monai.inference.segment import REFINE, REFINE_ACCURATE
 from fedsr_monai.inference.workflow import get_atlas, load_workflow
 from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.prepare.load import read_scan
@@ -27,7 +28,11 @@ from fedsr_monai.spatial.displacement import field_for, field_on_scan, labels_un
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import read_volume
 
-WAYS = {"one pass": (1, False), "eight passes": (2, False), "eight passes, flip": (2, True)}  # fineness, accurate
+WAYS = {
+    "one pass": (1, False, 0),
+    "eight passes": (2, False, REFINE),
+    "eight passes, flip": (2, True, REFINE_ACCURATE),
+}  # fineness, accurate, refine
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -50,27 +55,34 @@ def main() -> None:
     image, label = get_atlas(None, grid)
     for workflow in workflows.values():
         workflow.network.set_atlas(image, label)
-    atlases = {"atlas labels at 2 mm": (label, grid), "atlas labels at 1 mm": native_atlas()[1:]}
+    fine_label, fine_grid = native_atlas()[1:]
     for person in options.people:
         path = options.folder / f"sub-{person}_T1w.nii.gz"
         truth = read_volume(options.folder / f"sub-{person}_dseg.nii.gz").voxels
         prepared = prepare_scan(read_scan(path), None, image[0].numpy(), grid, str(path))
         own = Grid(prepared.affine, truth.shape)
         results: list[tuple[str, str, torch.Tensor, str]] = []
-        for way, (fineness, accurate) in WAYS.items():
+        for way, (fineness, accurate, refine) in WAYS.items():
             workflow = workflows[fineness]
             meta = {"filename_or_obj": str(path), "original_channel_dim": 0}
             scan = MetaTensor(torch.from_numpy(prepared.brain)[None], torch.as_tensor(prepared.affine), meta)
             data = workflow.preprocessing({"image": scan})
-            answer = ask(workflow, data["image"].as_tensor()[None], register=way == "eight passes", accurate=accurate)
+            answer = ask(
+                workflow, data["image"].as_tensor()[None], register=fineness > 1, refine=refine, accurate=accurate
+            )
             results.append(("seg", way, workflow.postprocessing(data | {"pred": answer.logits})["pred"], ""))
-            if answer.ddf is None:
-                continue
-            field = field_on_scan(answer.ddf, grid, own)
-            folded = f"{folded_percent(answer.ddf, on_network_grid(data['image'].as_tensor(), grid)[0] > 0):.2e}"
-            for name, (atlas, at) in atlases.items():
-                found = labels_under_field(atlas, field_for(field, grid, at), at, own, NUM_CLASSES)
-                results.append(("reg", name, found, folded))
+            fields = (
+                {f"{refine} steps": answer.refined}
+                if accurate
+                else {"network alone": answer.ddf, f"{refine} steps": answer.refined}
+            )
+            for name, ddf in fields.items():
+                if ddf is None:
+                    continue
+                field = field_for(field_on_scan(ddf, grid, own), grid, fine_grid)
+                found = labels_under_field(fine_label, field, fine_grid, own, NUM_CLASSES)
+                folded = folded_percent(ddf, on_network_grid(data["image"].as_tensor(), grid)[0] > 0)
+                results.append(("reg", name, found, f"{folded:.2e}"))
         with open(options.out, "a", newline="") as file:
             for head, way, found, folded in results:
                 values = dice(found[0].numpy(), truth)
