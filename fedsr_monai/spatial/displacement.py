@@ -11,10 +11,11 @@ import torch
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import header_of, itk_affine, largest_distance
 from fedsr_monai.spatial.nifti import make_image, write_nifti
-from fedsr_monai.spatial.resampling import sample, voxel_map
+from fedsr_monai.spatial.resampling import sample, sample_labels, voxel_map
 
 LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against those of NIfTI
 ROUNDING = 1e-3  # mm; headers keep float32
+STEP = np.float32(2**-12)  # mm: vectors are rounded to it (0.2 micrometres), which takes a quarter off their files
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
@@ -47,13 +48,7 @@ def labels_under_field(
         num_classes: number of labels, background included.
     """
     fractions = torch.zeros(num_classes, *label.shape[1:], device=label.device).scatter_(0, label.long(), 1)
-    matrix = voxel_map(grid.affine, scan.affine)
-
-    def largest(values: torch.Tensor) -> torch.Tensor:
-        values[0] = 1 - values[1:].sum(dim=0)  # outside the atlas all fractions are 0
-        return values.argmax(dim=0, keepdim=True).to(torch.uint8)
-
-    return sample(fractions, matrix, scan.shape, largest, shift=field)
+    return sample_labels(fractions, voxel_map(grid.affine, scan.affine), scan.shape, shift=field)
 
 
 def write_displacement(
@@ -66,7 +61,7 @@ def write_displacement(
     """Write the field as an ITK displacement field (.nii.gz), from points of the scan to those of the atlas.
 
     Vectors are in millimetres along left, posterior and superior, in a 5-D NIfTI of shape (*scan.shape, 1, 3) with
-    vector intent, float32. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
+    vector intent, float32, rounded to 1/4096 mm. `itk.DisplacementFieldTransform` and `antsApplyTransforms -i atlas -r scan -t FIELD` pull
     the atlas onto the scan with it.
 
     The vectors begin where ITK sees the voxels of the scan's file. That may be elsewhere than at `scan.affine`: where
@@ -91,7 +86,7 @@ def write_displacement(
         step = scan.affine - seen
         i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
         vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
-    vectors = np.ascontiguousarray((vectors * LPS)[:, :, :, None, :], dtype=np.float32)
+    vectors = np.ascontiguousarray((np.rint(vectors * (LPS / STEP)) * STEP)[:, :, :, None, :], dtype=np.float32)
     image = make_image(vectors, header)
     image.header.set_intent("vector")
-    write_nifti(path, image, compresslevel=1)  # floats hardly shrink any further
+    write_nifti(path, image, repeats=False)

@@ -26,6 +26,7 @@ from fedsr_monai.spatial.header import copy_forms, form_conflict, header_of
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 VOXEL_MM = (0.05, 20.0)  # side of a voxel
+GZIP = 31  # zlib's window bits for a gzip stream
 LARGEST_MM = 1000.0  # side of the volume
 LARGEST_BYTES = 1 << 31  # of the voxels: 500 million float32, more than 0.35 mm over a whole head
 LARGEST_EXTRAS = 1 << 25  # header extensions and whatever follows the voxels
@@ -300,13 +301,21 @@ def _size_in_bytes(file: Path, header: Header) -> int:
     return offset + size
 
 
-def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, compresslevel: int = 4) -> None:
+def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, repeats: bool = True) -> None:
     """Write a .nii.gz in one step, gzip without a time stamp.
+
+    Args:
+        path: the file.
+        image: what is written.
+        repeats: look for repeated sequences. There are none in floating-point numbers without a pattern, and a third of
+            the time gives files of the same size.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=compresslevel, mtime=0))
+    level, strategy = (4, zlib.Z_DEFAULT_STRATEGY) if repeats else (1, zlib.Z_HUFFMAN_ONLY)
+    stream = zlib.compressobj(level, zlib.DEFLATED, GZIP, strategy=strategy)
+    write_bytes(path, stream.compress(image.to_bytes()) + stream.flush())
 
 
 def make_image(volume: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:

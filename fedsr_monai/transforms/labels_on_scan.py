@@ -13,7 +13,7 @@ from monai.utils import TraceKeys
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.spatial.header import FORM_FIELDS
-from fedsr_monai.spatial.resampling import is_identity, sample, voxel_map
+from fedsr_monai.spatial.resampling import is_identity, most_likely, sample_labels, voxel_map
 
 KEPT = ("filename_or_obj", *FORM_FIELDS)  # of the scan's meta data
 
@@ -30,35 +30,8 @@ def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int
         shape: of the grid.
     """
     if is_identity(matrix, fractions.shape[1:], shape):
-        return _most_likely(fractions)
-    return _sampled_where_foreground(fractions, matrix, shape)
-
-
-def _most_likely(fractions: torch.Tensor) -> torch.Tensor:
-    return fractions.argmax(dim=0, keepdim=True).to(torch.uint8)
-
-
-def _sampled_where_foreground(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return `_most_likely(sample(fractions, matrix, shape))`, computed only near the foreground: elsewhere it is 0."""
-    result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
-    start, stop = _box(fractions.argmax(dim=0) > 0, matrix, shape)
-    if (stop > start).all():
-        shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
-        # Outside the volume all fractions are interpolated to 0, and the argmax is the background.
-        labels = sample(fractions, shifted, tuple(stop - start), _most_likely)
-        result[:, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]] = labels
-    return result
-
-
-def _box(mask: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the grid's box, first and past-the-last index, that holds a mask of the volume and a voxel around it."""
-    extent = [torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
-    if not all(len(indices) for indices in extent):
-        return np.zeros(3, int), np.zeros(3, int)
-    sides = [(float(indices[0]) - 1, float(indices[-1]) + 1) for indices in extent]
-    corners = np.array([[i, j, k, 1] for i in sides[0] for j in sides[1] for k in sides[2]]) @ np.linalg.inv(matrix).T
-    start = np.clip(np.floor(corners[:, :3].min(axis=0)), 0, shape).astype(int)
-    return start, np.clip(np.ceil(corners[:, :3].max(axis=0)) + 1, 0, shape).astype(int)
+        return most_likely(fractions)
+    return sample_labels(fractions, matrix, shape)
 
 
 class LabelsOnScand(MapTransform):

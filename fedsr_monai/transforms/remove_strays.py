@@ -10,6 +10,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from fedsr_monai.spatial.resampling import most_likely
+
 NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -27,7 +29,7 @@ def remove_strays(logits: torch.Tensor, fraction: float = 0.1) -> torch.Tensor:
     Returns:
         The logits, those of a label at its stray pieces -inf.
     """
-    labels = logits.argmax(dim=0).cpu().numpy()
+    labels = most_likely(logits)[0].cpu().numpy()
     result = logits
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:

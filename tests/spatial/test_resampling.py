@@ -9,7 +9,15 @@ from scipy.spatial.transform import Rotation
 
 from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.spatial.grid import Grid
-from fedsr_monai.spatial.resampling import is_identity, low_pass, resample_labels, sample, voxel_map
+from fedsr_monai.spatial.resampling import (
+    is_identity,
+    low_pass,
+    most_likely,
+    resample_labels,
+    sample,
+    sample_labels,
+    voxel_map,
+)
 from fedsr_monai.transforms import ResampleToGrid, ResampleToGridd
 
 GRID = standard_grid(6.0, (32, 32, 32))
@@ -172,3 +180,31 @@ def test_fine_scans_go_to_the_finer_grid_at_the_resolution_of_the_grid():
     )
     with pytest.raises(ValueError, match="'fineness' is 2 for kind 'label'"):
         ResampleToGrid(coarse, "label", 2)
+
+
+@pytest.mark.parametrize("kind", ["label map", "probabilities"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_labels_are_those_of_all_fractions_interpolated_everywhere(phantom, kind, shifted):
+    """Also beyond the volume, which is background."""
+    torch.manual_seed(0)
+    fractions = torch.nn.functional.one_hot(phantom[1][0].long(), 14).movedim(-1, 0).float()
+    if kind == "probabilities":
+        fractions = (3 * fractions + torch.rand_like(fractions)).softmax(dim=0)
+    volume, grid = standard_grid(6.0, (32, 32, 32)), oblique((5.0, 4.0, 6.0), (48, 60, 44))
+    matrix = voxel_map(volume.affine, grid.affine)
+    shift = 6 * torch.rand(3, 1, 1, 1) + torch.randn(3, *grid.shape) if shifted else None
+    values = sample(fractions, matrix, grid.shape, shift=shift)
+    values[0] = 1 - values[1:].sum(dim=0)
+    expected = most_likely(values)
+    found = sample_labels(fractions, matrix, grid.shape, shift)
+    assert (found != expected).float().mean() < 1e-5  # two labels may tie but for rounding
+    assert len(torch.unique(found)) == 14
+
+
+def test_a_position_that_is_no_number_is_background(phantom):
+    fractions = torch.nn.functional.one_hot(phantom[1][0].long(), 14).movedim(-1, 0).float()
+    assert not sample_labels(fractions, np.eye(4), (32, 32, 32), torch.full((3, 32, 32, 32), torch.nan)).any()
+
+
+def test_the_most_likely_label_is_the_first_of_those_that_tie():
+    assert most_likely(torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]])).tolist() == [[0, 1]]
