@@ -58,7 +58,7 @@ class LabelApp(MONAILabelApp):
         """Return the models by name."""
         site = served_site(Path(self.app_dir))
         infers: dict[str, InferTask] = {BUNDLE: ScanInferTask(str(self.bundle), self.conf, site)}
-        if importlib.util.find_spec("itk") is not None:
+        if importlib.util.find_spec("SimpleITK") is not None:
             infers[RAW] = RawInferTask(self.bundle, site)
         return infers
 

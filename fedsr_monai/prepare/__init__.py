@@ -13,5 +13,7 @@ def require_itk() -> None:
     Raises:
         UserError: it is not.
     """
-    if importlib.util.find_spec("itk") is None:
-        raise UserError("package itk", "no installation", "one, for raw scans", "run `pip install 'fedsr-monai[itk]'`")
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise UserError(
+            "package SimpleITK", "no installation", "one, for raw scans", "run `pip install 'fedsr-monai[itk]'`"
+        )

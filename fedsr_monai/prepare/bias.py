@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itk
 import numpy as np
+import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
@@ -33,14 +33,11 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     inside = (inside > 0.5) & (small > 0)
     image = to_itk(small, small_affine)
     size = np.linalg.norm(small_affine[:3, :3], axis=0) * small.shape
-    n4 = itk.N4BiasFieldCorrectionImageFilter[type(image), itk.Image[itk.UC, 3], type(image)].New(image)
-    n4.SetMaskImage(to_itk(inside, small_affine, itk.UC))
-    n4.SetNumberOfFittingLevels(len(ITERATIONS))
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(ITERATIONS)
     n4.SetConvergenceThreshold(1e-4)
     n4.SetNumberOfControlPoints([int(max(4, np.ceil(length / SPLINE) + 3)) for length in size])
-    n4.Update()
-    corrected = from_itk(n4.GetOutput())
+    corrected = from_itk(n4.Execute(image, to_itk(inside, small_affine, np.uint8)))
     logarithm = np.zeros(small.shape, np.float32)
     logarithm[inside] = np.log(small[inside] / np.maximum(corrected[inside], 1e-6))
     nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)

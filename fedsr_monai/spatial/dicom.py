@@ -75,7 +75,7 @@ def require_dicom(seg: bool = False) -> None:
     Raises:
         UserError: it is not.
     """
-    for package in ("pydicom", "itk", *(["highdicom"] if seg else [])):
+    for package in ("pydicom", "SimpleITK", *(["highdicom"] if seg else [])):
         if importlib.util.find_spec(package) is None:
             fix = "run `pip install 'fedsr-monai[dicom]'`"
             raise UserError(f"package {package}", "no installation", "one, for DICOM", fix)
@@ -300,12 +300,12 @@ def read_series(folder: str | os.PathLike, wanted: str | None = None) -> Volume:
         image = _decoded(series.files)
     except RuntimeError:
         raise _undecodable(series) from None
-    import itk
+    import SimpleITK as sitk
 
-    voxels = itk.array_from_image(image).transpose(2, 1, 0)
+    voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     affine = np.eye(4)
-    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * list(image.GetSpacing())
-    affine[:3, 3] = list(image.GetOrigin())
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
     affine[:2] *= -1  # from LPS+ to RAS+
     if broken := int((~np.isfinite(voxels)).sum()):
         raise UserError(where, f"{broken} voxels that are NaN or infinite", "numbers", "export it again")
@@ -318,13 +318,13 @@ def _decoded(files: list[Path]) -> Any:
     Raises:
         RuntimeError: GDCM cannot read one of them.
     """
-    import itk
+    import SimpleITK as sitk
 
-    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New()
-    reader.SetImageIO(itk.GDCMImageIO.New())
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetOutputPixelType(sitk.sitkFloat32)
     reader.SetFileNames([str(file) for file in files])
-    reader.Update()
-    return reader.GetOutput()
+    return reader.Execute()
 
 
 def _undecodable(series: Series) -> UserError:

@@ -117,9 +117,9 @@ def sample_labels(
     start, stop = box_on_grid(labels > 0, matrix, shape, margin=1 + reach)
     if not (stop > start).all():
         return result
-    box = tuple(slice(a, b) for a, b in zip(start, stop))
+    box = [slice(int(a), int(b)) for a, b in zip(start, stop)]
     shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
-    moved = None if shift is None else shift[(slice(None), *box)]
+    moved = None if shift is None else shift[:, box[0], box[1], box[2]]
     cells = _uniform_cells(labels)
     parts = []
     for positions in _positions(shifted, tuple(stop - start), moved, fractions.device):
@@ -135,7 +135,7 @@ def sample_labels(
             values[0] = 1 - values[1:].sum(dim=0)  # outside the volume all are 0
             part[mixed] = most_likely(values)[0]
         parts.append(part)
-    result[(0, *box)] = torch.cat(parts)
+    result[0, box[0], box[1], box[2]] = torch.cat(parts)
     return result
 
 

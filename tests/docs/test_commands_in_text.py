@@ -68,7 +68,7 @@ def small(line: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with the bundles, a stripped scan, raw scans and a labelled atlas, as the README's reader has them."""
-    pytest.importorskip("itk")
+    pytest.importorskip("SimpleITK")
     from tests.helpers.raw_scans import atlas, raw_scan, save
 
     folder = tmp_path_factory.mktemp("readme")

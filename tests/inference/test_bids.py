@@ -17,7 +17,7 @@ from fedsr_monai.inference.segment import Result, segment
 from fedsr_monai.networks import FedSRNet
 from tests.helpers.read_aligned import ReadAligned
 
-pytest.importorskip("itk", reason="ITK is not installed")
+pytest.importorskip("SimpleITK", reason="ITK is not installed")
 FIRST = "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz"
 SECOND = "sub-02/anat/sub-02_acq-fast_T1w.nii.gz"
 LOST = "sub-03/anat/sub-03_T1w.nii.gz"  # a link to what was not downloaded

@@ -124,7 +124,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(run, two_heads, sc
 
 
 def test_a_dataset_is_labelled_again_in_another_protocol_and_says_which(run, scan, tmp_path, monkeypatch):
-    pytest.importorskip("itk", reason="ITK is not installed")
+    pytest.importorskip("SimpleITK", reason="ITK is not installed")
     monkeypatch.setattr(module, "LoadRaw", ReadAligned)
     root, out = tmp_path / "dataset", tmp_path / "out"
     (root / "sub-01" / "anat").mkdir(parents=True)

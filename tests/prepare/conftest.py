@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import itk
 import pytest
+import SimpleITK as sitk
 
 from tests.helpers.raw_scans import atlas, raw_scan, save
 
-itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 @pytest.fixture(scope="session")

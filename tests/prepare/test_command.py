@@ -34,7 +34,12 @@ def test_without_itk(capsys, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scan.nii.gz").touch()
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "itk" else found(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "SimpleITK" else found(name, *rest)
+    )
     assert main(command.split()) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("fedsr: package itk: found no installation") and "pip install 'fedsr-monai[itk]'" in error
+    assert (
+        error.startswith("fedsr: package SimpleITK: found no installation")
+        and "pip install 'fedsr-monai[itk]'" in error
+    )

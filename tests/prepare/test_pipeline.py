@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import itk
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from fedsr_monai.errors import UserError
@@ -37,7 +37,7 @@ def test_the_number_of_threads_changes_nothing():
     volume, _, own, _ = raw_scan(5)
     found = []
     for threads in (4, 1):
-        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         found.append(prepare(volume, own.affine))
     assert np.array_equal(found[0].matrix, found[1].matrix) and np.array_equal(found[0].brain, found[1].brain)
 
