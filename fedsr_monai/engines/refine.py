@@ -14,7 +14,7 @@ from fedsr_monai.spatial.warping import integrate, resample, resize_ddf, sample,
 
 LEARNING_RATE = 0.08  # voxels at half resolution
 BETAS = (0.8, 0.99)  # of Adam: a short memory, as there are few steps
-SMOOTHNESS = 0.5
+SMOOTHNESS = 1 / 32  # weight per step that is taken: what may move further folds more easily
 CORNERS = list(product((0, 1), repeat=3))  # of a block of 2x2x2 voxels; the last four mirror the first
 
 
@@ -54,7 +54,7 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
             found = sample(one_hot, scan + field)
             target = predicted[(..., *(slice(start, None, 2) for start in corner))]
             difference = 24 / len(volume) * (found - target).square().sum()
-            (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * smoothness(field / 2), velocity)
+            (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * steps * smoothness(field / 2), velocity)
             optimizer.step()
     with torch.no_grad():
         moved = resize_ddf(integrate(velocity), tuple(ddf.shape[2:]))
