@@ -9,11 +9,14 @@ from itertools import product
 import torch
 from torch.nn import functional as F
 
+from fedsr_monai.engines.objectives import REGISTRATION_WEIGHTS
 from fedsr_monai.losses import smoothness
+from fedsr_monai.networks.fedsr_net import crop_to
 from fedsr_monai.spatial.warping import integrate, resample, resize_ddf, sample, warp
 
 LEARNING_RATE = 0.08  # voxels at half resolution
 BETAS = (0.8, 0.99)  # of Adam: a short memory, as there are few steps
+OVERLAP = REGISTRATION_WEIGHTS["dice"]
 SMOOTHNESS = 1 / 32  # weight per step that is taken: what may move further folds more easily
 CORNERS = list(product((0, 1), repeat=3))  # of a block of 2x2x2 voxels; the last four mirror the first
 
@@ -30,16 +33,17 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
     A step looks at one voxel of each block of 2x2x2, and eight steps in turn at all of them.
 
     Args:
-        ddf: from the atlas to the scan, [1, 3, D, H, W] in voxels, even sides.
+        ddf: from the atlas to the scan, [1, 3, D, H, W] in voxels.
         atlas: label ids [1, 1, D, H, W].
         logits: of the scan, [1, classes, D, H, W].
         steps: gradient steps; 0 returns the field as it is.
     """
     if not steps:
         return ddf
-    ddf, half = ddf.float(), [n // 2 for n in ddf.shape[2:]]
-    predicted = logits.float().softmax(dim=1)[:, 1:]
-    one_hot = F.one_hot(atlas[:, 0].long(), logits.shape[1]).movedim(-1, 1)[:, 1:].float()
+    shape = ddf.shape[2:]
+    ddf, predicted, labels = (_even(volume.float()) for volume in (ddf, logits.softmax(dim=1)[:, 1:], atlas))
+    half = [n // 2 for n in ddf.shape[2:]]
+    one_hot = F.one_hot(labels[:, 0].long(), logits.shape[1]).movedim(-1, 1)[:, 1:].float()
     volume = predicted.sum(dim=(0, 2, 3, 4)).clamp(min=1.0)
     weight = (volume * volume.sqrt().mean() ** 2).pow(-0.25)[:, None, None, None]  # squared with the difference
     predicted, one_hot = predicted * weight, one_hot * weight
@@ -53,12 +57,18 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
             scan, field = _on_lattice(ddf, integrate(velocity), corner)
             found = sample(one_hot, scan + field)
             target = predicted[(..., *(slice(start, None, 2) for start in corner))]
-            difference = 24 / len(volume) * (found - target).square().sum()
+            difference = 8 * OVERLAP / len(volume) * (found - target).square().sum()  # an eighth of all voxels
             (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * steps * smoothness(field / 2), velocity)
             optimizer.step()
     with torch.no_grad():
         moved = resize_ddf(integrate(velocity), tuple(ddf.shape[2:]))
-        return moved + warp(ddf, moved)
+        return crop_to(moved + warp(ddf, moved), list(shape))
+
+
+def _even(volume: torch.Tensor) -> torch.Tensor:
+    """Repeat the last voxels of [B, C, D, H, W] where a side is odd."""
+    depth, height, width = volume.shape[2:]
+    return F.pad(volume, (0, width % 2, 0, height % 2, 0, depth % 2), mode="replicate")
 
 
 def _on_lattice(ddf: torch.Tensor, moved: torch.Tensor, corner: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
