@@ -50,7 +50,7 @@ class DeepAtlasTrainer(PairTrainer):
             atlas_is_fixed = bool(pick(2))
             found = self.register(*((drawn.atlas, scan) if atlas_is_fixed else (scan, drawn.atlas)))
         if atlas_is_fixed:
-            anatomy = overlap(predicted, found, drawn.atlas_fractions)
+            anatomy = soft_dice(warp(predicted, found.ddf), drawn.atlas_fractions)
         else:
             anatomy = soft_dice(predicted, warp(drawn.atlas_fractions, found.ddf))
         report = {"segmentation": {"exact": dice_cross_entropy(logits[:1], drawn.label), "anatomy": anatomy}}

@@ -11,7 +11,7 @@ from monai.engines import Trainer
 from fedsr_monai.baselines.networks import PairNet
 from fedsr_monai.engines import JointTrainer
 from fedsr_monai.engines.joint import Drawn
-from fedsr_monai.engines.objectives import soft_dice
+from fedsr_monai.engines.objectives import fraction_dice
 from fedsr_monai.losses import dice_cross_entropy, local_cross_correlation, smoothness
 from fedsr_monai.networks import Registration
 from fedsr_monai.networks.fedsr_net import pad_to_stride
@@ -106,4 +106,4 @@ def both_ways(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tens
 
 def overlap(fractions: torch.Tensor, found: Registration, target: torch.Tensor) -> torch.Tensor:
     """Return the soft Dice loss of label fractions under a registration and those of its target."""
-    return soft_dice(warp(fractions, found.ddf), target)
+    return fraction_dice(warp(fractions, found.ddf), target)

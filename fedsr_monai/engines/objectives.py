@@ -24,9 +24,11 @@ from fedsr_monai.spatial.warping import warp
 REGISTRATION_WEIGHTS = {"similarity": 1.0, "smoothness": 0.5, "dice": 3.0, "mutual_information": 0.1}
 SEGMENTATION_WEIGHTS = {"exact": 1.0, "pseudo": 0.25, "general": 0.0, "mutual_information": 0.1}
 
-# Squares in the denominator: without them soft Dice of two equal maps of fractions is below 1, and best where one of them is
-# sharper or smaller than it should be.
-soft_dice = DiceLoss(include_background=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
+# For what moves a segmentation: it draws predictions to 0 and 1.
+soft_dice = DiceLoss(include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+# For what moves a field: squares in the denominator. Without them soft Dice of two equal maps of fractions is below 1, and best
+# where one of them is sharper or smaller than it should be.
+fraction_dice = DiceLoss(include_background=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
 
 
 @dataclass
@@ -88,7 +90,7 @@ def registration_losses(
     losses = {
         "similarity": local_cross_correlation(warped, target.image),
         "smoothness": smoothness(found.ddf),
-        "dice": soft_dice(warp(atlas_fractions.expand_as(target.fractions), found.ddf), target.fractions),
+        "dice": fraction_dice(warp(atlas_fractions.expand_as(target.fractions), found.ddf), target.fractions),
     }
     if estimator is not None and found.pooled:
         losses["mutual_information"] = -mutual_information(estimator, found.pooled, network, "registration")

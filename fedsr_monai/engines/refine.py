@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from fedsr_monai.engines.objectives import REGISTRATION_WEIGHTS
 from fedsr_monai.losses import smoothness
 from fedsr_monai.networks.fedsr_net import crop_to
-from fedsr_monai.spatial.warping import integrate, resample, resize_ddf, sample, warp
+from fedsr_monai.spatial.warping import integrate, jacobian_determinant, resample, resize_ddf, sample, warp
 
 LEARNING_RATE = 0.08  # voxels at half resolution
 BETAS = (0.8, 0.99)  # of Adam: a short memory, as there are few steps
 OVERLAP = REGISTRATION_WEIGHTS["dice"]
-SMOOTHNESS = 1 / 32  # weight per step that is taken: what may move further folds more easily
+SMOOTHNESS = REGISTRATION_WEIGHTS["smoothness"]
+WEAKENED = 10  # times at most that the velocity is halved around folds
 CORNERS = list(product((0, 1), repeat=3))  # of a block of 2x2x2 voxels; the last four mirror the first
 
 
@@ -30,7 +31,8 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
     fractions between 0 and 1. Each structure weighs by one over the root of its volume. No label of the scan is used, and no
     network is asked again.
 
-    A step looks at one voxel of each block of 2x2x2, and eight steps in turn at all of them.
+    A step looks at one voxel of each block of 2x2x2, and eight steps in turn at all of them. Where the result would fold (single
+    voxels after many steps) it is drawn back to the field that was given.
 
     Args:
         ddf: from the atlas to the scan, [1, 3, D, H, W] in voxels.
@@ -58,11 +60,25 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
             found = sample(one_hot, scan + field)
             target = predicted[(..., *(slice(start, None, 2) for start in corner))]
             difference = 8 * OVERLAP / len(volume) * (found - target).square().sum()  # an eighth of all voxels
-            (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * steps * smoothness(field / 2), velocity)
+            (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * smoothness(field / 2), velocity)
             optimizer.step()
-    with torch.no_grad():
+    return crop_to(_without_new_folds(ddf, velocity.detach()), list(shape))
+
+
+@torch.no_grad()
+def _without_new_folds(ddf: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    """Return the displacement of `velocity` and then `ddf`; where it folds and `ddf` does not, the velocity is weakened."""
+    before = jacobian_determinant(ddf) <= 0
+    for _ in range(WEAKENED):
         moved = resize_ddf(integrate(velocity), tuple(ddf.shape[2:]))
-        return crop_to(moved + warp(ddf, moved), list(shape))
+        field = moved + warp(ddf, moved)
+        folds = (jacobian_determinant(field) <= 0) & ~before
+        if not folds.any():
+            break
+        near = F.max_pool3d(folds[:, None].float(), 2)
+        near = F.avg_pool3d(F.max_pool3d(near, 5, stride=1, padding=2), 5, stride=1, padding=2)
+        velocity = velocity * (1 - near / 2)
+    return field
 
 
 def _even(volume: torch.Tensor) -> torch.Tensor:

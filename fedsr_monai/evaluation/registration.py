@@ -7,6 +7,8 @@ import math
 import numpy as np
 import torch
 
+from fedsr_monai.spatial.warping import jacobian_determinant
+
 
 def ncc(first: np.ndarray, second: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Return the global normalised cross-correlation: Pearson's correlation of the intensities in a mask, in [-1, 1].
@@ -30,31 +32,6 @@ def ncc(first: np.ndarray, second: np.ndarray, mask: np.ndarray | None = None) -
     b -= b.mean()
     norm = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / norm if norm > 0 else math.nan
-
-
-def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
-    """Return the Jacobian determinant of `x + ddf(x)` at each voxel: the local change of volume, 1 for the identity.
-
-    The derivatives are central differences, one-sided at the border, as in the tools of ITK and ANTs and most papers.
-    They cannot see a field that flips its sign from voxel to voxel; a field integrated from velocities at half
-    resolution does not do that.
-
-    Args:
-        ddf: displacements in voxels, [..., 3, D, H, W]. The spacing does not matter: it cancels out.
-
-    Returns:
-        Tensor of shape [..., D, H, W], float32.
-
-    Raises:
-        ValueError: `ddf` has another shape.
-    """
-    if ddf.shape[-4] != 3:
-        raise ValueError(f"jacobian_determinant() expects a ddf [..., 3, D, H, W], got {tuple(ddf.shape)}")
-    # rows: component of the displacement, columns: axis of the derivative
-    rows = [torch.gradient(component, dim=(-3, -2, -1)) for component in ddf.float().unbind(dim=-4)]
-    (a, b, c), (d, e, f), (g, h, i) = rows
-    a, e, i = a + 1, e + 1, i + 1
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def folded_percent(ddf: torch.Tensor, mask: torch.Tensor | None = None) -> float:

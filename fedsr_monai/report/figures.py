@@ -21,9 +21,9 @@ from matplotlib.image import AxesImage
 from PIL import Image
 from scipy import ndimage
 
-from fedsr_monai.evaluation.registration import jacobian_determinant
 from fedsr_monai.labels import COLOURS
 from fedsr_monai.spatial.grid import PLANES
+from fedsr_monai.spatial.warping import jacobian_determinant
 
 FILM = "#0b0e12"  # behind every slice, in the light and the dark page
 INK = "#d7dde4"

@@ -141,3 +141,28 @@ def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     ]
     # Scaled first: the coarse grid has fewer voxels.
     return resample(ddf * ratio[:, None, None, None], positions)
+
+
+def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
+    """Return the Jacobian determinant of `x + ddf(x)` at each voxel: the local change of volume, 1 for the identity.
+
+    The derivatives are central differences, one-sided at the border, as in the tools of ITK and ANTs and most papers.
+    They cannot see a field that flips its sign from voxel to voxel; a field integrated from velocities at half
+    resolution does not do that.
+
+    Args:
+        ddf: displacements in voxels, [..., 3, D, H, W]. The spacing does not matter: it cancels out.
+
+    Returns:
+        Tensor of shape [..., D, H, W], float32.
+
+    Raises:
+        ValueError: `ddf` has another shape.
+    """
+    if ddf.shape[-4] != 3:
+        raise ValueError(f"jacobian_determinant() expects a ddf [..., 3, D, H, W], got {tuple(ddf.shape)}")
+    # rows: component of the displacement, columns: axis of the derivative
+    rows = [torch.gradient(component, dim=(-3, -2, -1)) for component in ddf.float().unbind(dim=-4)]
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    a, e, i = a + 1, e + 1, i + 1
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)

@@ -85,7 +85,8 @@ def test_it_learns(make, name):
         for part in (outputs[:3], outputs[-3:])
     )
     assert last["segmentation"] < 0.9 * first["segmentation"]
-    assert last["registration"] < first["registration"]
+    # The highest of each part: a step on the undeformed atlas has labels that meet from the start.
+    assert max(o["registration"] for o in outputs[-3:]) < max(o["registration"] for o in outputs[:3])
     assert all(isinstance(value, float) for value in outputs[0].values())
 
 

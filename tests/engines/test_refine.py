@@ -34,11 +34,11 @@ def overlap(ddf: torch.Tensor, fractions: torch.Tensor) -> float:
 def test_warped_labels_meet_the_predicted_ones_without_folds():
     torch.manual_seed(0)
     truth = GaussianFilter(3, 3.0)(torch.randn(1, 3, *SHAPE))
-    fractions = moved(1.5 * truth / truth.std())
+    fractions = moved(2 * truth / truth.std())  # without the guard against them two voxels would fold
     logits = (fractions + 1e-3).log()
     start = torch.full((1, 3, *SHAPE), 0.5)
     found = refine_registration(start, atlas(), logits, steps=40)
-    assert overlap(start, fractions) < 0.85 and overlap(found, fractions) > 0.93
+    assert overlap(start, fractions) < 0.85 and overlap(found, fractions) > 0.92
     assert folded_percent(found, torch.ones(1, *SHAPE, dtype=torch.bool)) == 0
 
 
