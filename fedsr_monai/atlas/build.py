@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
 
-from fedsr_monai.atlas.templates import NUM_REGIONS, Templates, high_resolution_templates
+from fedsr_monai.atlas.templates import NUM_REGIONS, Templates, cached, high_resolution_templates
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS, NUM_CLASSES
 from fedsr_monai.spatial.grid import LEAST_VOXELS, fine_affine, fine_shape
@@ -67,7 +68,8 @@ def default_shape(spacing: float) -> tuple[int, int, int]:
 def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Build the atlas on the grid of `grid_affine`.
 
-    Image and one-hot label maps of the 1 mm templates are low-passed and sampled; the label is the argmax.
+    Image and one-hot label maps of the 1 mm templates are low-passed and sampled; the label is the argmax. That takes
+    about two seconds, and is kept in the cache (see `cached`).
 
     Returns:
         Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4].
@@ -76,6 +78,14 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
         UserError: the grid cuts the brain, a structure has no voxel on it, or the template packages are not installed.
     """
     affine = grid_affine(spacing, shape)
+    grid = repr((affine.tolist(), [int(size) for size in shape]))
+    name = f"atlas-{hashlib.sha256(grid.encode()).hexdigest()[:16]}"
+    arrays = cached(name, ("image", "label"), lambda: _built(affine, shape))
+    return arrays["image"], arrays["label"], affine
+
+
+def _built(affine: np.ndarray, shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return image and label of `build_atlas`, by name."""
     templates = high_resolution_templates()
     points = voxel_points(affine, shape, templates)
     sigma = tuple(LOW_PASS * np.diag(affine)[:3])
@@ -92,7 +102,7 @@ def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple
     smooth = ndimage.gaussian_filter(templates.t1, sigma)
     image = sample(smooth, points) * (probability.sum(0) >= 127.5)
     image = np.clip(image / np.percentile(image[image > 0], 99.9), 0, 1)
-    return image.astype(np.float32), label, affine
+    return {"image": image.astype(np.float32), "label": label}
 
 
 @lru_cache(maxsize=2)

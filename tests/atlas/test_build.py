@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedsr_monai.atlas import build as module
 from fedsr_monai.atlas.build import BRAIN_CENTRE, BRAIN_SIZE, GRIDS, build_atlas, default_shape, grid_affine, label_of
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.errors import UserError
@@ -96,3 +97,9 @@ def test_what_lies_outside_the_brain_counts_as_background():
     share[2] = 120, 130, 80
     share[0] = 0, 0, 100
     assert label_of(share).tolist() == [0, 2, 0]
+
+
+def test_what_is_kept_in_the_cache_is_what_is_built_now():
+    image, label, affine = build_atlas(6.0, (32, 32, 32))
+    built = module._built(affine, (32, 32, 32))
+    assert np.array_equal(built["image"], image) and np.array_equal(built["label"], label)
