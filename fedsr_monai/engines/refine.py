@@ -57,7 +57,7 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
         for step in range(steps):
             corner = lattices[step % 8]
             scan, field = _on_lattice(ddf, integrate(velocity), corner)
-            found = sample(one_hot, scan + field)
+            found = sample(one_hot, (scan + field).unbind(dim=1))
             target = predicted[(..., *(slice(start, None, 2) for start in corner))]
             difference = 8 * OVERLAP / len(volume) * (found - target).square().sum()  # an eighth of all voxels
             (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * smoothness(field / 2), velocity)
@@ -82,7 +82,7 @@ def _without_new_folds(ddf: torch.Tensor, velocity: torch.Tensor) -> torch.Tenso
 
 
 def _even(volume: torch.Tensor) -> torch.Tensor:
-    """Repeat the last voxels of [B, C, D, H, W] where a side is odd."""
+    """Repeat the last voxels of [B, C, D, H, W] where a side is odd: a field goes on there, and does not stop as with zeros."""
     depth, height, width = volume.shape[2:]
     return F.pad(volume, (0, width % 2, 0, height % 2, 0, depth % 2), mode="replicate")
 
@@ -94,4 +94,4 @@ def _on_lattice(ddf: torch.Tensor, moved: torch.Tensor, corner: tuple[int, ...])
     half = [torch.arange(n, device=ddf.device) for n in moved.shape[2:]]
     scan = torch.stack(torch.meshgrid([2 * line + start for line, start in zip(half, corner)], indexing="ij"))[None]
     inner = 2 * resample(moved, [line + (start - 0.5) / 2 for line, start in zip(half, corner)])
-    return scan, inner + sample(ddf, scan + inner)
+    return scan, inner + sample(ddf, (scan + inner).unbind(dim=1))

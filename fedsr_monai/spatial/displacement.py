@@ -48,7 +48,8 @@ def labels_under_field(
         num_classes: number of labels, background included.
     """
     fractions = torch.zeros(num_classes, *label.shape[1:], device=label.device).scatter_(0, label.long(), 1)
-    return sample_labels(fractions, voxel_map(grid.affine, scan.affine), scan.shape, shift=field)
+    matrix = voxel_map(grid.affine, scan.affine)
+    return sample_labels(fractions, matrix, scan.shape, shift=field, labels=label[0].to(torch.uint8))
 
 
 def write_displacement(

@@ -9,6 +9,8 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from fedsr_monai.spatial import warping
+
 SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of so many take 70 MB
 
 
@@ -84,10 +86,7 @@ def _positions(
 
 def _interpolated(volume: torch.Tensor, positions: Sequence[torch.Tensor], padding_mode: str = "zeros") -> torch.Tensor:
     """Return the values of a volume [C, D, H, W] at positions in its voxels, three tensors [d, h, w]: [C, d, h, w]."""
-    # grid_sample's coordinates run from -1 to 1 over the voxel centres, last axis first
-    points = [positions[a] * (2 / max(volume.shape[a + 1] - 1, 1)) - 1 for a in (2, 1, 0)]
-    grid = torch.stack(points, dim=-1)[None]
-    return F.grid_sample(volume[None], grid, padding_mode=padding_mode, align_corners=True)[0]
+    return warping.sample(volume[None], [position[None] for position in positions], padding_mode)[0]
 
 
 def most_likely(fractions: torch.Tensor) -> torch.Tensor:
@@ -99,7 +98,11 @@ def most_likely(fractions: torch.Tensor) -> torch.Tensor:
 
 
 def sample_labels(
-    fractions: torch.Tensor, matrix: np.ndarray, shape: Sequence[int], shift: torch.Tensor | None = None
+    fractions: torch.Tensor,
+    matrix: np.ndarray,
+    shape: Sequence[int],
+    shift: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the most likely label at `matrix` times the indices of a grid, uint8 [1, *shape]: `most_likely(sample(...))`.
 
@@ -110,8 +113,9 @@ def sample_labels(
         fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background, and what is
             outside the volume belongs to it.
         matrix, shape, shift: as of `sample`.
+        labels: the most likely label at the voxels of the volume, uint8 [D, H, W], where it is known.
     """
-    labels = most_likely(fractions)[0]
+    labels = most_likely(fractions)[0] if labels is None else labels
     result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
     reach = 0.0 if shift is None else float(shift.abs().max().nan_to_num(0.0, 0.0, 0.0))
     start, stop = box_on_grid(labels > 0, matrix, shape, margin=1 + reach)

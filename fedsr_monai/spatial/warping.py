@@ -42,21 +42,22 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
     return _sample(image, torch.stack(axes, dim=-1))
 
 
-def sample(image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Sample an image [B, C, D, H, W] trilinearly at positions [B, 3, d, h, w] in its voxels, repeating the border;
-    float32.
+def sample(image: torch.Tensor, positions: Sequence[torch.Tensor], padding_mode: str = "border") -> torch.Tensor:
+    """Sample an image [B, C, D, H, W] trilinearly at positions in its voxels, along each axis [B, d, h, w]; float32.
+
+    Outside the image it repeats the border, or takes 0 with `padding_mode` "zeros".
     """
-    axes = [2 / max(image.shape[2 + axis] - 1, 1) * positions[:, axis] - 1 for axis in (2, 1, 0)]
-    return _sample(image, torch.stack(axes, dim=-1))
+    axes = [positions[axis] * (2 / max(image.shape[2 + axis] - 1, 1)) - 1 for axis in (2, 1, 0)]
+    return _sample(image, torch.stack(axes, dim=-1), padding_mode)
 
 
-def _sample(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def _sample(image: torch.Tensor, grid: torch.Tensor, padding_mode: str = "border") -> torch.Tensor:
     image, (batch, *shape, _) = image.float(), grid.shape
     if batch == 1 and image.device.type == "cpu" and shape[0] % 2 == 0 and not torch.jit.is_tracing():
         slabs = grid.reshape(2, shape[0] // 2, *shape[1:], 3)
-        halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, padding_mode="border", align_corners=True)
+        halves = F.grid_sample(image.expand(2, *image.shape[1:]), slabs, padding_mode=padding_mode, align_corners=True)
         return torch.cat([halves[:1], halves[1:]], dim=2)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=True)
+    return F.grid_sample(image, grid, padding_mode=padding_mode, align_corners=True)
 
 
 def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def test_zero_displacement_is_the_identity(shape, batch):
 def test_positions_are_sampled_as_a_displacement_is(batch):
     image, ddf = torch.rand(batch, 2, 16, 20, 18), smooth_field((16, 20, 18), 2.0, batch=batch)
     voxels = torch.stack(torch.meshgrid([torch.arange(n) for n in (16, 20, 18)], indexing="ij"))
-    torch.testing.assert_close(sample(image, voxels + ddf), warp(image, ddf), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sample(image, (voxels + ddf).unbind(dim=1)), warp(image, ddf), atol=1e-4, rtol=0)
 
 
 def test_nearest_at_zero_displacement_is_exact():
