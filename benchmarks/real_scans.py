@@ -71,11 +71,7 @@ def main() -> None:
                 workflow, data["image"].as_tensor()[None], register=fineness > 1, refine=refine, accurate=accurate
             )
             results.append(("seg", way, workflow.postprocessing(data | {"pred": answer.logits})["pred"], ""))
-            fields = (
-                {f"{refine} steps": answer.refined}
-                if accurate
-                else {"network alone": answer.ddf, f"{refine} steps": answer.refined}
-            )
+            fields = {"network alone": None if accurate else answer.ddf, f"{refine} steps": answer.refined}
             for name, ddf in fields.items():
                 if ddf is None:
                     continue

@@ -365,7 +365,8 @@ class Run:
                     raise rejected(scan, quality, kept=False)
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text("\n".join(quality.reasons) + "\n")
-        ddf = (answer.ddf if answer.refined is None else answer.refined) if options.register else None
+        registered = answer.ddf if answer.refined is None else answer.refined
+        ddf = registered if options.register else None
         write_results(workflow, data, ddf, scan.files, self.out, self.atlas_labels, folder_tables=self.dataset is None)
         if options.dicom_seg:
             self._write_dicom_seg(scan, data["pred"][0].cpu().numpy(), quality)

@@ -80,13 +80,14 @@ def test_it_learns(make, name):
     outputs = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
+    # Steps on the undeformed atlas, whose labels meet from the start, are left out of the registration.
+    steps = {"segmentation": outputs, "registration": [output for output in outputs if output.get("dice", 1) > 0.05]}
     first, last = (
-        {key: sum(output[key] for output in part) / len(part) for key in part[0]}
-        for part in (outputs[:3], outputs[-3:])
+        {head: sum(output[head] for output in some[part]) / 3 for head, some in steps.items()}
+        for part in (slice(3), slice(-3, None))
     )
     assert last["segmentation"] < 0.9 * first["segmentation"]
-    # The highest of each part: a step on the undeformed atlas has labels that meet from the start.
-    assert max(o["registration"] for o in outputs[-3:]) < max(o["registration"] for o in outputs[:3])
+    assert last["registration"] < first["registration"]
     assert all(isinstance(value, float) for value in outputs[0].values())
 
 
