@@ -24,7 +24,7 @@ from fedsr_monai.errors import UserError, user_error
 from fedsr_monai.files import read_csv, write_csv
 from fedsr_monai.inference.load import LoadRaw
 from fedsr_monai.inference.outputs import file_affine
-from fedsr_monai.inference.prediction import ask
+from fedsr_monai.inference.prediction import label
 from fedsr_monai.inference.quality import Quality
 from fedsr_monai.inference.scans import list_scans
 from fedsr_monai.inference.segment import judge
@@ -141,16 +141,12 @@ class Judge:
     @torch.no_grad()
     def __call__(self, loaded) -> Quality | UserError:
         try:
-            data = self.workflow.preprocessing({"image": loaded})
+            data, image, answer = label(self.workflow, loaded, register=True)
         except Exception as error:
             mistake = user_error(error)
             if mistake is None:
                 raise
             return mistake
-        image = data["image"].as_tensor()[None]
-        answer = ask(self.workflow, image, register=True)
-        data["pred"] = answer.logits
-        data = self.workflow.postprocessing(data)
         volumes = structure_volumes(data["pred"][0].numpy(), file_affine(data))
         brain = loaded.as_tensor()[0] > 0
         outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), self.workflow.grid)) if brain.any() else 0.0

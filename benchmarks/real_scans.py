@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.evaluation.registration import folded_percent
 from fedsr_monai.inference.interleaved import on_network_grid
-from fedsr_monai.inference.prediction import ask
+from fedsr_monai.inference.prediction import label
 from fedsr_monai.inference.segment import REFINE, REFINE_ACCURATE
 from fedsr_monai.inference.workflow import get_atlas, load_workflow
 from fedsr_monai.labels import NUM_CLASSES
@@ -52,9 +52,9 @@ def main() -> None:
     options = parser.parse_args()
     workflows = {fineness: load_workflow("fedsr_site", fineness=fineness) for fineness in (1, 2)}
     grid = workflows[1].grid
-    image, label = get_atlas(None, grid)
+    image, atlas_label = get_atlas(None, grid)
     for workflow in workflows.values():
-        workflow.network.set_atlas(image, label)
+        workflow.network.set_atlas(image, atlas_label)
     fine_label, fine_grid = native_atlas()[1:]
     for person in options.people:
         path = options.folder / f"sub-{person}_T1w.nii.gz"
@@ -66,11 +66,8 @@ def main() -> None:
             workflow = workflows[fineness]
             meta = {"filename_or_obj": str(path), "original_channel_dim": 0}
             scan = MetaTensor(torch.from_numpy(prepared.brain)[None], torch.as_tensor(prepared.affine), meta)
-            data = workflow.preprocessing({"image": scan})
-            answer = ask(
-                workflow, data["image"].as_tensor()[None], register=fineness > 1, refine=refine, accurate=accurate
-            )
-            results.append(("seg", way, workflow.postprocessing(data | {"pred": answer.logits})["pred"], ""))
+            data, _, answer = label(workflow, scan, register=fineness > 1, refine=refine, accurate=accurate)
+            results.append(("seg", way, data["pred"], ""))
             fields = {"network alone": None if accurate else answer.ddf, f"{refine} steps": answer.refined}
             for name, ddf in fields.items():
                 if ddf is None:

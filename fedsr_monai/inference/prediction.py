@@ -15,6 +15,10 @@ from fedsr_monai.inference.interleaved import InterleavedInferer, on_network_gri
 from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.transforms.labels_on_scan import is_finer
+from fedsr_monai.transforms.local_intensities import with_intensities
+
+SCAN = "scan"  # under which a bundle's preprocessing keeps the scan as it was read
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,14 @@ class Answer:
     refined: torch.Tensor | None = None
 
 
-def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0, accurate: bool = False) -> Answer:
+def ask(
+    workflow: Workflow,
+    image: torch.Tensor,
+    register: bool,
+    refine: int = 0,
+    accurate: bool = False,
+    scan: MetaTensor | None = None,
+) -> Answer:
     """Run the network on a scan [1, 1, D, H, W], both heads in one pass where the inferer allows it.
 
     Args:
@@ -42,6 +53,8 @@ def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0
         register: run the registration head too.
         refine: gradient steps on the deformation, with `register`; see `refine_registration`.
         accurate: average the logits over the scan and its mirror image, see `flip_average`.
+        scan: as it was read, [1, D, H, W], if its voxels are finer than the network's: the gradient steps then see the borders
+            that its intensities show (`LocalIntensities`).
     """
     network, inferer = workflow.network, workflow.inferer
     own = on_network_grid(image, workflow.grid)
@@ -59,8 +72,11 @@ def ask(workflow: Workflow, image: torch.Tensor, register: bool, refine: int = 0
     if ddf is not None:
         ddf = ddf.float()
         if refine:
-            found = refine_registration(ddf, network.atlas_label, on_network_grid(logits, workflow.grid), refine)
-            refined = found[0]
+            target = on_network_grid(logits, workflow.grid)
+            if scan is not None:
+                voxels = scan.as_tensor().to(target.device)
+                target = with_intensities(target[0], workflow.grid.affine, voxels, scan.affine.cpu().numpy())[None]
+            refined = refine_registration(ddf, network.atlas_label, target, refine)[0]
         ddf = ddf[0]
     return Answer(logits[0], ddf, refined)
 
@@ -79,7 +95,7 @@ def label(workflow: Workflow, scan: MetaTensor, **options: Any) -> tuple[dict[st
     """
     data = workflow.preprocessing({"image": scan})
     image = data["image"].as_tensor()[None].to(workflow.device)
-    answer = ask(workflow, image, **options)
+    answer = ask(workflow, image, scan=data.get(SCAN) if is_finer(data["image"]) else None, **options)
     data["pred"] = answer.logits
     return workflow.postprocessing(data), image, answer
 

@@ -11,6 +11,11 @@ from torch.nn import functional as F
 
 from fedsr_monai.spatial import warping
 
+MIXED = 255  # not one label
+LEAST = 1e-6  # fraction of a label that other evidence may still overrule
+# From N positions (three tensors [N], in voxels of the volume), and the grid's voxels that they are (a box, and which of it), to one
+# logarithm of a likelihood per label and position, [K, N].
+Evidence = Callable[[Sequence[torch.Tensor], tuple[slice, ...], torch.Tensor], torch.Tensor]
 SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of so many take 70 MB
 
 
@@ -103,6 +108,7 @@ def sample_labels(
     shape: Sequence[int],
     shift: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> torch.Tensor:
     """Return the most likely label at `matrix` times the indices of a grid, uint8 [1, *shape]: `most_likely(sample(...))`.
 
@@ -113,7 +119,9 @@ def sample_labels(
         fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background, and what is
             outside the volume belongs to it.
         matrix, shape, shift: as of `sample`.
-        labels: the most likely label at the voxels of the volume, uint8 [D, H, W], where it is known.
+        labels: the most likely label at the voxels of the volume, uint8 [D, H, W], where it is known; `MIXED` for voxels
+            around which the fractions are to be looked at in any case.
+        evidence: what else speaks for the labels at the borders, added to the logarithms of their fractions.
     """
     labels = most_likely(fractions)[0] if labels is None else labels
     result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
@@ -126,6 +134,7 @@ def sample_labels(
     moved = None if shift is None else shift[:, box[0], box[1], box[2]]
     cells = _uniform_cells(labels)
     parts = []
+    first = start[0]
     for positions in _positions(shifted, tuple(stop - start), moved, fractions.device):
         index = torch.zeros(positions[0].shape, dtype=torch.long, device=fractions.device)
         for position, size in zip(positions, cells.shape):
@@ -133,21 +142,23 @@ def sample_labels(
             cell = position.nan_to_num(-1.0).add(2).clamp_(0, size - 1).long()
             index = index.mul_(size).add_(cell)
         part = cells.view(-1)[index]
-        mixed = part == _MIXED
+        mixed = part == MIXED
         if mixed.any():
-            values = _interpolated(fractions, [position[mixed][None, None] for position in positions])[:, 0, 0]
+            places = [position[mixed] for position in positions]
+            values = _interpolated(fractions, [place[None, None] for place in places])[:, 0, 0]
             values[0] = 1 - values[1:].sum(dim=0)  # outside the volume all are 0
+            if evidence is not None:
+                slab = (slice(first, first + len(part)), *box[1:])
+                values = values.clamp_(min=LEAST).log_().add_(evidence(places, slab, mixed))
             part[mixed] = most_likely(values)[0]
         parts.append(part)
+        first += len(part)
     result[0, box[0], box[1], box[2]] = torch.cat(parts)
     return result
 
 
-_MIXED = 255
-
-
 def _uniform_cells(labels: torch.Tensor) -> torch.Tensor:
-    """Return the label of each cell between eight voxels of [D, H, W], `_MIXED` where they differ: uint8 [D + 3, H + 3, W + 3].
+    """Return the label of each cell between eight voxels of [D, H, W], `MIXED` where they differ: uint8 [D + 3, H + 3, W + 3].
 
     Cell i + 2 is that between voxels i and i + 1; around the volume lie two layers of background.
     """
@@ -156,7 +167,7 @@ def _uniform_cells(labels: torch.Tensor) -> torch.Tensor:
         size = low.shape[axis] - 1
         low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
         high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
-    return torch.where(low == high, low, _MIXED).contiguous()
+    return torch.where(low == high, low, MIXED).contiguous()
 
 
 def box_on_grid(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,16 @@ from monai.utils import TraceKeys
 
 from fedsr_monai.errors import UserError
 from fedsr_monai.spatial.header import FORM_FIELDS
-from fedsr_monai.spatial.resampling import is_identity, most_likely, sample_labels, voxel_map
+from fedsr_monai.spatial.resampling import MIXED, Evidence, is_identity, most_likely, sample_labels, voxel_map
+from fedsr_monai.transforms.local_intensities import LocalIntensities
 
+SURE = 0.98  # probability from which the network's label stands, whatever the intensities
 KEPT = ("filename_or_obj", *FORM_FIELDS)  # of the scan's meta data
 
 
-def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+def labels_on_grid(
+    fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...], evidence: Evidence | None = None
+) -> torch.Tensor:
     """Return the most likely label on a grid, uint8 [1, *shape]: `argmax(sample(fractions, matrix, shape))`.
 
     The fractions are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. On
@@ -28,7 +33,12 @@ def labels_on_grid(fractions: torch.Tensor, matrix: np.ndarray, shape: tuple[int
         fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background.
         matrix: from `voxel_map`, grid to volume.
         shape: of the grid.
+        evidence: what else speaks for the labels, where none has a probability of `SURE`.
     """
+    if evidence is not None:
+        most = fractions.max(dim=0)
+        labels = torch.where(most.values < SURE, MIXED, most.indices).to(torch.uint8)
+        return sample_labels(fractions, matrix, shape, labels=labels, evidence=evidence)
     if is_identity(matrix, fractions.shape[1:], shape):
         return most_likely(fractions)
     return sample_labels(fractions, matrix, shape)
@@ -38,16 +48,26 @@ class LabelsOnScand(MapTransform):
     """Turn logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as loaded.
 
     What ``Invertd`` and ``AsDiscreted`` do together, without holding all channels at the resolution of the scan. The
-    scan must have gone through :class:`ResampleToGridd`.
+    scan must have gone through :class:`ResampleToGridd`. If its voxels are clearly finer than the network's, their
+    intensities take part in the choice near borders (`LocalIntensities`).
 
     Args:
         keys: the logits, [K, D, H, W] each.
         orig_keys: the resampled scan.
+        scan_key: the scan as loaded, [1, ...], a copy from before the resampling; None, or a key that is not there, leaves the labels
+            to the network alone.
+        allow_missing_keys: skip logits that are missing.
     """
 
-    def __init__(self, keys: KeysCollection, orig_keys: str = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        orig_keys: str = "image",
+        scan_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.orig_keys = orig_keys
+        self.orig_keys, self.scan_key = orig_keys, scan_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         result = dict(data)
@@ -56,8 +76,12 @@ class LabelsOnScand(MapTransform):
         for key in self.key_iterator(result):
             logits = data[key]
             logits = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-            matrix = voxel_map(scan.affine.cpu().numpy(), affine)
-            labels = MetaTensor(labels_on_grid(logits.float().softmax(dim=0), matrix, shape))
+            grid_affine = scan.affine.cpu().numpy()
+            fractions, evidence = logits.float().softmax(dim=0), None
+            if self.scan_key in data and is_finer(scan):
+                own = torch.as_tensor(data[self.scan_key]).as_subclass(torch.Tensor).to(fractions.device)
+                evidence = LocalIntensities(own, affine, fractions, grid_affine).evidence(own)
+            labels = MetaTensor(labels_on_grid(fractions, voxel_map(grid_affine, affine), shape, evidence))
             labels.meta = {name: scan.meta[name] for name in KEPT if name in scan.meta}
             labels.affine = torch.as_tensor(affine, dtype=torch.float64)
             result[key] = labels
@@ -70,10 +94,24 @@ def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
     Raises:
         UserError: the scan has not gone through it.
     """
+    info = _resampling(scan)
+    size = [int(n) for n in info[TraceKeys.ORIG_SIZE]]
+    return np.asarray(info[TraceKeys.EXTRA_INFO]["affine"], dtype=float).reshape(4, 4), tuple(size)
+
+
+def is_finer(scan: MetaTensor) -> bool:
+    """Return whether the voxels that a scan had before :class:`ResampleToGrid` were clearly finer than the network's.
+
+    Raises:
+        UserError: the scan has not gone through it.
+    """
+    return bool(_resampling(scan)[TraceKeys.EXTRA_INFO]["finer"])
+
+
+def _resampling(scan: MetaTensor) -> dict[str, Any]:
     for info in reversed(scan.applied_operations):
         if info.get(TraceKeys.CLASS_NAME) == "ResampleToGrid":
-            size = [int(n) for n in info[TraceKeys.ORIG_SIZE]]
-            return np.asarray(info[TraceKeys.EXTRA_INFO]["affine"], dtype=float).reshape(4, 4), tuple(size)
+            return info
     raise UserError(
         "preprocessing",
         found="no ResampleToGridd",

@@ -52,17 +52,17 @@ class ResampleToGrid(InvertibleTransform):
     def __call__(self, volume: MetaTensor) -> MetaTensor:
         """Return the volume [C, D, H, W] on the grid, or on the finer one."""
         affine = volume.affine.cpu().numpy()
-        finer = self.fineness > 1 and Grid(affine, tuple(volume.shape[1:])).spacing < FINE * self.grid.spacing
+        finer = Grid(affine, tuple(volume.shape[1:])).spacing < FINE * self.grid.spacing
         grid = self.grid.finer(self.fineness) if finer else self.grid
         matrix = voxel_map(affine, grid.affine)
-        if finer:
+        if grid is not self.grid:
             result = resample_image(
                 volume.as_subclass(torch.Tensor), matrix, grid.shape, voxel_map(affine, self.grid.affine)
             )
         else:
             result = RESAMPLE[self.kind](volume.as_subclass(torch.Tensor), matrix, grid.shape)
         result = _with_meta(result, volume, grid.affine)
-        own = {"affine": volume.affine.cpu().tolist(), "grid": np.asarray(grid.affine).tolist()}
+        own = {"affine": volume.affine.cpu().tolist(), "grid": np.asarray(grid.affine).tolist(), "finer": finer}
         return self.push_transform(result, orig_size=list(volume.shape[1:]), extra_info=own)
 
     def inverse(self, volume: MetaTensor) -> MetaTensor:

@@ -1,0 +1,101 @@
+"""What a scan's own voxels say about its labels: a normal distribution per label, whose mean varies over the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.networks.layers import GaussianFilter
+from torch.nn import functional as F
+
+from fedsr_monai.spatial.resampling import Evidence, sample, voxel_map
+from fedsr_monai.spatial.warping import sample as look_up
+
+LABELLED = 2.0  # mm at least between the points that count: the network knows no more
+LATTICE = 4.0  # mm at least between the points at which the model is kept
+REACH = 6.0  # mm, sigma of the neighbourhood that a mean is taken over
+RARE = 1e-3  # share of a neighbourhood below which the mean of a label is drawn to that in the whole brain
+NOISE = 0.03  # least standard deviation, as a fraction of the brain's brightest intensities
+WEIGHT = 2.0  # of the log likelihood beside the network's log probabilities, which are those of smoother borders
+
+
+class LocalIntensities:
+    """Model the intensities of a scan near each point, given the network's probabilities.
+
+    The network sees a scan at its own spacing, and its borders are as smooth as that; the scan's voxels say more. Around each point the
+    intensities of each label are described by a normal distribution: the mean is weighted by the probabilities of the label, the variance is one for
+    all labels. Means vary over the brain, so that neither a bias field nor a structure of two tones does harm. This is one step of
+    expectation maximisation, as in classical tissue segmentation (Ashburner and Friston, Unified segmentation, NeuroImage 2005), and knows
+    nothing of the contrast.
+
+    Args:
+        scan: intensities [1, D, H, W], 0 outside the brain.
+        affine: of the scan.
+        probabilities: of the labels, [K, d, h, w], on another grid.
+        grid_affine: of that grid.
+    """
+
+    def __init__(
+        self, scan: torch.Tensor, affine: np.ndarray, probabilities: torch.Tensor, grid_affine: np.ndarray
+    ) -> None:
+        spacing = float(np.cbrt(abs(np.linalg.det(grid_affine[:3, :3]))))
+        every = max(1, round(LABELLED / spacing))
+        pooled = max(1, round(LATTICE / (every * spacing)))
+        weight = probabilities[:, ::every, ::every, ::every].float()
+        matrix = voxel_map(affine, grid_affine @ np.diag([every, every, every, 1]))
+        image = sample(scan.float(), matrix, weight.shape[1:])
+        self.top = max(_brightest(image), 1e-6)
+        image = image / self.top
+        weight = weight * (image > 0)  # nothing is known of the background that was cut away
+        sums = torch.cat([weight, weight * image, weight.sum(dim=0, keepdim=True) * image.square()])
+        sums = F.avg_pool3d(sums[:, None], pooled, ceil_mode=True)
+        sums = GaussianFilter(3, REACH / (every * pooled * spacing))(sums)[:, 0]
+        count, total, square = sums[: len(weight)], sums[len(weight) : -1], sums[-1:]
+        everywhere = total.sum(dim=(1, 2, 3)) / count.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+        mean = (total + RARE * everywhere[:, None, None, None]) / (count + RARE)
+        scatter = square - (mean * (2 * total - mean * count)).sum(dim=0, keepdim=True)
+        variance = scatter.clamp(min=0) / count.sum(dim=0, keepdim=True).clamp(min=RARE) + NOISE**2
+        self.model = torch.cat([mean, variance])[None]
+        # from voxels of the grid to points of the lattice, the first of which lies amid the voxels that were pooled
+        self.first, self.step = every * (pooled - 1) / 2, every * pooled
+
+    def log_likelihood(self, intensity: torch.Tensor, places: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the log likelihood of each label, times `WEIGHT` and up to a constant: [K, ...].
+
+        Args:
+            intensity: of the scan, [...].
+            places: where, in voxels of the grid of the probabilities; three tensors of the same shape.
+        """
+        shape = intensity.shape
+        lattice = [((place - self.first) / self.step).reshape(1, 1, 1, -1) for place in places]
+        values = look_up(self.model, lattice)[0, :, 0, 0]
+        difference = values[:-1].sub_(intensity.reshape(1, -1) / self.top)
+        return difference.square_().mul_(-WEIGHT / 2).div_(values[-1]).reshape(-1, *shape)
+
+    def evidence(self, scan: torch.Tensor) -> Evidence:
+        """Return what `sample_labels` adds at the voxels of a scan [1, D, H, W]."""
+        return lambda places, box, chosen: self.log_likelihood(scan[(0, *box)][chosen].float(), places)
+
+
+def with_intensities(
+    logits: torch.Tensor, grid_affine: np.ndarray, scan: torch.Tensor, affine: np.ndarray
+) -> torch.Tensor:
+    """Return logits [K, d, h, w] plus the log likelihoods of the scan's intensities, interpolated at their voxels.
+
+    Args:
+        logits: of the network.
+        grid_affine: of their grid.
+        scan: intensities [1, D, H, W].
+        affine: of the scan.
+    """
+    shape = logits.shape[1:]
+    model = LocalIntensities(scan, affine, logits.float().softmax(dim=0), grid_affine)
+    image = sample(scan.float(), voxel_map(affine, grid_affine), shape)[0]
+    places = torch.meshgrid(*[torch.arange(n, device=scan.device) for n in shape], indexing="ij")
+    return model.log_likelihood(image, places).add_(logits)
+
+
+def _brightest(image: torch.Tensor, percentile: float = 99.8) -> float:
+    brain = image[image > 0]
+    return float(brain.kthvalue(max(1, round(percentile / 100 * len(brain)))).values) if len(brain) else 1.0
