@@ -18,6 +18,10 @@ REACH = 6.0  # mm, sigma of the neighbourhood that a mean is taken over
 RARE = 1e-3  # share of a neighbourhood below which the mean of a label is drawn to that in the whole brain
 NOISE = 0.03  # least standard deviation, as a fraction of the brain's brightest intensities
 WEIGHT = 2.0  # of the log likelihood beside the network's log probabilities, which are those of smoother borders
+SAMPLED = 7  # every so many voxels tell the noise
+NOISY = (
+    0.06  # noise, as a fraction of the brightest intensities, at which that weight is halved: neighbours tell more then
+)
 
 
 class LocalIntensities:
@@ -27,7 +31,7 @@ class LocalIntensities:
     intensities of each label are described by a normal distribution: the mean is weighted by the probabilities of the label, the variance is one for
     all labels. Means vary over the brain, so that neither a bias field nor a structure of two tones does harm. This is one step of
     expectation maximisation, as in classical tissue segmentation (Ashburner and Friston, Unified segmentation, NeuroImage 2005), and knows
-    nothing of the contrast.
+    nothing of the contrast. The noisier the scan, the less its likelihood counts.
 
     Args:
         scan: intensities [1, D, H, W], 0 outside the brain.
@@ -47,6 +51,7 @@ class LocalIntensities:
         image = sample(scan.float(), matrix, weight.shape[1:])
         self.top = max(_brightest(image), 1e-6)
         image = image / self.top
+        self.weight = WEIGHT / (1 + (noise_level(scan[0].float()) / self.top / NOISY) ** 2)
         weight = weight * (image > 0)  # nothing is known of the background that was cut away
         sums = torch.cat([weight, weight * image, weight.sum(dim=0, keepdim=True) * image.square()])
         sums = F.avg_pool3d(sums[:, None], pooled, ceil_mode=True)
@@ -61,17 +66,18 @@ class LocalIntensities:
         self.first, self.step = every * (pooled - 1) / 2, every * pooled
 
     def log_likelihood(self, intensity: torch.Tensor, places: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the log likelihood of each label, times `WEIGHT` and up to a constant: [K, ...].
+        """Return the log likelihood of each label, weighted and up to a constant: [K, ...]; 0 outside the brain.
 
         Args:
-            intensity: of the scan, [...].
+            intensity: of the scan, [...]; 0 outside the brain.
             places: where, in voxels of the grid of the probabilities; three tensors of the same shape.
         """
         shape = intensity.shape
         lattice = [((place - self.first) / self.step).reshape(1, 1, 1, -1) for place in places]
         values = look_up(self.model, lattice)[0, :, 0, 0]
-        difference = values[:-1].sub_(intensity.reshape(1, -1) / self.top)
-        return difference.square_().mul_(-WEIGHT / 2).div_(values[-1]).reshape(-1, *shape)
+        flat = intensity.reshape(1, -1)
+        difference = values[:-1].sub_(flat / self.top)
+        return difference.square_().mul_((flat > 0) * (-self.weight / 2)).div_(values[-1]).reshape(-1, *shape)
 
     def evidence(self, scan: torch.Tensor) -> Evidence:
         """Return what `sample_labels` adds at the voxels of a scan [1, D, H, W]."""
@@ -94,6 +100,21 @@ def with_intensities(
     image = sample(scan.float(), voxel_map(affine, grid_affine), shape)[0]
     places = torch.meshgrid(*[torch.arange(n, device=scan.device) for n in shape], indexing="ij")
     return model.log_likelihood(image, places).add_(logits)
+
+
+def noise_level(image: torch.Tensor) -> float:
+    """Return the standard deviation of white noise in a scan [D, H, W], 0 outside the brain, from second differences.
+
+    Their median absolute value (times 1.48, of a normal distribution the standard deviation) sees few borders; the least of the three axes
+    sees the fewest. Scans without noise come out at 0.01 to 0.02 of their brightest intensities.
+    """
+    levels = []
+    for axis in range(3):
+        before, at, after = (image.narrow(axis, start, image.shape[axis] - 2) for start in range(3))
+        inside = (before > 0) & (at > 0) & (after > 0)
+        second = (before - 2 * at + after)[inside][::SAMPLED].abs()
+        levels.append(1.4826 * float(second.median()) / 6**0.5 if len(second) else 0.0)
+    return min(levels)
 
 
 def _brightest(image: torch.Tensor, percentile: float = 99.8) -> float:
