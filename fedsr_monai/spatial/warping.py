@@ -116,6 +116,18 @@ def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.
     return volume
 
 
+def filter_axes(volume: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Filter a volume [..., D, H, W] along each axis by an odd number of weights, which are normalised; 0 outside the volume."""
+    matrices = []
+    for n, weights in zip(volume.shape[-3:], taps):
+        middle = len(weights) // 2
+        matrix = torch.zeros(n, n)
+        for shift, weight in zip(range(-middle, middle + 1), weights / weights.sum()):
+            matrix.diagonal(shift).fill_(weight)  # as matrices with the weights beside their diagonals
+        matrices.append(matrix.to(volume.device))
+    return along_axes(volume, matrices)
+
+
 def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
     """Interpolate a volume [..., D, H, W] trilinearly where three lines of voxel coordinates meet; float32.
 

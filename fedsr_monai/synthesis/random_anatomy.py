@@ -18,7 +18,8 @@ from fedsr_monai.atlas.templates import (
     high_resolution_templates,
 )
 from fedsr_monai.simulation.profiles import TISSUE
-from fedsr_monai.synthesis.random_appearance import _blur, _filter
+from fedsr_monai.spatial.warping import filter_axes
+from fedsr_monai.synthesis.random_appearance import _blur
 from fedsr_monai.synthesis.random_deformation import RandomDeformation, smooth_noise
 from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity
 
@@ -162,12 +163,12 @@ class RandomAnatomy:
         if chance(0.5):  # vessels and dura
             around = torch.where(noise(4) > uniform(1.0, 2.0), uniform(0.3, 1.0), around)
         image = signal + (1 - brain) * around.clamp(0.02, 1)
-        wide = _filter(brain, 3 * [torch.exp(-0.5 * (torch.arange(-5, 6) * self.spacing / 3.0) ** 2)])
+        wide = filter_axes(brain, 3 * [torch.exp(-0.5 * (torch.arange(-5, 6) * self.spacing / 3.0) ** 2)])
         slope = 1 / (np.sqrt(2 * np.pi) * 3.0)  # of an edge that was blurred by 3 mm, per mm
         border = uniform(-0.3, 2.5) + uniform(0.3, 1.5) * noise(9)
         mask = wide > (0.5 - slope * border).clamp(0.04, 0.75)
         if chance(self.remnants):
-            far = _filter(wide, 3 * [torch.ones(9)]) > 0.01
+            far = filter_axes(wide, 3 * [torch.ones(9)]) > 0.01
             patch = far & ~mask & (noise(uniform(8, 20)) > uniform(0.7, 1.7))
             image = torch.where(patch, uniform(0.3, 1.1) * (1 + 0.2 * noise(5)), image)
             mask = mask | patch
@@ -183,7 +184,7 @@ class RandomAnatomy:
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
         cut = mask.float()
         if chance(0.7):  # cut out on finer voxels: the border is averaged with nothing
-            cut = _filter(cut, 3 * [torch.tensor([0.2, 0.6, 0.2])])
+            cut = filter_axes(cut, 3 * [torch.tensor([0.2, 0.6, 0.2])])
             cut = torch.where(cut > 0.02, cut, 0)
         return scale_brain_intensity(image * cut, uniform(99.5, 99.9))
 

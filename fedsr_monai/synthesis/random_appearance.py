@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsr_monai.spatial.warping import along_axes
+from fedsr_monai.spatial.warping import filter_axes
 from fedsr_monai.synthesis.random_deformation import smooth_noise
 
 
@@ -92,7 +92,7 @@ class RandomAppearance:
         level = float(torch.empty(()).uniform_(*self.noise))
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
         if torch.rand(()) < 0.5:  # an imperfect skull strip: the mask is moved in or out in patches
-            coverage = _filter(brain.float(), 3 * [torch.ones(3)])
+            coverage = filter_axes(brain.float(), 3 * [torch.ones(3)])
             brain = coverage > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
         image = image * brain
         top = torch.quantile(image[brain][:: max(1, int(brain.sum()) // 20000)], 0.995) if brain.any() else image.max()
@@ -101,17 +101,4 @@ class RandomAppearance:
 
 def _blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
     # Five taps hold a Gaussian up to sigma 1.3 voxels; at 0.05 the middle one alone is left.
-    return _filter(image, [torch.exp(-0.5 * (torch.arange(-2, 3) / max(sigma, 0.05)) ** 2) for sigma in sigmas])
-
-
-def _filter(image: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Tensor:
-    # One odd set of weights per axis, normalised; zeros outside the volume. As matrices with the taps beside their
-    # diagonals.
-    matrices = []
-    for n, weights in zip(image.shape[2:], taps):
-        middle = len(weights) // 2
-        matrix = torch.zeros(n, n)
-        for shift, weight in zip(range(-middle, middle + 1), weights / weights.sum()):
-            matrix.diagonal(shift).fill_(weight)
-        matrices.append(matrix.to(image.device))
-    return along_axes(image, matrices)
+    return filter_axes(image, [torch.exp(-0.5 * (torch.arange(-2, 3) / max(sigma, 0.05)) ** 2) for sigma in sigmas])

@@ -17,7 +17,7 @@ from fedsr_monai.spatial.header import FORM_FIELDS
 from fedsr_monai.spatial.resampling import MIXED, Evidence, is_identity, most_likely, sample_labels, voxel_map
 from fedsr_monai.transforms.local_intensities import LocalIntensities
 
-SURE = 0.98  # probability from which the network's label stands, whatever the intensities
+SURE = 0.95  # probability from which the network's label stands, whatever the intensities
 KEPT = ("filename_or_obj", *FORM_FIELDS)  # of the scan's meta data
 
 

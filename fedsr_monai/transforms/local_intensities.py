@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.networks.layers import GaussianFilter
 from torch.nn import functional as F
 
 from fedsr_monai.spatial.resampling import Evidence, sample, voxel_map
+from fedsr_monai.spatial.warping import filter_axes
 from fedsr_monai.spatial.warping import sample as look_up
 
 LABELLED = 2.0  # mm at least between the points that count: the network knows no more
@@ -18,7 +18,7 @@ REACH = 6.0  # mm, sigma of the neighbourhood that a mean is taken over
 RARE = 1e-3  # share of a neighbourhood below which the mean of a label is drawn to that in the whole brain
 NOISE = 0.03  # least standard deviation, as a fraction of the brain's brightest intensities
 WEIGHT = 2.0  # of the log likelihood beside the network's log probabilities, which are those of smoother borders
-SAMPLED = 7  # every so many voxels tell the noise
+SAMPLED = 3  # every so many lines of voxels tell the noise
 NOISY = (
     0.06  # noise, as a fraction of the brightest intensities, at which that weight is halved: neighbours tell more then
 )
@@ -54,8 +54,10 @@ class LocalIntensities:
         self.weight = WEIGHT / (1 + (noise_level(scan[0].float()) / self.top / NOISY) ** 2)
         weight = weight * (image > 0)  # nothing is known of the background that was cut away
         sums = torch.cat([weight, weight * image, weight.sum(dim=0, keepdim=True) * image.square()])
-        sums = F.avg_pool3d(sums[:, None], pooled, ceil_mode=True)
-        sums = GaussianFilter(3, REACH / (every * pooled * spacing))(sums)[:, 0]
+        sums = F.avg_pool3d(sums, pooled, ceil_mode=True)
+        sigma = REACH / (every * pooled * spacing)
+        reach = min(round(3 * sigma), *(size - 1 for size in sums.shape[1:]))
+        sums = filter_axes(sums, 3 * [torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)])
         count, total, square = sums[: len(weight)], sums[len(weight) : -1], sums[-1:]
         everywhere = total.sum(dim=(1, 2, 3)) / count.sum(dim=(1, 2, 3)).clamp(min=1e-6)
         mean = (total + RARE * everywhere[:, None, None, None]) / (count + RARE)
@@ -110,9 +112,9 @@ def noise_level(image: torch.Tensor) -> float:
     """
     levels = []
     for axis in range(3):
-        before, at, after = (image.narrow(axis, start, image.shape[axis] - 2) for start in range(3))
-        inside = (before > 0) & (at > 0) & (after > 0)
-        second = (before - 2 * at + after)[inside][::SAMPLED].abs()
+        lines = image[tuple(slice(None) if a == axis else slice(None, None, SAMPLED) for a in range(3))]
+        before, at, after = (lines.narrow(axis, start, max(0, lines.shape[axis] - 2)) for start in range(3))
+        second = (before - 2 * at + after)[(before > 0) & (at > 0) & (after > 0)].abs()
         levels.append(1.4826 * float(second.median()) / 6**0.5 if len(second) else 0.0)
     return min(levels)
 

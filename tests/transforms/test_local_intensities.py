@@ -74,7 +74,7 @@ def test_a_turned_file_gives_the_same_labels(truth, probabilities):
     turned = image.permute(0, 2, 3, 1).flip(1)
     affine = FINE.affine @ np.array([[0, 0, 1, 0], [-1, 0, 0, 47], [0, 1, 0, 0], [0, 0, 0, 1.0]])
     expected = labels(image, probabilities).permute(1, 2, 0).flip(0)
-    assert float((labels(turned, probabilities, affine) != expected).float().mean()) < 1e-4
+    assert float((labels(turned, probabilities, affine) != expected).float().mean()) < 5e-4
 
 
 def test_what_the_network_is_sure_of_stands(truth):
