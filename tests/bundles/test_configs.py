@@ -194,8 +194,9 @@ def test_inference_names_the_grid_of_the_training(bundle):
     assert all(
         inference[key] == site[key] for key in ("spacing", "spatial_shape", "preset", "scie", "network_def", "grid")
     )
-    assert inference["preprocessing"]["transforms"][2:4] == [
+    assert inference["preprocessing"]["transforms"][2:5] == [
         {"_target_": "fedsr_monai.transforms.CheckScand", "keys": "image", "grid": "@grid"},
+        {"_target_": "CopyItemsd", "keys": "image", "names": "scan"},
         {
             "_target_": "fedsr_monai.transforms.ResampleToGridd",
             "keys": "image",
