@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.transforms import Compose, CopyItemsd
 
 from fedsr_monai.inference.interleaved import InterleavedInferer, on_network_grid
-from fedsr_monai.inference.prediction import ask, flip_average
+from fedsr_monai.inference.prediction import ask, flip_average, label
 from fedsr_monai.inference.workflow import Workflow
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.spatial.grid import Grid
+from fedsr_monai.transforms import ResampleToGridd
+from fedsr_monai.transforms.local_intensities import with_intensities
 
 
 @pytest.fixture
@@ -77,6 +80,30 @@ def test_a_finer_scan_is_answered_voxel_by_voxel(workflow, scan, monkeypatch):
     averaged = ask(workflow, fine, register=False, accurate=True).logits
     mirrored = ask(workflow, fine.flip(2), register=False, accurate=True).logits
     torch.testing.assert_close(averaged, mirrored.flip(1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("spacing", "counts"), [(3.0, True), (6.0, False)])
+def test_the_refinement_sees_the_intensities_of_finer_scans_alone(workflow, scan, monkeypatch, spacing, counts):
+    targets = []
+
+    def refine(ddf, atlas, logits, steps):
+        targets.append(logits)
+        return ddf
+
+    monkeypatch.setattr("fedsr_monai.inference.prediction.refine_registration", refine)
+    factor = round(6 / spacing)
+    voxels = scan[0].repeat_interleave(factor, 1).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    affine = workflow.grid.affine @ np.diag([1 / factor, 1 / factor, 1 / factor, 1])
+    preprocessing = Compose([CopyItemsd("image", names="scan"), ResampleToGridd("image", workflow.grid)])
+    changed = Workflow(**{**workflow.__dict__, "preprocessing": preprocessing})
+    read = MetaTensor(voxels, affine=torch.as_tensor(affine))
+    data, image, answer = label(changed, read, register=True, refine=1)
+    assert torch.equal(data["scan"].as_tensor(), voxels)
+    network = answer.logits[None]
+    assert torch.equal(targets[0], network) != counts
+    if counts:
+        expected = with_intensities(network[0], workflow.grid.affine, voxels, affine)
+        assert torch.equal(targets[0][0], expected)
 
 
 def test_an_image_on_another_grid_is_an_error(workflow):
