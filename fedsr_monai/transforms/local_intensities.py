@@ -19,9 +19,7 @@ RARE = 1e-3  # share of a neighbourhood below which the mean of a label is drawn
 NOISE = 0.03  # least standard deviation, as a fraction of the brain's brightest intensities
 WEIGHT = 2.0  # of the log likelihood beside the network's log probabilities, which are those of smoother borders
 SAMPLED = 3  # every so many lines of voxels tell the noise
-NOISY = (
-    0.06  # noise, as a fraction of the brightest intensities, at which that weight is halved: neighbours tell more then
-)
+NOISY = 0.06  # noise, as a fraction of the brightest intensities, that halves that weight: a voxel tells less then
 
 
 class LocalIntensities:

@@ -196,7 +196,7 @@ def test_inference_names_the_grid_of_the_training(bundle):
     )
     assert inference["preprocessing"]["transforms"][2:5] == [
         {"_target_": "fedsr_monai.transforms.CheckScand", "keys": "image", "grid": "@grid"},
-        {"_target_": "CopyItemsd", "keys": "image", "names": "scan"},
+        {"_target_": "CopyItemsd", "keys": "image", "names": "scan", "_disabled_": "$not @by_intensity"},
         {
             "_target_": "fedsr_monai.transforms.ResampleToGridd",
             "keys": "image",
@@ -205,6 +205,14 @@ def test_inference_names_the_grid_of_the_training(bundle):
             "fineness": "@fineness",
         },
     ]
+
+
+@BUNDLES
+@pytest.mark.parametrize("by_intensity", [True, False])
+def test_the_scan_is_kept_for_its_intensities_unless_they_are_off(bundle, by_intensity):
+    parser = ConfigParser(config(bundle, "inference.json") | {"by_intensity": by_intensity})
+    names = [type(transform).__name__ for transform in parser.get_parsed_content("preprocessing").transforms]
+    assert ("CopyItemsd" in names) == by_intensity
 
 
 @BUNDLES
