@@ -19,7 +19,6 @@ def label_and_judge(
     site: str | os.PathLike | None = None,
     raw: bool = False,
     judge: bool = True,
-    fast: bool = False,
 ) -> tuple[Path, dict[str, str]]:
     """Label one scan as `fedsr segment` does.
 
@@ -30,7 +29,6 @@ def label_and_judge(
         site: site folder whose grid and atlas are used; None for the bundle's own.
         raw: the scan is a whole head, anywhere in space.
         judge: judge the result; its verdict is logged if it is not "good".
-        fast: one pass of the network, whatever the scan's voxels.
 
     Returns:
         The label map, and what `quality.csv` says of it; nothing if it was not judged.
@@ -39,7 +37,7 @@ def label_and_judge(
         UserError: the scan cannot be labelled, or the result is rejected.
     """
     try:
-        (labels,) = segment([image], folder, bundle, site=site, raw=raw, quality=judge, fast=fast, progress=False)
+        (labels,) = segment([image], folder, bundle, site=site, raw=raw, quality=judge, progress=False)
     except UserErrors as error:
         for row in read_quality(Path(folder)):
             if row["verdict"] == REJECTED:

@@ -17,7 +17,6 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
-from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from fedsr_monai import __version__
@@ -29,6 +28,10 @@ from fedsr_monai.monai_label.submitted import SERVED, with_own_ids
 from fedsr_monai.spatial.nifti import volume_stem
 
 RAW = f"{BUNDLE}_raw"
+DESCRIPTIONS = {
+    False: "Skull-stripped scans, roughly in the space of the atlas",
+    True: "Whole heads, anywhere in space: the brain is found, corrected and aligned first",
+}  # by whether the scans are raw
 
 
 class LabelApp(MONAILabelApp):
@@ -57,9 +60,9 @@ class LabelApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         """Return the models by name."""
         site = served_site(Path(self.app_dir))
-        infers: dict[str, InferTask] = {BUNDLE: ScanInferTask(str(self.bundle), self.conf, site)}
+        infers: dict[str, InferTask] = {BUNDLE: LabelTask(self.bundle, site)}
         if importlib.util.find_spec("SimpleITK") is not None:
-            infers[RAW] = RawInferTask(self.bundle, site)
+            infers[RAW] = LabelTask(self.bundle, site, raw=True)
         return infers
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -85,46 +88,20 @@ class LabelApp(MONAILabelApp):
             raise HTTPException(422, str(mistake)) from error
 
 
-class ScanInferTask(BundleInferTask):
-    """Label a scan with the bundle's own inference, under the names that 3D Slicer knows, once it has been judged.
+class LabelTask(InferTask):
+    """Label a scan as `fedsr segment` does, under the names that 3D Slicer knows, once it has been judged.
 
-    Args:
-        path: the served copy of the bundle.
-        conf: MONAI Label's settings.
-        site: site folder whose grid and atlas are used; None for the bundle's own.
-    """
-
-    def __init__(self, path: str, conf: dict[str, str], site: str | None) -> None:
-        super().__init__(path, conf)
-        self.labels, self.site = dict(SERVED), site
-        self._config[JUDGE] = True
-
-    def __call__(self, request: dict[str, Any], *callbacks: Any) -> tuple[str, dict[str, Any]]:
-        """Return the file of the labels, and what clients want to know about it, with its quality.
-
-        Raises:
-            UserError: the scan cannot be labelled, or the result is rejected.
-        """
-        quality: dict[str, str] = {}
-        if request.get(JUDGE, True):
-            with tempfile.TemporaryDirectory() as folder:
-                _, quality = label_and_judge(request["image"], folder, self.bundle_path, self.site, fast=True)
-        file, answer = super().__call__(request, *callbacks)
-        return file, answer | {"quality": quality}
-
-
-class RawInferTask(InferTask):
-    """Label a whole head as `fedsr segment --raw` does: brain mask, bias field and alignment come first.
+    MONAI Label's own task for bundles is not used: it would run the network once more beside the judging.
 
     Args:
         bundle: the served copy of the bundle.
         site: site folder whose grid and atlas are used; None for the bundle's own.
+        raw: scans are whole heads, anywhere in space.
     """
 
-    def __init__(self, bundle: Path, site: str | None) -> None:
-        description = "Whole heads, anywhere in space: the brain is found, corrected and aligned first"
-        super().__init__(InferType.SEGMENTATION, dict(SERVED), 3, description, {JUDGE: True})
-        self.bundle, self.site = bundle, site
+    def __init__(self, bundle: Path, site: str | None, raw: bool = False) -> None:
+        super().__init__(InferType.SEGMENTATION, dict(SERVED), 3, DESCRIPTIONS[raw], {JUDGE: True})
+        self.bundle, self.site, self.raw = bundle, site, raw
 
     def is_valid(self) -> bool:
         """Return whether the model can be used."""
@@ -138,7 +115,7 @@ class RawInferTask(InferTask):
         """
         started, judge = time.perf_counter(), bool(request.get(JUDGE, True))
         with tempfile.TemporaryDirectory() as folder:
-            labels, quality = label_and_judge(request["image"], folder, self.bundle, self.site, raw=True, judge=judge)
+            labels, quality = label_and_judge(request["image"], folder, self.bundle, self.site, self.raw, judge)
             file = tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False).name  # MONAI Label deletes it
             shutil.move(labels, file)
         total = round(time.perf_counter() - started, 2)
