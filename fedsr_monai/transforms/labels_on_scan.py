@@ -80,7 +80,7 @@ class LabelsOnScand(MapTransform):
             fractions, evidence = logits.float().softmax(dim=0), None
             if self.scan_key in data and is_finer(scan):
                 own = torch.as_tensor(data[self.scan_key]).as_subclass(torch.Tensor).to(fractions.device)
-                evidence = LocalIntensities(own, affine, fractions, grid_affine).evidence(own)
+                evidence = LocalIntensities(own, affine, fractions, grid_affine).evidence()
             labels = MetaTensor(labels_on_grid(fractions, voxel_map(grid_affine, affine), shape, evidence))
             labels.meta = {name: scan.meta[name] for name in KEPT if name in scan.meta}
             labels.affine = torch.as_tensor(affine, dtype=torch.float64)

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import Evidence, sample, voxel_map
 from fedsr_monai.spatial.warping import filter_axes
 from fedsr_monai.spatial.warping import sample as look_up
+from fedsr_monai.transforms.scale_brain_intensity import brightest
 
 LABELLED = 2.0  # mm at least between the points that count: the network knows no more
 LATTICE = 4.0  # mm at least between the points at which the model is kept
@@ -41,13 +43,14 @@ class LocalIntensities:
     def __init__(
         self, scan: torch.Tensor, affine: np.ndarray, probabilities: torch.Tensor, grid_affine: np.ndarray
     ) -> None:
-        spacing = float(np.cbrt(abs(np.linalg.det(grid_affine[:3, :3]))))
+        spacing = Grid(grid_affine, tuple(probabilities.shape[1:])).spacing
         every = max(1, round(LABELLED / spacing))
         pooled = max(1, round(LATTICE / (every * spacing)))
         weight = probabilities[:, ::every, ::every, ::every].float()
         matrix = voxel_map(affine, grid_affine @ np.diag([every, every, every, 1]))
         image = sample(scan.float(), matrix, weight.shape[1:])
-        self.top = max(_brightest(image), 1e-6)
+        self.scan = scan
+        self.top = max(float(brightest(image)), 1e-6)
         image = image / self.top
         self.weight = WEIGHT / (1 + (noise_level(scan[0].float()) / self.top / NOISY) ** 2)
         weight = weight * (image > 0)  # nothing is known of the background that was cut away
@@ -79,9 +82,9 @@ class LocalIntensities:
         difference = values[:-1].sub_(flat / self.top)
         return difference.square_().mul_((flat > 0) * (-self.weight / 2)).div_(values[-1]).reshape(-1, *shape)
 
-    def evidence(self, scan: torch.Tensor) -> Evidence:
-        """Return what `sample_labels` adds at the voxels of a scan [1, D, H, W]."""
-        return lambda places, box, chosen: self.log_likelihood(scan[(0, *box)][chosen].float(), places)
+    def evidence(self) -> Evidence:
+        """Return what `sample_labels` adds at the voxels of the scan."""
+        return lambda places, box, chosen: self.log_likelihood(self.scan[(0, *box)][chosen].float(), places)
 
 
 def with_intensities(
@@ -115,8 +118,3 @@ def noise_level(image: torch.Tensor) -> float:
         second = (before - 2 * at + after)[(before > 0) & (at > 0) & (after > 0)].abs()
         levels.append(1.4826 * float(second.median()) / 6**0.5 if len(second) else 0.0)
     return min(levels)
-
-
-def _brightest(image: torch.Tensor, percentile: float = 99.8) -> float:
-    brain = image[image > 0]
-    return float(brain.kthvalue(max(1, round(percentile / 100 * len(brain)))).values) if len(brain) else 1.0

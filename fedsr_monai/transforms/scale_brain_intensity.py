@@ -9,14 +9,18 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 
-def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
-    """Scale a skull-stripped scan to [0, 1]: divide by a percentile of its voxels above 0, and clip."""
+def brightest(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
+    """Return a percentile of the voxels above 0, as a tensor without dimensions; 1 where there are none."""
     brain = image[image > 0]
     if not len(brain):
-        return torch.zeros_like(image)
+        return image.new_ones(())
     # torch.quantile refuses more than 2^24 values
-    top = torch.kthvalue(brain.flatten(), max(1, round(percentile / 100 * len(brain)))).values
-    return (image / top).clamp(0, 1)
+    return torch.kthvalue(brain.flatten(), max(1, round(percentile / 100 * len(brain)))).values
+
+
+def scale_brain_intensity(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
+    """Scale a skull-stripped scan to [0, 1]: divide by a percentile of its voxels above 0, and clip."""
+    return (image / brightest(image, percentile)).clamp(0, 1)
 
 
 class ScaleBrainIntensityd(MapTransform):

@@ -48,7 +48,7 @@ def image_of(truth: torch.Tensor) -> torch.Tensor:
 
 
 def labels(scan: torch.Tensor, probabilities: torch.Tensor, affine: np.ndarray = FINE.affine) -> torch.Tensor:
-    evidence = LocalIntensities(scan, affine, probabilities, COARSE.affine).evidence(scan)
+    evidence = LocalIntensities(scan, affine, probabilities, COARSE.affine).evidence()
     return labels_on_grid(probabilities, voxel_map(COARSE.affine, affine), tuple(scan.shape[1:]), evidence)[0]
 
 
