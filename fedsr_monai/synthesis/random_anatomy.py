@@ -51,6 +51,7 @@ class RandomAnatomy:
         any_contrast: fraction of draws whose tissue means are drawn anywhere, not around those of a T1-weighted scan.
         any_pose: fraction of draws turned by up to 15 degrees, shifted by up to 10 mm and scaled by 0.8 to 1.15.
         remnants: fraction of draws with patches of bright tissue around the brain.
+        dilation, dilated: of wide ventricles, see `RandomDeformation`.
     """
 
     def __init__(
@@ -60,11 +61,15 @@ class RandomAnatomy:
         any_contrast: float = 0.2,
         any_pose: float = 0.25,
         remnants: float = 0.3,
+        dilation: float = 24.0,
+        dilated: float = 0.4,
     ) -> None:
         self.spacing, self.shape = spacing, tuple(shape)
         self.any_contrast, self.any_pose, self.remnants = any_contrast, any_pose, remnants
-        self.usual = RandomDeformation(spacing, zoom=(0.9, 1.08))
-        self.unusual = RandomDeformation(spacing, rotation=15.0, zoom=(0.8, 1.15), shift=10.0)
+        self.usual = RandomDeformation(spacing, zoom=(0.9, 1.08), dilation=dilation, dilated=dilated)
+        self.unusual = RandomDeformation(
+            spacing, rotation=15.0, zoom=(0.8, 1.15), shift=10.0, dilation=dilation, dilated=dilated
+        )
         templates = high_resolution_templates()
         affine = grid_affine(spacing, shape)
         soft, near = soft_labels(tuple(LOW_PASS * np.diag(affine)[:3]))

@@ -78,6 +78,30 @@ def test_growth_moves_the_boundary_of_one_structure(phantom):
     assert max(ratios) > 1.1 and min(ratios) < 0.95
 
 
+def test_dilation_widens_the_ventricles_and_little_else(phantom):
+    label = phantom[1][None].float()
+    grown, brains = [], []
+    for seed in range(6):
+        ddf = field_of(phantom[1], seed, **STILL | {"dilation": 30.0, "dilated": 1.0})  # 5 voxels of 6 mm
+        after = warp(label, ddf, mode="nearest")
+        grown.append(((after == 4).sum() / (label == 4).sum()).item())
+        brains.append(((after > 0).sum() / (label > 0).sum()).item())
+    assert min(grown) > 0.9 and max(grown) > 2
+    assert 0.95 < min(brains) and max(brains) < 1.1
+
+
+def test_dilation_happens_in_the_fraction_of_draws_that_is_asked(phantom):
+    label = phantom[1][None].float()
+
+    def wide(dilated: float) -> int:
+        torch.manual_seed(0)
+        draw = RandomDeformation(6.0, **STILL | {"dilation": 30.0, "dilated": dilated})
+        volumes = [(warp(label, draw(phantom[1][None]), mode="nearest") == 4).sum() for _ in range(30)]
+        return sum(bool(volume > 1.3 * (label == 4).sum()) for volume in volumes)
+
+    assert wide(0.0) == 0 and 4 < wide(0.4) < 18 and wide(1.0) > 22
+
+
 def test_registration_is_applied_first(phantom):
     ddf = torch.zeros(1, 3, 16, 16, 16)
     ddf[:, 0] = 1.0  # two voxels of the full grid
