@@ -61,7 +61,7 @@ def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
 
 
 def head_optimizers(
-    network: FedSRNet, lr: float, fused: bool = True, velocity_lr: float = 0.1
+    network: FedSRNet, lr: float, fused: bool = True, velocity_lr: float = 0.1, registration_lr: float = 1.0
 ) -> dict[str, torch.optim.Optimizer]:
     """Return one Adam per head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it
     once, with segmentation.
@@ -74,6 +74,8 @@ def head_optimizers(
             weight by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each
             displacement add up to voxels: at the full rate one step undoes the initial identity, and dozens more are
             spent on coming back.
+        registration_lr: learning rate of all that the registration's Adam moves, as a fraction of `lr`. A registration head that has
+            been trained well loses more by that first step than a few dozen others bring back (docs/method.md, Training).
     """
     velocities = list(network.registration.velocities.parameters())
     last = {id(parameter) for parameter in velocities}
@@ -81,8 +83,8 @@ def head_optimizers(
     encoder = list(network.encoder.parameters())
     groups = {
         "registration": [
-            {"params": registration + ([] if fused else encoder), "lr": lr},
-            {"params": velocities, "lr": lr * velocity_lr},
+            {"params": registration + ([] if fused else encoder), "lr": lr * registration_lr},
+            {"params": velocities, "lr": lr * registration_lr * velocity_lr},
         ],
         "segmentation": [{"params": list(network.segmentation.parameters()) + encoder, "lr": lr}],
     }

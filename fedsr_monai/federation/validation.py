@@ -131,10 +131,12 @@ def screen_norms(
     Every tensor is screened by itself, so that a small one (a first layer, an SA vector) cannot hide behind large ones. With
     d_n = |update_n - sent| and g = |sent| of a tensor, an update is rejected when
 
-        d_n > factor * max(median of the other sites' d, floor * g)      with at least two others,
-        d_n > factor * max(g, 0.01 sqrt(number of values))               with fewer: nobody to compare with.
+        d_n > factor * max(median of the other sites' d, r * g, floor * g)      with at least two others,
+        d_n > factor * max(g, 0.01 sqrt(number of values))                      with fewer: nobody to compare with.
 
-    The median withstands a minority of bad sites. The floor keeps a site from being rejected where the others hardly move, and 0.01 per
+    The medians withstand a minority of bad sites. r is what the others move a tensor by, relative to its norm, on the whole: the median over
+    the tensors of their medians. A part of the network that hardly acts (the attention of SCIE) is moved by noise, which differs between
+    honest sites by more than `factor`. The floor keeps a site from being rejected where the others hardly move anything, and 0.01 per
     value keeps it from being rejected for the last layers of the registration, which begin so near zero that any step is large beside them.
     Where everything sent is zero, sqrt(number of values) stands in for g.
 
@@ -144,22 +146,32 @@ def screen_norms(
         factor: how many times as far as the others a site may move a tensor.
         floor: the least movement that the others are taken to make, as a fraction of the tensor's norm.
     """
-    reasons: dict[str, list[str]] = {}
+    scales, moved = dict[str, float](), dict[str, dict[str, float]]()
     for key in sorted(reference):
         sent = reference[key].double()
-        scale = float(sent.norm()) or math.sqrt(sent.numel())
-        alone = max(scale, NEAR_ZERO * math.sqrt(sent.numel()))
-        moved = {site: float((update[key].double() - sent).norm()) for site, update in updates.items()}
-        for site, distance in sorted(moved.items()):
-            others = [other for name, other in moved.items() if name != site]
-            usual = max(float(np.median(others)), floor * scale) if len(others) >= 2 else alone
-            if not distance <= factor * usual:
-                against = "the other sites' median" if len(others) >= 2 else "the norm of what was sent"
+        scales[key] = float(sent.norm()) or math.sqrt(sent.numel())
+        moved[key] = {site: float((update[key].double() - sent).norm()) for site, update in updates.items()}
+    reasons: dict[str, list[str]] = {}
+    for site in sorted(updates):
+        alone = len(updates) <= 2
+        others = {} if alone else {key: _median_of_others(moved[key], site) for key in moved}
+        least = max([floor, *([] if alone else [float(np.median([others[key] / scales[key] for key in others]))])])
+        for key, distances in moved.items():
+            if alone:
+                usual = max(scales[key], NEAR_ZERO * math.sqrt(reference[key].numel()))
+            else:
+                usual = max(others[key], least * scales[key])
+            if not distances[site] <= factor * usual:
+                against = "the norm of what was sent" if alone else "the other sites' median"
                 reasons.setdefault(site, []).append(
-                    f"site {site!r}: {key}: found an update of norm {distance:.3g}, "
+                    f"site {site!r}: {key}: found an update of norm {distances[site]:.3g}, "
                     f"expected at most {factor * usual:.3g} ({factor:g} times {against})"
                 )
     return reasons
+
+
+def _median_of_others(moved: Mapping[str, float], site: str) -> float:
+    return float(np.median([distance for name, distance in moved.items() if name != site]))
 
 
 def brief(value: Any) -> str:

@@ -22,7 +22,7 @@ from fedsr_monai.federation.runner import federate
 from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
 from fedsr_monai.pretraining import with_encoder
-from fedsr_monai.progress import Progress
+from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.study.page import write_report
 from fedsr_monai.study.plan import MEMBERS, RANDOM, SHIPPED, Plan, read_plan
@@ -104,6 +104,7 @@ def run_study(
                 failed.append(
                     UserError(job.run, found=fault, expected="a finished run", fix="run the same command again")
                 )
+                say(str(failed[-1]))  # now, as the others may take hours
             else:
                 write_tables(out, study, {(j.arm, j.seed): j.run for j in jobs if _is_done(j)})
     finished = {(job.arm, job.seed): job.run for job in jobs if _is_done(job)}

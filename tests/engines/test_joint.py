@@ -326,3 +326,9 @@ def test_resumed_training_equals_an_uninterrupted_one(phantom, scan):
     run_round(resumed, 2)
     assert moved(resumed, "", state_of(whole, "")) == []
     assert resumed.state.output == whole.state.output
+
+
+def test_learning_rates_of_the_heads():
+    optimizers = head_optimizers(FedSRNet(), 1e-3, registration_lr=0.1, velocity_lr=0.5)
+    rates = {head: [group["lr"] for group in optimizer.param_groups] for head, optimizer in optimizers.items()}
+    assert rates == {"registration": [pytest.approx(1e-4), pytest.approx(5e-5)], "segmentation": [1e-3]}

@@ -145,16 +145,26 @@ def test_semi_real_sites_need_the_folder_of_their_people(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path):
+def test_a_run_that_fails_is_named_at_once_and_the_others_finish(tmp_path, monkeypatch, capsys):
     plan = json.loads((PLANS / "policies.json").read_text())
     plan |= plan.pop("quick") | {
         "arms": {"good": {"policy": "local"}, "bad": {"policy": "local", "overrides": {"no_such_id": 1}}},
         "contrasts": [["good", "bad"]],
     }
+    plan["arms"] = dict(reversed(plan["arms"].items()))  # the bad one first
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan))
+    train, said = module._train, []
+
+    def listen(job):
+        if job.arm == "good":
+            said.append(capsys.readouterr().err)
+        train(job)
+
+    monkeypatch.setattr(module, "_train", listen)
     with pytest.raises(UserError, match="bad/seed-0.*no_such_id"):
         run_study(path, tmp_path / "study")
+    assert "bad/seed-0: found" in said[0] and "no_such_id" in said[0]
     assert {row["arm"] for row in rows(tmp_path / "study" / "summary.csv")} == {"good"}
 
 
