@@ -146,26 +146,28 @@ def screen_norms(
         factor: how many times as far as the others a site may move a tensor.
         floor: the least movement that the others are taken to make, as a fraction of the tensor's norm.
     """
+    if not reference:
+        return {}
     scales, moved = dict[str, float](), dict[str, dict[str, float]]()
     for key in sorted(reference):
         sent = reference[key].double()
         scales[key] = float(sent.norm()) or math.sqrt(sent.numel())
         moved[key] = {site: float((update[key].double() - sent).norm()) for site, update in updates.items()}
     reasons: dict[str, list[str]] = {}
+    alone = len(updates) <= 2
     for site in sorted(updates):
-        alone = len(updates) <= 2
-        others = {} if alone else {key: _median_of_others(moved[key], site) for key in moved}
-        least = max([floor, *([] if alone else [float(np.median([others[key] / scales[key] for key in others]))])])
-        for key, distances in moved.items():
-            if alone:
-                usual = max(scales[key], NEAR_ZERO * math.sqrt(reference[key].numel()))
-            else:
-                usual = max(others[key], least * scales[key])
-            if not distances[site] <= factor * usual:
+        if alone:
+            usual = {key: max(scale, NEAR_ZERO * math.sqrt(reference[key].numel())) for key, scale in scales.items()}
+        else:
+            others = {key: _median_of_others(distances, site) for key, distances in moved.items()}
+            least = max(floor, float(np.median([others[key] / scales[key] for key in others])))
+            usual = {key: max(others[key], least * scale) for key, scale in scales.items()}
+        for key, limit in usual.items():
+            if not moved[key][site] <= factor * limit:
                 against = "the norm of what was sent" if alone else "the other sites' median"
                 reasons.setdefault(site, []).append(
-                    f"site {site!r}: {key}: found an update of norm {distances[site]:.3g}, "
-                    f"expected at most {factor * usual:.3g} ({factor:g} times {against})"
+                    f"site {site!r}: {key}: found an update of norm {moved[key][site]:.3g}, "
+                    f"expected at most {factor * limit:.3g} ({factor:g} times {against})"
                 )
     return reasons
 
