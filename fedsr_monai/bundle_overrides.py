@@ -60,6 +60,7 @@ SCIE = ("gate", "normalise", "film_difference", "attention")  # and true, for th
 SCIE_OF_CONVOLUTION = ("normalise", "film_difference")  # they read these statistics
 RANGES = {
     "learning_rate": (1e-12, 1e3),
+    "registration_lr": (0, 1e3),
     "search_learning_rate": (1e-12, 1e3),
     "spacing": (0.1, 100),
     "sa_alpha": (0, 1),
