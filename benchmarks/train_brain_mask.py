@@ -30,7 +30,7 @@ from fedsr_monai.device import bfloat16_pays, find_device
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks.brain_network import SPACING, brain_network, scaled
 from fedsr_monai.networks.weights import read_weights
-from fedsr_monai.synthesis.random_anatomy import chance, uniform
+from fedsr_monai.synthesis.draws import chance, uniform
 from fedsr_monai.synthesis.random_appearance import _blur, _filter
 from fedsr_monai.synthesis.random_deformation import smooth_noise
 

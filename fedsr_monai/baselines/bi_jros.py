@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from fedsr_monai.baselines.trainer import Losses, PairTrainer, both_ways, overlap, uniform
+from fedsr_monai.baselines.trainer import Losses, PairTrainer, both_ways, overlap
 from fedsr_monai.engines.joint import Drawn
 from fedsr_monai.engines.objectives import soft_dice, weighted
 from fedsr_monai.networks import Registration
 from fedsr_monai.networks.label_fractions import average_fractions, predicted_fractions
 from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis.draws import uniform
 
 STYLE = (0.6, 0.95)  # how much of the scan's own intensities the made image gets
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from fedsr_monai.baselines.trainer import Losses, PairTrainer, beta, both_ways, overlap, pick
+from fedsr_monai.baselines.trainer import Losses, PairTrainer, beta, both_ways, overlap
 from fedsr_monai.engines.joint import Drawn
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks import Registration
 from fedsr_monai.spatial.warping import compose, resize_ddf, warp
+from fedsr_monai.synthesis.draws import pick
 
 
 class BRBSTrainer(PairTrainer):

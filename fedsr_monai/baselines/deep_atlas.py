@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from fedsr_monai.baselines.trainer import Losses, PairTrainer, overlap, pick
+from fedsr_monai.baselines.trainer import Losses, PairTrainer, overlap
 from fedsr_monai.engines.joint import Drawn
 from fedsr_monai.engines.objectives import soft_dice
 from fedsr_monai.losses import dice_cross_entropy
 from fedsr_monai.networks.label_fractions import predicted_fractions
 from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis.draws import pick
 
 
 class DeepAtlasTrainer(PairTrainer):

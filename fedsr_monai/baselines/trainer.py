@@ -84,16 +84,6 @@ class PairTrainer(JointTrainer):
         return {} if self.random_atlas is None else self.exact(drawn)
 
 
-def pick(choices: int) -> int:
-    """Draw a whole number below `choices`."""
-    return int(torch.randint(choices, ()))
-
-
-def uniform(low: float, high: float) -> float:
-    """Draw a number between two."""
-    return float(torch.empty(()).uniform_(low, high))
-
-
 def beta(a: float, b: float) -> float:
     """Draw a number in [0, 1] of a Beta distribution."""
     return float(torch.distributions.Beta(a, b).sample())

@@ -31,6 +31,7 @@ from fedsr_monai.networks.label_fractions import average_fractions, label_fracti
 from fedsr_monai.networks.sa import HEADS, profile
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis import RandomAtlas
+from fedsr_monai.synthesis.draws import chance
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ class JointTrainer(Trainer):
             return "scan"
         if self.both_targets:
             return "both"
-        return "drawn" if bool(torch.rand(()) < self.exact_registration) else "scan"
+        return "drawn" if chance(self.exact_registration) else "scan"
 
     def _of_scans(self, pooled: list[torch.Tensor], scans: int) -> list[torch.Tensor]:
         """Return the pooled f_d that count for mutual information and SA features, of a batch that begins with

@@ -8,6 +8,7 @@ import torch
 from monai.transforms import LoadImage
 
 from fedsr_monai.spatial.reader import VolumeReader
+from fedsr_monai.synthesis.draws import chance, pick, uniform
 
 
 class LabelledScans:
@@ -48,14 +49,14 @@ class LabelledScans:
         """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of
         :class:`RandomAtlas`.
         """
-        if torch.rand(()) >= self.probability:
+        if not chance(self.probability):
             return self.otherwise(image, label, ddf)
-        item = self.items[int(torch.randint(0, len(self.items), ()))]
+        item = self.items[pick(len(self.items))]
         scan, ids = (self._load(item[key]).as_tensor()[None].to(image.device) for key in ("image", "label"))
-        if torch.rand(()) < 0.5:
+        if chance(0.5):
             scan, ids = scan.flip(2), ids.flip(2)
         brain = scan > 0
-        scan = scan ** float(torch.empty(()).uniform_(*self.gamma))
-        if torch.rand(()) < 0.5:
+        scan = scan ** uniform(*self.gamma)
+        if chance(0.5):
             scan = scan + float(torch.rand(())) * self.noise * torch.randn_like(scan)
         return scan.clamp(0, 1).float() * brain, ids.to(label.dtype)

@@ -19,21 +19,12 @@ from fedsr_monai.atlas.templates import (
 )
 from fedsr_monai.simulation.profiles import TISSUE
 from fedsr_monai.spatial.warping import filter_axes
+from fedsr_monai.synthesis.draws import chance, pick, uniform
 from fedsr_monai.synthesis.random_appearance import _blur
 from fedsr_monai.synthesis.random_deformation import RandomDeformation, smooth_noise
 from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity
 
 FLUID = (0, 1, 4)
-
-
-def uniform(low: float, high: float) -> float:
-    """Draw a number from torch's global generator."""
-    return float(torch.empty(()).uniform_(low, high))
-
-
-def chance(probability: float) -> bool:
-    """Draw whether something happens."""
-    return bool(torch.rand(()) < probability)
 
 
 class RandomAnatomy:
@@ -182,7 +173,7 @@ class RandomAnatomy:
         )  # finer voxels than the anatomy's have sharper edges
         sigma = torch.empty(3).uniform_(0.0, 0.6)
         if chance(0.25):
-            sigma[int(torch.randint(0, 3, ()))] = uniform(0.8, 1.3)  # thick slices
+            sigma[pick(3)] = uniform(0.8, 1.3)  # thick slices
         image = _blur(image, sigma.tolist()).clamp_min(0) ** uniform(0.75, 1.25)
         image = image * torch.exp(uniform(0.0, 0.1 if chance(0.5) else 0.3) * noise(uniform(40, 70)))
         level = uniform(0.003, 0.045)

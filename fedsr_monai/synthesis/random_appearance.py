@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsr_monai.spatial.warping import filter_axes
+from fedsr_monai.synthesis.draws import chance, pick, uniform
 from fedsr_monai.synthesis.random_deformation import smooth_noise
 
 
@@ -71,7 +72,7 @@ class RandomAppearance:
         grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
         drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
         drawn[0] = means[0] * torch.empty((), device=image.device).uniform_(0.4, 1.1)
-        texture = (image - means[ids]) * float(torch.empty(()).uniform_(0.2, 1.1))
+        texture = (image - means[ids]) * uniform(0.2, 1.1)
         shape = image.shape[2:]
         slow = 0.03 * smooth_noise(shape, 12 / self.spacing, 1, image.device) + 0.02 * torch.randn_like(image)
         return (drawn.clamp(0.02, 1.1)[ids] * (1 + slow) + texture).clamp(0.01, 1.3) * (image > 0)
@@ -80,18 +81,18 @@ class RandomAppearance:
         """Image a noiseless brain [1, 1, D, H, W] with zero background by a random scanner; in [0, 1], background 0."""
         brain = image > 0.005
         # Interpolation has blurred the image; real edges are sharper by an unknown amount.
-        image = image + float(torch.empty(()).uniform_(0, 1.2)) * (image - _blur(image, 3 * [0.7]))
+        image = image + uniform(0, 1.2) * (image - _blur(image, 3 * [0.7]))
         sigma = torch.empty(3).uniform_(*self.blur)
-        if torch.rand(()) < 0.25:
-            sigma[int(torch.randint(0, 3, ()))] = float(torch.empty(()).uniform_(0.8, 1.3))  # thick slices
+        if chance(0.25):
+            sigma[pick(3)] = uniform(0.8, 1.3)  # thick slices
         image = _blur(image, sigma.tolist())
         shape, device = image.shape[2:], image.device
-        field = smooth_noise(shape, float(torch.empty(()).uniform_(40, 70)) / self.spacing, 1, device)
-        image = image.clamp_min(0) ** float(torch.empty(()).uniform_(*self.gamma))
-        image = image * torch.exp(field * float(torch.empty(()).uniform_(*self.bias)))
-        level = float(torch.empty(()).uniform_(*self.noise))
+        field = smooth_noise(shape, uniform(40, 70) / self.spacing, 1, device)
+        image = image.clamp_min(0) ** uniform(*self.gamma)
+        image = image * torch.exp(field * uniform(*self.bias))
+        level = uniform(*self.noise)
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
-        if torch.rand(()) < 0.5:  # an imperfect skull strip: the mask is moved in or out in patches
+        if chance(0.5):  # an imperfect skull strip: the mask is moved in or out in patches
             coverage = filter_axes(brain.float(), 3 * [torch.ones(3)])
             brain = coverage > 0.5 + 0.25 * smooth_noise(shape, 16 / self.spacing, 1, device).clamp(-1.5, 1.5)
         image = image * brain

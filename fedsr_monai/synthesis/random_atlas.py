@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fedsr_monai.spatial.grid import FINE
 from fedsr_monai.spatial.warping import warp
+from fedsr_monai.synthesis.draws import uniform
 from fedsr_monai.synthesis.random_appearance import RandomAppearance
 from fedsr_monai.synthesis.random_deformation import RandomDeformation
 
@@ -78,7 +79,7 @@ class RandomAtlas:
         voxels, or None.
         """
         if ddf is not None:
-            ddf = ddf * float(torch.empty(()).uniform_(0, self.registration_fraction))
+            ddf = ddf * uniform(0, self.registration_fraction)
         field = self.deformation(label, ddf)
         drawn = warp(self.appearance.contrast(image, label), field)
         return self.appearance.scan(drawn), warp(self._fine(label), field, mode="nearest")

@@ -10,6 +10,7 @@ from monai.networks.layers import GaussianFilter
 from torch.nn import functional as F
 
 from fedsr_monai.spatial.warping import compose, integrate, resample, resize_ddf
+from fedsr_monai.synthesis.draws import chance, pick, uniform
 
 
 def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch.device) -> torch.Tensor:
@@ -23,7 +24,7 @@ def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch
     positions = []
     for n, nodes in zip(shape, coarse):
         size = max(n, round(nodes * step))  # voxels over the whole coarse grid, of which n are kept
-        start = int(torch.randint(0, size - n + 1, ()))
+        start = pick(size - n + 1)
         positions.append((start + torch.arange(n, device=device)) * ((nodes - 1) / (size - 1)))
     noise = resample(noise, positions)
     return noise[None] / (noise.std() + 1e-6)
@@ -81,11 +82,11 @@ class RandomDeformation:
         """
         shape = tuple(n // 2 for n in label.shape[2:])
         device, millimetre = label.device, 1 / (2 * self.spacing)  # half-resolution voxels per millimetre
-        strength = float(torch.empty(()).uniform_(*self.strength))
+        strength = uniform(*self.strength)
         velocity = torch.zeros(1, 3, *shape, device=device)
         for step, rms in self.scales:
             velocity += smooth_noise(shape, step * millimetre, 3, device) * (rms * millimetre * strength)
-        if self.dilation and float(torch.rand(())) < self.dilated:
+        if self.dilation and chance(self.dilated):
             velocity += self._dilation(label, shape) * millimetre
         if self.growth:
             velocity += self._growth(label, shape) * millimetre
@@ -104,20 +105,20 @@ class RandomDeformation:
         return (torch.einsum("ij,jdhw->idhw", matrix, position) + shift[:, None, None, None])[None].to(device)
 
     def _growth(self, label: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        if torch.rand(()) < 0.5:
+        if chance(0.5):
             mask = torch.isin(label, torch.tensor(self.growing, device=label.device, dtype=label.dtype))
             largest = self.growth
         else:
-            mask = label == int(torch.randint(1, int(label.max()) + 1, ()))
+            mask = label == 1 + pick(int(label.max()))
             largest = 0.4 * self.growth
         width = 8.0 * (0.5 + float(torch.rand(())))
-        return self._outward(mask, shape, width) * (largest * float(torch.empty(()).uniform_(-0.6, 1)))
+        return self._outward(mask, shape, width) * (largest * uniform(-0.6, 1))
 
     def _dilation(self, label: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         velocity = torch.zeros(1, 3, *shape, device=label.device)
         for k in self.growing:
             largest = self.dilation if k == self.lateral else 0.5 * self.dilation
-            width = float(torch.empty(()).uniform_(4, 8))
+            width = uniform(4, 8)
             velocity += self._outward(label == k, shape, width) * (largest * float(torch.rand(())))
         return velocity
 
