@@ -76,7 +76,7 @@ def head_optimizers(
             displacement add up to voxels: at the full rate one step undoes the initial identity, and dozens more are
             spent on coming back.
         registration_lr: learning rate of all that the registration's Adam moves, as a fraction of `lr`. A registration head that has
-            been trained well loses more by that first step than a few dozen others bring back (docs/method.md, Training).
+            been trained well loses by a few dozen steps at the full rate (docs/method.md, Training).
     """
     velocities = list(network.registration.velocities.parameters())
     last = {id(parameter) for parameter in velocities}
