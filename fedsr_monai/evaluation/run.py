@@ -16,12 +16,13 @@ from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.evaluation.sa_variants import LEARNED, VARIANTS, change_sa
-from fedsr_monai.evaluation.site import evaluate_network
+from fedsr_monai.evaluation.site import evaluate_network, has_labels
 from fedsr_monai.evaluation.stages import BEFORE, ROUNDS
 from fedsr_monai.evaluation.tables import TASKS
 from fedsr_monai.files import is_there, read_json
 from fedsr_monai.networks import FedSRNet
 from fedsr_monai.networks.weights import HEAD_PREFIXES, load_weights, read_weights
+from fedsr_monai.progress import say
 from fedsr_monai.run_record import network_overrides, read_personalised, read_run, trusted_bundle
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.contract import SECTIONS
@@ -181,7 +182,7 @@ def evaluate(
         mean, sd and number of cases; see `fedsr_monai.evaluation.tables.DEFINITIONS`.
 
     Raises:
-        UserError: a folder is neither a run nor a site, a section has no labelled scan, or weights do not fit.
+        UserError: a folder is neither a run nor a site, no site has a labelled scan in the section, or weights do not fit.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -222,6 +223,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Measure every model on its site's labelled scans, write the tables to `out`, and return their summary.
 
+    A site without labelled scans in the section, as most hospitals of a federation will be, is named and left out.
+
     Args:
         models: the models to measure.
         out: evaluation folder.
@@ -233,7 +236,7 @@ def evaluate_models(
         sa: SA features to measure with (`change_sa`).
 
     Raises:
-        UserError: a site violates the contract, a section has no labelled scans, or weights do not fit.
+        UserError: a site violates the contract, no site has a labelled scan in the section, or weights do not fit.
     """
     check_choice("section", section, SECTIONS)
     check_choice("sa", sa, VARIANTS)
@@ -241,7 +244,11 @@ def evaluate_models(
     device = find_device(device)
     out = Path(out)
     ensure_fit(model.site for model in models)
-    for model in models:
+    measurable = [model for model in models if has_labels(model.site, section)]
+    for model in models if measurable and not stage else ():  # once, with the final networks
+        if model not in measurable:
+            say(f"fedsr: {model.site.root}: not measured, as it has no labelled scan in '{section}'")
+    for model in measurable or models:  # if there is none, the first one is refused by name
         network = load_network(model, device)
         change_sa(network.eval(), sa, model.site)
         evaluate_network(network, model.site, section, device, out, figures, progress, stage)

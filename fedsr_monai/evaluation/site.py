@@ -35,6 +35,11 @@ from fedsr_monai.spatial.reader import VolumeReader
 KEPT = ("image", "label", "segmentation", "atlas_image", "warped_image", "warped_label")
 
 
+def has_labels(site: Site, section: str) -> bool:
+    """Return whether a site can be measured on a section: whether one of its scans has a label."""
+    return any("label" in item for item in getattr(site, section))
+
+
 def evaluate_network(
     network: FedSRNet,
     site: Site,

@@ -69,7 +69,7 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
             name,
             found=f"{100 * inside:.0f} % of the brain in the box of the atlas",
             expected=f"{100 * INSIDE:.0f} % or more",
-            fix="align the scan roughly to the atlas first (affine registration to MNI space)",
+            fix="align the scan to the atlas (fedsr segment does so with --raw; elsewhere, an affine registration to MNI space)",
         )
 
 

@@ -176,6 +176,19 @@ def test_evaluate_prints_one_line_per_site(run, capsys):
     assert (run / "report.html").stat().st_size > 50_000
 
 
+def test_a_member_without_labelled_test_scans_is_named_and_left_out(run, capsys):
+    """Most hospitals of a federation have no labels but those of their atlas; the others are measured all the same."""
+    record = run.parent / "sites" / "east" / "site.json"
+    content = json.loads(record.read_text())
+    content["test"] = []
+    record.write_text(json.dumps(content))
+    assert main(["evaluate", str(run), "--figures", "0", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split("  ")[0] for line in captured.out.splitlines()] == ["west", str(run / "evaluation")]
+    assert captured.err.count(f"fedsr: {record.parent}: not measured, as it has no labelled scan in 'test'") == 1
+    assert main(["report", str(run)]) == 0
+
+
 def test_evaluate_one_set_of_weights_on_sites(run, capsys):
     weights, sites = run / "sites" / "east" / "model.pt", run.parent / "sites"
     assert main(["evaluate", str(sites), "--weights", str(weights), "--out", str(run / "other")]) == 0
