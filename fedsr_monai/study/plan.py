@@ -18,7 +18,7 @@ from fedsr_monai.federation.policies import POLICIES
 from fedsr_monai.files import read_json
 
 SHIPPED, RANDOM = "shipped", "random"  # as `from_weights`: the weights that come with the bundle, and none
-MEMBERS, UNSEEN = "members", "unseen"  # as `at`
+MEMBERS, UNSEEN, ALL = "members", "unseen", "all"  # as `at`
 NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9._+-]*")
 FIX = "see docs/studies.md for the keys of a plan"
 NAMES: dict[type, str] = {
@@ -38,7 +38,7 @@ ARM: dict[str, tuple[type, ...]] = {
     "policy": (str, type(None)), "overrides": (dict,), "from_weights": (str, type(None)), "personalise": (bool,),
     "baseline": (str, type(None)), "pretrain": (dict, type(None)), "scans": (int, type(None)), "at": (str,),
 }  # fmt: skip
-PERSONALISE: dict[str, tuple[type, ...]] = {"epochs": (int,), "epoch_length": (int,)}
+PERSONALISE: dict[str, tuple[type, ...]] = {"epochs": (int,), "epoch_length": (int,), "at": (str,)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Plan:
         rounds, steps: communication rounds, and training steps per round and site; the pooled arm takes the steps of all
             sites.
         overrides: values for ids of the bundle's `train.json`, the same in every arm.
-        personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that do it.
+        personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that do it; and `at`, "unseen" if only the
+            unseen sites fit their heads, in a study of those, "all" if not named.
         unseen: names of sites that take part in no round; they are measured, and fitted if the arm personalises.
         sa: changes of the SA features whose effect on every run is measured (`evaluation.sa_variants.VARIANTS`).
     """
@@ -135,7 +136,10 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
         _check_kind(f"{path}: {name!r:.60}", name, str)
     for key, value in content.get("personalise", {}).items():
         _check_keys(f"{path}: personalise", {key: value}, PERSONALISE)
-        check_whole_number(f"{path}: personalise.{key}", value)
+        if key == "at":
+            check_choice(f"{path}: personalise.at", value, (ALL, UNSEEN))
+        else:
+            check_whole_number(f"{path}: personalise.{key}", value)
     _check_plain(str(path), content.get("overrides", {}))
     arms = {name: _arm(path, name, arm) for name, arm in content["arms"].items()}
     return Plan(

@@ -25,7 +25,7 @@ from fedsr_monai.pretraining import with_encoder
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import load_site
 from fedsr_monai.study.page import write_report
-from fedsr_monai.study.plan import MEMBERS, RANDOM, SHIPPED, Plan, read_plan
+from fedsr_monai.study.plan import ALL, MEMBERS, RANDOM, SHIPPED, UNSEEN, Plan, read_plan
 from fedsr_monai.study.sites import check_sources, study_folders, with_fewer_scans
 from fedsr_monai.study.tables import write_tables
 
@@ -164,9 +164,11 @@ def _train(job: Job) -> None:
     )
     if arm.personalise:
         same = _of_site_bundle({**plan.overrides, **arm.overrides})
-        for folder in (*job.members, *job.unseen):
+        settings = dict(plan.personalise)
+        fitted = job.unseen if settings.pop("at", ALL) == UNSEEN else (*job.members, *job.unseen)
+        for folder in fitted:
             target = job.run / "personalised" / load_site(folder).name
-            personalise(folder, job.run, target, seed=job.seed, overrides=same, **plan.personalise)
+            personalise(folder, job.run, target, seed=job.seed, overrides=same, **settings)
     models = models_of_run(job.run)
     measured = {model.site.name for model in models}
     for folder in job.unseen:  # without personalisation an unseen site gets the network of the first member

@@ -54,6 +54,7 @@ def test_quick_replaces_values(tmp_path):
         ({"sites": {"folders": [1]}}, "1", "found 1, expected text"),
         ({"unseen": {}}, "unseen", "{}"),
         ({"personalise": {"epochs": 0}}, "personalise.epochs", "0"),
+        ({"personalise": {"at": "home"}}, "personalise.at", "'home'"),
         ({"arms": ["a", "b"]}, "arms", r"\['a', 'b'\]"),
         ({"arms": {"a": [], "b": {}}}, "arms.a", r"\[\]"),
         ({"arms": {"a": {"policy": "fed"}, "b": {}}}, "arms.a.policy", "'fed'"),

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,28 @@ def test_arms_have_the_sites_and_scans_that_they_ask_for(tmp_path, site_folder, 
     assert check_site(found["few"][0].root) == []
     with pytest.raises(UserError, match="found 2 training scans, expected the 5 that an arm"):
         run_study(write_plan(tmp_path, arms={"few": {"scans": 5}, "all": {}}), tmp_path / "five", sites=folders)
+
+
+@pytest.mark.parametrize(("at", "fitted"), [({}, ["clinic", "young"]), ({"at": "unseen"}, ["young"])])
+def test_the_plan_says_which_sites_fit_their_heads(tmp_path, site_folder, monkeypatch, at, fitted):
+    folders, found = [site_folder("clinic"), site_folder("young")], []
+    for name in ("federate", "models_of_sites", "evaluate_models"):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: [])
+    model = SimpleNamespace(site=load_site(folders[0]), weights="model.pt")
+    monkeypatch.setattr(module, "models_of_run", lambda run: [model])
+
+    def note(site, run, out, **settings):
+        found.append(Path(out).name)
+        assert settings["epochs"] == 2 and "at" not in settings
+
+    monkeypatch.setattr(module, "personalise", note)
+    arms = {"few": {"personalise": True}, "all": {}}
+    path = write_plan(tmp_path, arms=arms, personalise={"epochs": 2, "epoch_length": 3} | at)
+    study = module.read_plan(path)
+    (tmp_path / "run" / "evaluation").mkdir(parents=True)
+    job = module.Job(study, "few", 0, (str(folders[0]),), (str(folders[1]),), tmp_path / "run")
+    module._train(job)
+    assert found == fitted
 
 
 def test_semi_real_sites_need_the_folder_of_their_people(tmp_path):
