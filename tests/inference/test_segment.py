@@ -231,7 +231,9 @@ def test_a_scan_elsewhere_is_told_so(scan, weights, site_folder, tmp_path):
     image = nib.load(path)
     far = image.affine + np.array([[0, 0, 0, 150.0], *3 * [[0, 0, 0, 0]]])
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), far), tmp_path / "far.nii.gz")
-    with pytest.raises(UserErrors, match=r"far.nii.gz: .*\d+ % of the brain .*80 % or more; align the scan to the atlas"):
+    with pytest.raises(
+        UserErrors, match=r"far.nii.gz: .*\d+ % of the brain .*80 % or more; align the scan to the atlas"
+    ):
         segment([tmp_path / "far.nii.gz"], tmp_path / "out", weights=weights, site=site_folder())
 
 

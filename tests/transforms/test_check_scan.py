@@ -40,8 +40,16 @@ def test_a_brain_in_the_box_passes_in_float_and_without_negative_values(phantom)
         (lambda v: (v - 0.6) * (v > 0), A, r"found \d+ negative voxels.*; give the scan before normalisation"),
         (lambda v: v + 0.1, A, "found 7.1 litres above 0, .*skull-stripped brain .*; strip the skull"),
         (lambda v: v, A * np.array([0.1, 0.1, 0.1, 1])[:, None], r"found 0.0\d+ litres above 0.*check the voxel size"),
-        (lambda v: v, moved(80), r"found \d\d % of the brain in the box.*80 % or more; align the scan to the atlas .fedsr segment does so with --raw"),
-        (lambda v: v, moved(2000), "found 0 % of the brain in the box.*; align the scan to the atlas .fedsr segment does so with --raw"),
+        (
+            lambda v: v,
+            moved(80),
+            r"found \d\d % of the brain in the box.*80 % or more; align the scan to the atlas .fedsr segment does so with --raw",
+        ),
+        (
+            lambda v: v,
+            moved(2000),
+            "found 0 % of the brain in the box.*; align the scan to the atlas .fedsr segment does so with --raw",
+        ),
     ],
 )
 def test_what_cannot_be_segmented_is_named(phantom, spoil, affine, message):
