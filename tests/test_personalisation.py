@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from fedsr_monai import personalisation
 from fedsr_monai.engines import JointTrainer
@@ -18,6 +19,7 @@ from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.networks import FedSRNet
+from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.personalisation import initial_tensors, personalise
 from fedsr_monai.run_record import read_run
@@ -246,8 +248,12 @@ def test_code_in_a_record_is_refused_and_not_run(ward, run, tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("after", "kept"), [(0.805, "start"), (0.83, "trained")], ids=["no nearer", "nearer"])
-def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, after, kept):
+@pytest.mark.parametrize(
+    ("borders", "after", "kept"),
+    [(0.8, 0.805, "start"), (0.8, 0.83, "trained"), (0.9, 0.83, "mean"), (0.9, 0.805, "start")],
+    ids=["no nearer", "nearer", "nearer, borders known", "no nearer, borders known"],
+)
+def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, borders, after, kept):
     """Given again, the same; with guard=False the trained ones are taken after all."""
     save_checkpoint(network(1), tmp_path / "weights.pt")
     measured = []
@@ -257,20 +263,40 @@ def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, aft
         return 0.8 if model.weights.name == "start.safetensors" else after
 
     monkeypatch.setattr(personalisation, "head_agreement", agreement)
-    start, trained = network(1), None
+    monkeypatch.setattr(personalisation, "atlas_dice", lambda model: borders)
+    arguments = (ward, tmp_path / "weights.pt", tmp_path / "out")
+    start, spare = heads(network(1)), tmp_path / "out" / "trained.pt"
+    found = []
     for _ in range(2):
-        fitted = read_weights(personalise(ward, tmp_path / "weights.pt", tmp_path / "out", epochs=1, epoch_length=1))
-        assert same(heads(fitted), heads(start)) == (kept == "start")
-        assert fitted["atlas_label"].max() == 13
-        assert (tmp_path / "out" / "trained.pt").is_file() == (kept == "start")
+        found.append(read_weights(personalise(*arguments, epochs=1, epoch_length=1)))
+        assert found[-1]["atlas_label"].max() == 13
+        assert spare.is_file() == (kept != "trained")
         assert json.loads((tmp_path / "out" / "agreement.json").read_text())["kept"] == kept
         assert "the two heads agree at a Dice of 0.800 before the training" in capfd.readouterr().err
     assert measured == 2 * ["start.safetensors", "model.pt"]
-    if kept == "start":
-        trained = read_weights(tmp_path / "out" / "trained.pt")
-        taken = personalise(ward, tmp_path / "weights.pt", tmp_path / "out", epochs=1, epoch_length=1, guard=False)
-        assert same(read_weights(taken), trained) and not same(heads(trained), heads(start))
-        assert not (tmp_path / "out" / "trained.pt").exists()
+    assert same(*found)
+    trained = read_weights(personalise(*arguments, epochs=1, epoch_length=1, guard=False))
+    assert not same(heads(trained), start) and not spare.exists()
+    share = {"start": 0.0, "mean": 0.5, "trained": 1.0}[kept]
+    for key, value in heads(found[0]).items():
+        assert torch.allclose(value, torch.lerp(start[key], trained[key], share), atol=1e-6), key
+    assert same(
+        {k: v for k, v in found[0].items() if k not in start}, {k: v for k, v in trained.items() if k not in start}
+    )
+
+
+def test_how_well_weights_draw_the_borders_of_an_atlas(ward, tmp_path, monkeypatch):
+    """1 if the segmentation head gives the labels of the atlas, whatever the size of the grid."""
+    save_checkpoint(network(1), tmp_path / "weights.pt")
+    (model,) = models_of_sites([ward], tmp_path / "weights.pt")
+    assert 0 <= personalisation.atlas_dice(model) < 0.5  # of a random head
+
+    def right(network, features):
+        labels = pad_to_stride(network.atlas_label)[:, 0].long()
+        return functional.one_hot(labels, network.num_classes).movedim(-1, 1).float(), []
+
+    monkeypatch.setattr(FedSRNet, "segment", right)
+    assert personalisation.atlas_dice(model) == 1
 
 
 def test_the_agreement_of_two_heads_is_measured_on_the_sites_scans(ward, tmp_path):
