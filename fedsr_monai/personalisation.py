@@ -89,12 +89,12 @@ def personalise(
     started from (`federate`'s `from_weights`), or from random ones. A checkpoint of a whole network brings its heads along. The
     run's settings of network and losses are kept, unless `overrides` says otherwise.
 
-    Weights of a file that draw the borders of the site's atlas already, to a Dice of `SAME_BORDERS` on the atlas image, know more brains than the one
-    that the training draws its images from: then the mean of the heads before and after the training is taken (Wortsman et al., Robust fine-tuning of
-    zero-shot models, CVPR 2022). And if they fit the site already, they can only lose by training there. So the heads that the training began with are
-    kept unless the two heads agree better by `LEAST_GAIN` afterwards on the site's own scans, which needs no labels: a segmentation head that does not
-    draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan. The trained heads are in `out/trained.pt` if they are
-    not those of `out/model.pt`.
+    Where the weights that the training, or the run before it, began with draw the borders of the site's atlas already, to a Dice of `SAME_BORDERS` on
+    the atlas image, they know more brains than the one that the training draws its images from: then the mean of the weights before and after is taken
+    (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Weights of a file may fit the site so well that they can only lose. So they
+    are kept unless the two heads agree better by `LEAST_GAIN` afterwards on the site's own scans, which needs no labels: a segmentation head that does
+    not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan. The trained weights are in `out/trained.pt` if they
+    are not those of `out/model.pt`.
 
     Args:
         site: site folder.
@@ -108,7 +108,7 @@ def personalise(
         seed: of everything random.
         epoch_length: steps per epoch; by default one per scan.
         bundle: name or folder of the bundle.
-        guard: False takes the trained heads in any case. Those of a run are always taken.
+        guard: False takes the trained heads in any case.
 
     Returns:
         `out/model.pt`.
@@ -176,54 +176,77 @@ def personalise(
         resume=True,
         **overrides,
     )
-    if run is None and all(any(key.startswith(part) for key in initial) for part in ("sa.", *HEAD_PREFIXES)):
-        keep_better_heads(SiteModel(loaded, out / "model.pt", root, overrides), out, initial, guard)
+    began = out / "start.safetensors" if run is None else weights_before(record)
+    if began is not None and is_whole(read_weights(began)):
+        keep_better(SiteModel(loaded, out / "model.pt", root, overrides), out, began, guard, of_run=run is not None)
     return out / "model.pt"
 
 
-def keep_better_heads(model: SiteModel, out: Path, start: Mapping[str, torch.Tensor], guard: bool) -> None:
-    """Leave in `model` the heads that a training ended with, the mean of these and those that it began with, or the latter; see `personalise`.
+def weights_before(record: RunRecord | None) -> Path | None:
+    """Return the weights that a run began with; None if they were random, or are not here any more."""
+    try:
+        return None if record is None or not record.from_weights else record.initial_weights()
+    except UserError as error:  # another file has their name now
+        say(f"{error}; the trained heads are taken")
+        return None
 
-    Writes `agreement.json`, and `trained.pt` where the trained heads are not taken.
+
+def is_whole(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether tensors are those of a whole network: encoder, SA features and both heads."""
+    return all(any(key.startswith(part) for key in tensors) for part in (*SHARED, *HEAD_PREFIXES))
+
+
+def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: bool) -> None:
+    """Leave in `model` what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
+
+    Writes `agreement.json`, and `trained.pt` where the trained weights are not taken.
 
     Args:
         model: the trained network of the site.
-        out: folder of the training, with `start.safetensors`.
-        start: the tensors in it.
-        guard: False takes the trained heads in any case.
+        out: folder of the training.
+        began: the weights that training, or the run before it, began with: a whole network.
+        guard: False takes the trained weights in any case.
+        of_run: the weights began with a run: they never stay as they were.
     """
-    spare = out / "trained.pt"
+    spare, between = out / "trained.pt", out / "mean.pt"
     if is_there(spare):  # of an earlier call
         save_checkpoint(read_weights(spare), model.weights)
     if not guard:
         spare.unlink(missing_ok=True)
         return
-    trained, began = read_weights(model.weights), replace(model, weights=out / "start.safetensors")
-    borders = atlas_dice(began)
-    candidate = "mean" if borders >= SAME_BORDERS else "trained"
-    if candidate == "mean":
+    trained, start = read_weights(model.weights), replace(model, weights=began)
+    own = SHARED + HEAD_PREFIXES
+    first = {key: value for key, value in read_weights(began).items() if key in trained and key.startswith(own)}
+    choices = {"trained": trained, "start": trained | first}
+    before, after = head_agreement(start), head_agreement(model)
+    facts = {"atlas_dice": atlas_dice(start), "before": before, "after": after, "least_gain": LEAST_GAIN}
+    kept = "trained"
+    if facts["atlas_dice"] >= SAME_BORDERS:
+        middle = {key: value.lerp(trained[key], 0.5) for key, value in first.items() if value.is_floating_point()}
+        choices["mean"] = trained | middle
+        save_checkpoint(choices["mean"], between)
+        facts["mean"] = head_agreement(replace(model, weights=between))
+        between.unlink()
+        if facts["mean"] >= min(before, after):  # else the training went so far that there is nothing good half-way
+            kept, after = "mean", facts["mean"]
+    if not of_run and after - before < LEAST_GAIN:
+        kept = "start"
+    write_json(out / "agreement.json", facts | {"kept": kept})
+    if kept == "trained":
+        spare.unlink(missing_ok=True)
+    else:
         save_checkpoint(trained, spare)
-        mean = {key: value.lerp(trained[key], 0.5) for key, value in start.items() if value.is_floating_point()}
-        save_checkpoint(trained | mean, model.weights)
-    before, after = head_agreement(began), head_agreement(model)
-    kept = candidate if after - before >= LEAST_GAIN else "start"
-    facts = {"before": before, "after": after, "least_gain": LEAST_GAIN, "atlas_dice": borders, "kept": kept}
-    write_json(out / "agreement.json", facts)
+        save_checkpoint(choices[kept], model.weights)
+    why = {
+        "trained": "",
+        "mean": "; the borders of the site's atlas were known before, so that the mean of both is taken",
+        "start": "; the weights fitted this site already, and stay as they were",
+    }
+    others = "" if kept == "trained" else f" (those that were trained are in {spare}; --no_guard takes them)"
     words = (
         f"{model.site.name}: the two heads agree at a Dice of {before:.3f} before the training and {after:.3f} after it"
     )
-    others = f"(those that were trained are in {spare}; --no_guard takes them)"
-    if kept == "start":
-        save_checkpoint(trained, spare)
-        save_checkpoint(trained | dict(start), model.weights)
-        say(f"{words}: they fitted this site already, and stay as they were {others}")
-    elif kept == "mean":
-        say(
-            f"{words}; the weights drew the borders of the site's atlas already, so that the mean of both is taken {others}"
-        )
-    else:
-        say(words)
-        spare.unlink(missing_ok=True)
+    say(words + why[kept] + others)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +274,7 @@ def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, bor
         assert spare.is_file() == (kept != "trained")
         assert json.loads((tmp_path / "out" / "agreement.json").read_text())["kept"] == kept
         assert "the two heads agree at a Dice of 0.800 before the training" in capfd.readouterr().err
-    assert measured == 2 * ["start.safetensors", "model.pt"]
+    assert measured == 2 * ["start.safetensors", "model.pt", *(["mean.pt"] if borders == 0.9 else [])]
     assert same(*found)
     trained = read_weights(personalise(*arguments, epochs=1, epoch_length=1, guard=False))
     assert not same(heads(trained), start) and not spare.exists()
@@ -283,6 +284,33 @@ def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, bor
     assert same(
         {k: v for k, v in found[0].items() if k not in start}, {k: v for k, v in trained.items() if k not in start}
     )
+
+
+def test_a_run_that_began_with_weights_ends_half_way_where_they_knew_the_borders(
+    ward, run, tmp_path, monkeypatch, capfd
+):
+    """The encoder of the rounds too; a run's weights are never dropped, however little the heads agree after it."""
+    save_checkpoint(network(4), tmp_path / "weights.pt")
+    record = json.loads((run / "run.json").read_text())
+    digest = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    from_weights = {"path": str(tmp_path / "weights.pt"), "sha256": digest}
+    write_json(run / "run.json", record | {"from_weights": from_weights})
+    agreements = {"weights.pt": 0.9, "model.pt": 0.85, "mean.pt": 0.86}
+    monkeypatch.setattr(personalisation, "head_agreement", lambda model: agreements[model.weights.name])
+    monkeypatch.setattr(personalisation, "atlas_dice", lambda model: 0.9)
+    fit = partial(personalise, ward, run, tmp_path / "out", epochs=1, epoch_length=1)
+    mean = read_weights(fit())
+    assert json.loads((tmp_path / "out" / "agreement.json").read_text())["kept"] == "mean"
+    trained, began = read_weights(tmp_path / "out" / "trained.pt"), network(4)
+    assert same(shared(trained), shared(network(1)))
+    for key, value in (shared(mean) | heads(mean)).items():
+        assert torch.allclose(value, (began[key] + trained[key]) / 2, atol=1e-6), key
+    agreements["mean.pt"] = 0.8  # worse than both ends: there is nothing good half-way
+    assert same(read_weights(fit()), trained)
+    save_checkpoint(network(5), tmp_path / "weights.pt")  # other weights under that name
+    capfd.readouterr()
+    assert personalisation.weights_before(read_run(run)) is None
+    assert "other weights than the run began with" in capfd.readouterr().err
 
 
 def test_how_well_weights_draw_the_borders_of_an_atlas(ward, tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ def personalise(
         bundle: folder or name of the bundle
         override: values for ids of the bundle's train.json, as ID=VALUE
         seed: of everything random
-        no_guard: take the trained heads even where they agree no better on the site's scans than those that a file of weights brought
+        no_guard: take the trained weights in any case, not those that the training began with, or the mean of both, where these promise
+            more (agreement.json says why)
 
     Example:
         fedsr personalise sites/paediatric --weights runs/first --search
