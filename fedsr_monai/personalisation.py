@@ -16,16 +16,13 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from fedsr_monai.bundle_overrides import MISSING, check_overrides, id_parts, ids_behind, value_of
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import check_whole_number
-from fedsr_monai.device import bfloat16_pays, find_device
 from fedsr_monai.errors import UserError, user_error
-from fedsr_monai.evaluation.head_agreement import head_agreement
-from fedsr_monai.evaluation.run import SiteModel, load_network
+from fedsr_monai.evaluation.head_agreement import atlas_dice, head_agreement
+from fedsr_monai.evaluation.run import SiteModel
 from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import check_settings, is_there, read_json, write_json
 from fedsr_monai.handlers import save_checkpoint
-from fedsr_monai.labels.agreement import agreement
-from fedsr_monai.networks.fedsr_net import pad_to_stride
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.progress import say
 from fedsr_monai.run_record import RunRecord, read_run
@@ -177,7 +174,7 @@ def personalise(
         **overrides,
     )
     began = out / "start.safetensors" if run is None else weights_before(record)
-    if began is not None and is_whole(read_weights(began)):
+    if began is not None:
         keep_better(SiteModel(loaded, out / "model.pt", root, overrides), out, began, guard, of_run=run is not None)
     return out / "model.pt"
 
@@ -185,29 +182,28 @@ def personalise(
 def weights_before(record: RunRecord | None) -> Path | None:
     """Return the weights that a run began with; None if they were random, or are not here any more."""
     try:
-        return None if record is None or not record.from_weights else record.initial_weights()
+        return None if record is None else record.initial_weights()
     except UserError as error:  # another file has their name now
         say(f"{error}; the trained heads are taken")
         return None
 
 
-def is_whole(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether tensors are those of a whole network: encoder, SA features and both heads."""
-    return all(any(key.startswith(part) for key in tensors) for part in (*SHARED, *HEAD_PREFIXES))
-
-
 def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: bool) -> None:
     """Leave in `model` what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
 
-    Writes `agreement.json`, and `trained.pt` where the trained weights are not taken.
+    There is nothing to choose if it did not begin with a whole network: encoder, SA features and both heads. Otherwise it writes
+    `agreement.json`, and `trained.pt` where the trained weights are not taken.
 
     Args:
         model: the trained network of the site.
         out: folder of the training.
-        began: the weights that training, or the run before it, began with: a whole network.
+        began: the weights that training, or the run before it, began with.
         guard: False takes the trained weights in any case.
         of_run: the weights began with a run: they never stay as they were.
     """
+    first, own = read_weights(began), SHARED + HEAD_PREFIXES
+    if not all(any(key.startswith(part) for key in first) for part in own):
+        return
     spare, between = out / "trained.pt", out / "mean.pt"
     if is_there(spare):  # of an earlier call
         save_checkpoint(read_weights(spare), model.weights)
@@ -215,8 +211,7 @@ def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: b
         spare.unlink(missing_ok=True)
         return
     trained, start = read_weights(model.weights), replace(model, weights=began)
-    own = SHARED + HEAD_PREFIXES
-    first = {key: value for key, value in read_weights(began).items() if key in trained and key.startswith(own)}
+    first = {key: value for key, value in first.items() if key in trained and key.startswith(own)}
     choices = {"trained": trained, "start": trained | first}
     before, after = head_agreement(start), head_agreement(model)
     facts = {"atlas_dice": atlas_dice(start), "before": before, "after": after, "least_gain": LEAST_GAIN}
@@ -247,17 +242,6 @@ def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: b
         f"{model.site.name}: the two heads agree at a Dice of {before:.3f} before the training and {after:.3f} after it"
     )
     say(words + why[kept] + others)
-
-
-@torch.no_grad()
-def atlas_dice(model: SiteModel) -> float:
-    """Return the mean Dice between the labels of a site's atlas and those that the segmentation head gives to its image."""
-    device = find_device(None)
-    network = load_network(model, device).eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
-        logits, _ = network.segment(network.encoder(pad_to_stride(network.atlas_image)))
-    labels = pad_to_stride(network.atlas_label)
-    return agreement(logits[0].argmax(dim=0).cpu().numpy(), labels[0, 0].cpu().numpy())
 
 
 def find_weights(given: str | os.PathLike | None, bundle: Path) -> tuple[Path, Path | None]:

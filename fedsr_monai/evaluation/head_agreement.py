@@ -1,4 +1,4 @@
-"""How well the two heads of a network agree on a site's own scans: a measure that needs no labels."""
+"""How well a network fits a site, by what every site has: its scans without labels, and its atlas."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def head_agreement(model: SiteModel, most: int = 8) -> float:
         segmentation, registration = prediction.logits.argmax(dim=1), network.warp_labels(prediction.ddf.float())
         found.append(agreement(segmentation[0].cpu().numpy(), registration[0, 0].cpu().numpy()))
     return float(np.mean(found))
+
+
+@torch.no_grad()
+def atlas_dice(model: SiteModel) -> float:
+    """Return the mean Dice between the labels of a site's atlas and those that the segmentation head gives to its image.
+
+    Raises:
+        UserError: the weights belong to another network.
+    """
+    device = find_device(None)
+    network = load_network(model, device).eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
+        labels = network(network.atlas_image).argmax(dim=1)
+    return agreement(labels[0].cpu().numpy(), network.atlas_label[0, 0].cpu().numpy())

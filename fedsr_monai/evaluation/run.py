@@ -244,11 +244,14 @@ def evaluate_models(
     device = find_device(device)
     out = Path(out)
     ensure_fit(model.site for model in models)
-    measurable = [model for model in models if has_labels(model.site, section)]
-    for model in models if measurable and not stage else ():  # once, with the final networks
+    measurable = [
+        model for model in models if has_labels(model.site, section)
+    ] or models  # or the first is refused by name
+    for model in models:
         if model not in measurable:
-            say(f"fedsr: {model.site.root}: not measured, as it has no labelled scan in '{section}'")
-    for model in measurable or models:  # if there is none, the first one is refused by name
+            if not stage:  # once, with the final networks
+                say(f"fedsr: {model.site.root}: not measured, as it has no labelled scan in '{section}'")
+            continue
         network = load_network(model, device)
         change_sa(network.eval(), sa, model.site)
         evaluate_network(network, model.site, section, device, out, figures, progress, stage)
