@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.skipif("FEDSR_POC" not in os.environ, reason="takes minutes and needs Linux namespaces: set FEDSR_POC=1")
+@pytest.mark.timeout(2500)
 def test_real_processes_over_mutual_tls(tmp_path):
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "poc.py"), "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2400)
