@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from fedsr_monai.bundle_overrides import MISSING, check_overrides, id_parts, ids
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.checks import check_whole_number
 from fedsr_monai.errors import UserError, user_error
-from fedsr_monai.evaluation.head_agreement import atlas_dice, head_agreement
 from fedsr_monai.evaluation.run import SiteModel
 from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import check_settings, is_there, read_json, write_json
-from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.kept_weights import keep_better
 from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
 from fedsr_monai.progress import say
 from fedsr_monai.run_record import RunRecord, read_run
@@ -57,13 +55,6 @@ RESERVED_IDS = (
     "seed",
 )
 
-# Measured (docs/method.md): where the atlas has other borders than the weights, training raised the agreement by 0.046 to 0.072 and the Dice by 0.025 to
-# 0.06; where it has the same, the agreement moved by -0.004 to 0.007 and the Dice by -0.010 to 0.002, in no order.
-LEAST_GAIN = 0.01
-# Dice of the labels of a site's atlas and the segmentation of its image, from which on weights draw the borders of that atlas already.
-# Measured (docs/method.md): 0.866 where both follow one protocol and the atlas is a real scan, 0.77 to 0.84 where they follow two.
-SAME_BORDERS = 0.85
-
 
 def personalise(
     site: str | os.PathLike,
@@ -86,10 +77,10 @@ def personalise(
     started from (`federate`'s `from_weights`), or from random ones. A checkpoint of a whole network brings its heads along. The
     run's settings of network and losses are kept, unless `overrides` says otherwise.
 
-    Where the weights that the training, or the run before it, began with draw the borders of the site's atlas already, to a Dice of `SAME_BORDERS` on
+    Where the weights that the training, or the run before it, began with draw the borders of the site's atlas already, to a Dice of 0.85 on
     the atlas image, they know more brains than the one that the training draws its images from: then the mean of the weights before and after is taken
     (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Weights of a file may fit the site so well that they can only lose. So they
-    are kept unless the two heads agree better by `LEAST_GAIN` afterwards on the site's own scans, which needs no labels: a segmentation head that does
+    are kept unless the two heads agree better by 0.01 afterwards on the site's own scans, which needs no labels: a segmentation head that does
     not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan. The trained weights are in `out/trained.pt` if they
     are not those of `out/model.pt`.
 
@@ -186,62 +177,6 @@ def weights_before(record: RunRecord | None) -> Path | None:
     except UserError as error:  # another file has their name now
         say(f"{error}; the trained heads are taken")
         return None
-
-
-def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: bool) -> None:
-    """Leave in `model` what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
-
-    There is nothing to choose if it did not begin with a whole network: encoder, SA features and both heads. Otherwise it writes
-    `agreement.json`, and `trained.pt` where the trained weights are not taken.
-
-    Args:
-        model: the trained network of the site.
-        out: folder of the training.
-        began: the weights that training, or the run before it, began with.
-        guard: False takes the trained weights in any case.
-        of_run: the weights began with a run: they never stay as they were.
-    """
-    first, own = read_weights(began), SHARED + HEAD_PREFIXES
-    if not all(any(key.startswith(part) for key in first) for part in own):
-        return
-    spare, between = out / "trained.pt", out / "mean.pt"
-    if is_there(spare):  # of an earlier call
-        save_checkpoint(read_weights(spare), model.weights)
-    if not guard:
-        spare.unlink(missing_ok=True)
-        return
-    trained, start = read_weights(model.weights), replace(model, weights=began)
-    first = {key: value for key, value in first.items() if key in trained and key.startswith(own)}
-    choices = {"trained": trained, "start": trained | first}
-    before, after = head_agreement(start), head_agreement(model)
-    facts = {"atlas_dice": atlas_dice(start), "before": before, "after": after, "least_gain": LEAST_GAIN}
-    kept = "trained"
-    if facts["atlas_dice"] >= SAME_BORDERS:
-        middle = {key: value.lerp(trained[key], 0.5) for key, value in first.items() if value.is_floating_point()}
-        choices["mean"] = trained | middle
-        save_checkpoint(choices["mean"], between)
-        facts["mean"] = head_agreement(replace(model, weights=between))
-        between.unlink()
-        if facts["mean"] >= min(before, after):  # else the training went so far that there is nothing good half-way
-            kept, after = "mean", facts["mean"]
-    if not of_run and after - before < LEAST_GAIN:
-        kept = "start"
-    write_json(out / "agreement.json", facts | {"kept": kept})
-    if kept == "trained":
-        spare.unlink(missing_ok=True)
-    else:
-        save_checkpoint(trained, spare)
-        save_checkpoint(choices[kept], model.weights)
-    why = {
-        "trained": "",
-        "mean": "; the borders of the site's atlas were known before, so that the mean of both is taken",
-        "start": "; the weights fitted this site already, and stay as they were",
-    }
-    others = "" if kept == "trained" else f" (those that were trained are in {spare}; --no_guard takes them)"
-    words = (
-        f"{model.site.name}: the two heads agree at a Dice of {before:.3f} before the training and {after:.3f} after it"
-    )
-    say(words + why[kept] + others)
 
 
 def find_weights(given: str | os.PathLike | None, bundle: Path) -> tuple[Path, Path | None]:

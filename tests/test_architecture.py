@@ -14,7 +14,7 @@ FLOORS = [
     {"simulation", "synthesis"},
     {"handlers", "engines"},
     {"evaluation", "inference", "prepare", "baselines"},
-    {"federation", "personalisation", "pretraining"},
+    {"federation", "personalisation", "kept_weights", "pretraining"},
     {"demo", "study", "benchmark", "report", "flare", "monai_label"},
     {"cli", "commands", "__main__"},
 ]
@@ -26,6 +26,7 @@ BESIDE = {
     ("inference", "evaluation"),
     ("pretraining", "federation"),
     ("personalisation", "federation"),
+    ("personalisation", "kept_weights"),
     ("engines", "handlers"),
     ("synthesis", "simulation"),
     ("demo", "report"),

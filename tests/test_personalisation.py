@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedsr_monai import personalisation
+from fedsr_monai import kept_weights, personalisation
 from fedsr_monai.engines import JointTrainer
 from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.head_agreement import head_agreement
@@ -263,8 +263,8 @@ def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, bor
         measured.append(model.weights.name)
         return 0.8 if model.weights.name == "start.safetensors" else after
 
-    monkeypatch.setattr(personalisation, "head_agreement", agreement)
-    monkeypatch.setattr(personalisation, "atlas_dice", lambda model: borders)
+    monkeypatch.setattr(kept_weights, "head_agreement", agreement)
+    monkeypatch.setattr(kept_weights, "atlas_dice", lambda model: borders)
     arguments = (ward, tmp_path / "weights.pt", tmp_path / "out")
     start, spare = heads(network(1)), tmp_path / "out" / "trained.pt"
     found = []
@@ -296,8 +296,8 @@ def test_a_run_that_began_with_weights_ends_half_way_where_they_knew_the_borders
     from_weights = {"path": str(tmp_path / "weights.pt"), "sha256": digest}
     write_json(run / "run.json", record | {"from_weights": from_weights})
     agreements = {"weights.pt": 0.9, "model.pt": 0.85, "mean.pt": 0.86}
-    monkeypatch.setattr(personalisation, "head_agreement", lambda model: agreements[model.weights.name])
-    monkeypatch.setattr(personalisation, "atlas_dice", lambda model: 0.9)
+    monkeypatch.setattr(kept_weights, "head_agreement", lambda model: agreements[model.weights.name])
+    monkeypatch.setattr(kept_weights, "atlas_dice", lambda model: 0.9)
     fit = partial(personalise, ward, run, tmp_path / "out", epochs=1, epoch_length=1)
     mean = read_weights(fit())
     assert json.loads((tmp_path / "out" / "agreement.json").read_text())["kept"] == "mean"
@@ -317,14 +317,14 @@ def test_how_well_weights_draw_the_borders_of_an_atlas(ward, tmp_path, monkeypat
     """1 if the segmentation head gives the labels of the atlas, whatever the size of the grid."""
     save_checkpoint(network(1), tmp_path / "weights.pt")
     (model,) = models_of_sites([ward], tmp_path / "weights.pt")
-    assert 0 <= personalisation.atlas_dice(model) < 0.5  # of a random head
+    assert 0 <= kept_weights.atlas_dice(model) < 0.5  # of a random head
 
     def right(network, features):
         labels = pad_to_stride(network.atlas_label)[:, 0].long()
         return functional.one_hot(labels, network.num_classes).movedim(-1, 1).float(), []
 
     monkeypatch.setattr(FedSRNet, "segment", right)
-    assert personalisation.atlas_dice(model) == 1
+    assert kept_weights.atlas_dice(model) == 1
 
 
 def test_the_agreement_of_two_heads_is_measured_on_the_sites_scans(ward, tmp_path):
