@@ -9,7 +9,7 @@ from fedsr_monai.evaluation.head_agreement import atlas_dice, head_agreement
 from fedsr_monai.evaluation.run import SiteModel
 from fedsr_monai.files import is_there, write_json
 from fedsr_monai.handlers import save_checkpoint
-from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
+from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 
 # Measured (docs/method.md): where the atlas has other borders than the weights, training raised the agreement by 0.046 to 0.072 and the Dice by 0.025 to
@@ -33,8 +33,8 @@ def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: b
         guard: False takes the trained weights in any case.
         of_run: the weights began with a run: they never stay as they were.
     """
-    first, own = read_weights(began), ("encoder.", "sa.", *HEAD_PREFIXES)
-    if not all(any(key.startswith(part) for key in first) for part in own):
+    first = read_weights(began)
+    if not all(any(key.startswith(part) for key in first) for part in TRAINED_PREFIXES):
         return
     spare, between = out / "trained.pt", out / "mean.pt"
     if is_there(spare):  # of an earlier call
@@ -43,7 +43,7 @@ def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: b
         spare.unlink(missing_ok=True)
         return
     trained, start = read_weights(model.weights), replace(model, weights=began)
-    first = {key: value for key, value in first.items() if key in trained and key.startswith(own)}
+    first = {key: value for key, value in first.items() if key in trained and key.startswith(TRAINED_PREFIXES)}
     choices = {"trained": trained, "start": trained | first}
     before, after = head_agreement(start), head_agreement(model)
     facts = {"atlas_dice": atlas_dice(start), "before": before, "after": after, "least_gain": LEAST_GAIN}

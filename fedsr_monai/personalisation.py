@@ -21,13 +21,12 @@ from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import check_settings, is_there, read_json, write_json
 from fedsr_monai.kept_weights import keep_better
-from fedsr_monai.networks.weights import HEAD_PREFIXES, read_weights
+from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 from fedsr_monai.run_record import RunRecord, read_run
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_site
 
-SHARED = ("encoder.", "sa.")
 # What a run trains by, beside its network: the personalised phase goes on with it. Not its schedule (learning_rate, epochs),
 # nor what tells the phases apart (frozen, sa_alpha, heads_first).
 LOSS_IDS = (
@@ -235,7 +234,7 @@ def initial_tensors(weights: Path, run: Path | None, record: RunRecord | None, s
             expected = "the weights that the run began with, for the heads of a new site"
             raise UserError(f"{record.path}: from_weights", found=found, expected=expected, fix="restore it")
         tensors = read_weights(begun_with) | tensors
-    initial = {key: value for key, value in tensors.items() if key.startswith(SHARED + HEAD_PREFIXES)}
+    initial = {key: value for key, value in tensors.items() if key.startswith(TRAINED_PREFIXES)}
     # Without SA features (a policy that shares the encoder alone) the training initialises them from the site's atlas.
     if not any(key.startswith("encoder.") for key in initial):
         raise UserError(

@@ -14,7 +14,7 @@ from torch.nn import functional
 from fedsr_monai import kept_weights, personalisation
 from fedsr_monai.engines import JointTrainer
 from fedsr_monai.errors import UserError
-from fedsr_monai.evaluation.head_agreement import head_agreement
+from fedsr_monai.evaluation.head_agreement import atlas_dice, head_agreement
 from fedsr_monai.evaluation.run import models_of_sites
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import write_json
@@ -317,14 +317,14 @@ def test_how_well_weights_draw_the_borders_of_an_atlas(ward, tmp_path, monkeypat
     """1 if the segmentation head gives the labels of the atlas, whatever the size of the grid."""
     save_checkpoint(network(1), tmp_path / "weights.pt")
     (model,) = models_of_sites([ward], tmp_path / "weights.pt")
-    assert 0 <= kept_weights.atlas_dice(model) < 0.5  # of a random head
+    assert 0 <= atlas_dice(model) < 0.5  # of a random head
 
     def right(network, features):
         labels = pad_to_stride(network.atlas_label)[:, 0].long()
         return functional.one_hot(labels, network.num_classes).movedim(-1, 1).float(), []
 
     monkeypatch.setattr(FedSRNet, "segment", right)
-    assert kept_weights.atlas_dice(model) == 1
+    assert atlas_dice(model) == 1
 
 
 def test_the_agreement_of_two_heads_is_measured_on_the_sites_scans(ward, tmp_path):

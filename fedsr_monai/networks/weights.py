@@ -18,6 +18,7 @@ from fedsr_monai.files import check_regular, is_there
 ATLAS_KEYS = ("atlas_image", "atlas_label")
 SEGMENTATION = "segmentation."
 HEAD_PREFIXES = ("registration.", SEGMENTATION)
+TRAINED_PREFIXES = ("encoder.", "sa.", *HEAD_PREFIXES)  # all but the atlas
 CHECKPOINT = "the weights of a network: a state dict (.pt) or .safetensors"
 Network = TypeVar("Network", bound=torch.nn.Module)
 
