@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedsr_monai.device import find_device, keep_freed_memory
+from fedsr_monai.device import bfloat16_pays, cpu_vendor, find_device, keep_freed_memory
 from fedsr_monai.errors import UserError
 
 FAULTS = """
@@ -35,3 +35,30 @@ def test_a_large_tensor_that_is_made_again_touches_no_new_pages():
 def test_a_device_that_does_not_exist_is_named(name):
     with pytest.raises(UserError, match=f"^device: found '{name}' and .*cpu, cuda or cuda:N"):
         find_device(name)
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "vendor", "pays"),
+    [
+        (False, False, "GenuineIntel", False),
+        (True, False, "GenuineIntel", False),  # a virtual machine that hides AMX
+        (True, True, "GenuineIntel", True),
+        (True, False, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+        (False, False, "", False),
+    ],
+)
+def test_bfloat16_pays_on_a_cpu_where_it_was_measured_to(monkeypatch, avx512_bf16, amx, vendor, pays):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("fedsr_monai.device.cpu_vendor", lambda: vendor)
+    assert bfloat16_pays("cpu") == pays
+
+
+def test_the_vendor_of_the_cpu_is_read_from_cpuinfo(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n")
+    assert cpu_vendor(cpuinfo) == "AuthenticAMD"
+    cpuinfo.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")  # ARM
+    assert cpu_vendor(cpuinfo) == ""
+    assert cpu_vendor(tmp_path / "absent") == ""

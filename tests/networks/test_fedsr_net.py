@@ -315,3 +315,26 @@ def test_errors_name_what_is_wrong(network, phantom):
         match=r"^FedSRNet.register\(\) needs an atlas: call set_atlas\(\) or load a site's checkpoint first$",
     ):
         FedSRNet("small").register(torch.rand(1, 1, 16, 16, 16))
+
+
+def test_no_gradient_of_the_logits_is_subnormal_and_the_weights_keep_theirs(network, phantom):
+    image = phantom[0][None] + 0.1 * torch.rand(1, 1, *phantom[0].shape[1:])
+    label = torch.zeros(1, *image.shape[2:], dtype=torch.long)
+
+    def gradients(sure: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of the logits, as the network's last convolution gets them, and of that convolution's bias."""
+        network.zero_grad()
+        seen = []
+        logits, _ = network.segment(network.encoder(image))
+        logits.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
+        offset = torch.zeros(1, 14, 1, 1, 1)
+        offset[:, 0] = sure
+        torch.nn.functional.cross_entropy(logits + offset, label).backward()
+        return seen[0], network.segmentation.logits.bias.grad.clone()
+
+    smallest = torch.finfo(torch.float32).tiny
+    of_logits, _ = gradients(sure=85.0)  # probabilities of e^-85 and less
+    assert torch.all((of_logits == 0) | (of_logits.abs() > smallest))
+    of_logits, of_bias = gradients(sure=0.0)
+    assert of_logits.abs().min() > 0
+    torch.testing.assert_close(of_bias, of_logits.sum(dim=(0, 2, 3, 4)))
