@@ -1,14 +1,22 @@
-"""What a site keeps of a training: the trained weights, those that it began with, or the mean of both; chosen without labels of its scans."""
+"""What a site keeps of a training: the trained weights, those that it began with, or the mean of both, chosen without labels of its scans;
+and structures of the size that they have in its atlas.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from fedsr_monai.device import find_device
 from fedsr_monai.evaluation.head_agreement import atlas_dice, head_agreement
-from fedsr_monai.evaluation.run import SiteModel
+from fedsr_monai.evaluation.run import SiteModel, load_network
 from fedsr_monai.files import is_there, write_json
 from fedsr_monai.handlers import save_checkpoint
+from fedsr_monai.labels import LABELS
+from fedsr_monai.networks.sizes import match_sizes, size_factors
 from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 
@@ -18,31 +26,49 @@ LEAST_GAIN = 0.01
 # Dice of the labels of a site's atlas and the segmentation of its image, from which on weights draw the borders of that atlas already.
 # Measured (docs/method.md): 0.866 where both follow one protocol and the atlas is a real scan, 0.77 to 0.84 where they follow two.
 SAME_BORDERS = 0.85
+BIAS = "segmentation.logits.bias"
 
 
-def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: bool) -> None:
-    """Leave in `model` what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
-
-    There is nothing to choose if it did not begin with a whole network: encoder, SA features and both heads. Otherwise it writes
-    `agreement.json`, and `trained.pt` where the trained weights are not taken.
+def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: bool, sizes: bool) -> None:
+    """Leave in `model` what is to be used after a training, and the trained weights in `out/trained.pt` if these are others.
 
     Args:
         model: the trained network of the site.
         out: folder of the training.
-        began: the weights that training, or the run before it, began with.
-        guard: False takes the trained weights in any case.
+        began: the weights that training, or the run before it, began with; None if they are not known.
+        guard: choose between the trained weights, these and the mean of both, if they are of a whole network (`choose`).
         of_run: the weights began with a run: they never stay as they were.
+        sizes: match the sizes of structures on the site's atlas (`match_sizes`), which `out/sizes.json` then has.
+    """
+    spare = out / "trained.pt"
+    if is_there(spare):  # of an earlier call
+        save_checkpoint(read_weights(spare), model.weights)
+    trained = read_weights(model.weights)
+    kept = trained
+    if guard and began is not None:
+        kept = choose(model, out, trained, began, of_run)
+    if kept is not trained:
+        save_checkpoint(trained, spare)
+        save_checkpoint(kept, model.weights)
+    if sizes and (matched := with_matched_sizes(model, out)) is not None:
+        save_checkpoint(trained, spare)
+        save_checkpoint(kept | matched, model.weights)
+    elif kept is trained:
+        spare.unlink(missing_ok=True)
+
+
+def choose(
+    model: SiteModel, out: Path, trained: dict[str, torch.Tensor], began: Path, of_run: bool
+) -> dict[str, torch.Tensor]:
+    """Return what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
+
+    There is nothing to choose if it did not begin with a whole network: encoder, SA features and both heads. Otherwise it writes
+    `agreement.json`.
     """
     first = read_weights(began)
     if not all(any(key.startswith(part) for key in first) for part in TRAINED_PREFIXES):
-        return
-    spare, between = out / "trained.pt", out / "mean.pt"
-    if is_there(spare):  # of an earlier call
-        save_checkpoint(read_weights(spare), model.weights)
-    if not guard:
-        spare.unlink(missing_ok=True)
-        return
-    trained, start = read_weights(model.weights), replace(model, weights=began)
+        return trained
+    between, start = out / "mean.pt", replace(model, weights=began)
     first = {key: value for key, value in first.items() if key in trained and key.startswith(TRAINED_PREFIXES)}
     choices = {"trained": trained, "start": trained | first}
     before, after = head_agreement(start), head_agreement(model)
@@ -59,18 +85,42 @@ def keep_better(model: SiteModel, out: Path, began: Path, guard: bool, of_run: b
     if not of_run and after - before < LEAST_GAIN:
         kept = "start"
     write_json(out / "agreement.json", facts | {"kept": kept})
-    if kept == "trained":
-        spare.unlink(missing_ok=True)
-    else:
-        save_checkpoint(trained, spare)
-        save_checkpoint(choices[kept], model.weights)
     why = {
         "trained": "",
         "mean": "; the borders of the site's atlas were known before, so that the mean of both is taken",
         "start": "; the weights fitted this site already, and stay as they were",
     }
-    others = "" if kept == "trained" else f" (those that were trained are in {spare}; --no_guard takes them)"
+    others = (
+        "" if kept == "trained" else f" (those that were trained are in {out / 'trained.pt'}; --no_guard takes them)"
+    )
     words = (
         f"{model.site.name}: the two heads agree at a Dice of {before:.3f} before the training and {after:.3f} after it"
     )
     say(words + why[kept] + others)
+    return choices[kept]
+
+
+def with_matched_sizes(model: SiteModel, out: Path) -> dict[str, torch.Tensor] | None:
+    """Return the tensors that `match_sizes` changes, with `out/sizes.json` written; None if it changes nothing."""
+    network = load_network(model, find_device(None)).eval()
+    file = out / "sizes.json"
+    with torch.no_grad():
+        label = network.atlas_label[0, 0]
+        before = size_factors(network(network.atlas_image)[0], label)
+        biases = match_sizes(network)
+        after = size_factors(network(network.atlas_image)[0], label)
+    if not biases.any():
+        file.unlink(missing_ok=True)
+        return None
+    rows = {
+        name: {"before": float(before[k]), "after": float(after[k]), "bias": float(biases[k])}
+        for k, name in LABELS.items()
+        if k > 0 and biases[k] != 0
+    }
+    write_json(file, rows)
+    worst = max(rows, key=lambda name: abs(math.log(rows[name]["before"])))
+    found = f"{worst} {rows[worst]['before']:.2f}, now {rows[worst]['after']:.2f}"
+    say(f"{model.site.name}: structures have the sizes of the site's atlas on its image ({found}; all are in {file})")
+    bias = network.segmentation.logits.bias
+    assert bias is not None
+    return {BIAS: bias.detach().cpu()}

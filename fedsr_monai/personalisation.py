@@ -20,7 +20,7 @@ from fedsr_monai.evaluation.run import SiteModel
 from fedsr_monai.federation.server import checkpoint_file
 from fedsr_monai.federation.storage import read_tensors, write_tensors
 from fedsr_monai.files import check_settings, is_there, read_json, write_json
-from fedsr_monai.kept_weights import keep_better
+from fedsr_monai.kept_weights import keep
 from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 from fedsr_monai.run_record import RunRecord, read_run
@@ -66,6 +66,7 @@ def personalise(
     epoch_length: int | None = None,
     bundle: str | os.PathLike = "fedsr_site",
     guard: bool = True,
+    sizes: bool = True,
 ) -> Path:
     """Fine-tune the heads on a site's unlabelled scans with encoder and SA features frozen.
 
@@ -80,8 +81,11 @@ def personalise(
     the atlas image, they know more brains than the one that the training draws its images from: then the mean of the weights before and after is taken
     (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Weights of a file may fit the site so well that they can only lose. So they
     are kept unless the two heads agree better by 0.01 afterwards on the site's own scans, which needs no labels: a segmentation head that does
-    not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan. The trained weights are in `out/trained.pt` if they
-    are not those of `out/model.pt`.
+    not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan.
+
+    Last, the biases of the segmentation head are moved so that the structures of the site's atlas, labelled by the network, have the sizes that they
+    have in its labels (`networks.sizes.match_sizes`, `out/sizes.json`). The trained weights are in `out/trained.pt` if they are not those of
+    `out/model.pt`.
 
     Args:
         site: site folder.
@@ -96,6 +100,7 @@ def personalise(
         epoch_length: steps per epoch; by default one per scan.
         bundle: name or folder of the bundle.
         guard: False takes the trained heads in any case.
+        sizes: False leaves the sizes of structures as the training leaves them.
 
     Returns:
         `out/model.pt`.
@@ -164,8 +169,7 @@ def personalise(
         **overrides,
     )
     began = out / "start.safetensors" if run is None else weights_before(record)
-    if began is not None:
-        keep_better(SiteModel(loaded, out / "model.pt", root, overrides), out, began, guard, of_run=run is not None)
+    keep(SiteModel(loaded, out / "model.pt", root, overrides), out, began, guard, of_run=run is not None, sizes=sizes)
     return out / "model.pt"
 
 

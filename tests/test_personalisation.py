@@ -164,6 +164,7 @@ def test_a_state_that_is_lost_is_said_and_one_that_is_elsewhere_is_refused(ward,
     monkeypatch.setattr(
         "fedsr_monai.personalisation.run_workflow", lambda files, **ids: trained.append(ids["output_dir"])
     )
+    monkeypatch.setattr("fedsr_monai.personalisation.keep", lambda *args, **kwargs: None)
     out, again = tmp_path / "out", "training_state.pt: no such file; the training begins again"
     personalise(ward, run, out, epochs=2)
     personalise(ward, run, out, epochs=2)  # it was stopped before the end of the first epoch
@@ -284,6 +285,37 @@ def test_heads_that_fit_already_are_kept(ward, tmp_path, monkeypatch, capfd, bor
     assert same(
         {k: v for k, v in found[0].items() if k not in start}, {k: v for k, v in trained.items() if k not in start}
     )
+
+
+def test_sizes_of_structures_are_those_of_the_atlas_and_the_trained_weights_stay_beside(
+    ward, run, tmp_path, monkeypatch, capfd
+):
+    """Given again, the same; with sizes=False the trained weights are taken after all."""
+
+    def move(network):
+        biases = torch.zeros(14)
+        biases[12] = -0.5
+        network.segmentation.logits.bias.add_(biases)
+        return biases
+
+    monkeypatch.setattr(kept_weights, "match_sizes", move)
+    fit = partial(personalise, ward, run, tmp_path / "out", epochs=1, epoch_length=1)
+    spare, table = tmp_path / "out" / "trained.pt", tmp_path / "out" / "sizes.json"
+    found = []
+    for _ in range(2):
+        found.append(read_weights(fit()))
+        assert list(json.loads(table.read_text())) == ["amygdala"]
+        assert f"all are in {table}" in capfd.readouterr().err
+    assert same(*found)
+    trained, bias = read_weights(spare), "segmentation.logits.bias"
+    moved = found[0][bias] - trained[bias]
+    assert moved[12] == pytest.approx(-0.5, abs=1e-6) and moved.abs().sum() == pytest.approx(0.5, abs=1e-6)
+    assert same(*({k: v for k, v in weights.items() if k != bias} for weights in (found[0], trained)))
+    assert same(read_weights(fit(sizes=False)), trained)
+    assert not spare.exists()
+    monkeypatch.setattr(kept_weights, "match_sizes", lambda network: torch.zeros(14))
+    assert same(read_weights(fit()), trained)
+    assert not spare.exists() and not table.exists()
 
 
 def test_a_run_that_began_with_weights_ends_half_way_where_they_knew_the_borders(

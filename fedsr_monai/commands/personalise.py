@@ -20,6 +20,7 @@ def personalise(
     override: list[str] | None = None,
     seed: int = 0,
     no_guard: bool = False,
+    no_sizes: bool = False,
 ) -> None:
     """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
 
@@ -38,6 +39,8 @@ def personalise(
         seed: of everything random
         no_guard: take the trained weights in any case, not those that the training began with, or the mean of both, where these promise
             more (agreement.json says why)
+        no_sizes: leave the sizes of structures as the training leaves them; else the biases of the segmentation head give those of the
+            atlas the sizes that they have in its labels (sizes.json)
 
     Example:
         fedsr personalise sites/paediatric --weights runs/first --search
@@ -54,4 +57,7 @@ def personalise(
     for folder in expand_sites(sites):
         target = Path(out) / load_site(folder).name
         settings = parse_overrides(override or [])
-        print(run(folder, weights, target, epochs, search, settings, seed, epoch_length, bundle, not no_guard))
+        path = run(
+            folder, weights, target, epochs, search, settings, seed, epoch_length, bundle, not no_guard, not no_sizes
+        )
+        print(path)
