@@ -29,10 +29,11 @@ def main() -> None:
         "--head", type=Path, help="segmentation head on these weights, to be matched in the place of their own"
     )
     parser.add_argument("--site", type=Path, help="site folder with the labelled scan")
+    parser.add_argument("--share", type=float, default=1.0, help="of the biases that this takes")
     options = parser.parse_args()
     image, label = standard_atlas(*GRID) if options.site is None else load_atlas(options.site)[:2]
     network = load_head(load_weights(FedSRNet(), options.weights), options.head).set_atlas(image, label)
-    biases = match_sizes(network.eval())
+    biases = match_sizes(network.eval(), options.share)
     print({name: round(float(biases[k]), 2) for k, name in LABELS.items()})
     tensors = read_weights(options.weights if options.head is None else options.head)
     save_checkpoint(tensors | {BIAS: network.state_dict()[BIAS].to(tensors[BIAS].dtype)}, options.out)

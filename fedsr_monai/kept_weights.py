@@ -1,5 +1,5 @@
 """What a site keeps of a training: the trained weights, those that it began with, or the mean of both, chosen without labels of its scans;
-and structures of the size that they have in its atlas.
+and deep grey matter of the sizes that it has in its atlas.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: b
         began: the weights that training, or the run before it, began with; None if they are not known.
         guard: choose between the trained weights, these and the mean of both, if they are of a whole network (`choose`).
         of_run: the weights began with a run: they never stay as they were.
-        sizes: match the sizes of structures on the site's atlas (`match_sizes`), which `out/sizes.json` then has.
+        sizes: match the sizes of deep grey matter on the site's atlas (`match_sizes`), which `out/sizes.json` then has.
     """
     spare = out / "trained.pt"
     if is_there(spare):  # of an earlier call
@@ -120,7 +120,9 @@ def with_matched_sizes(model: SiteModel, out: Path) -> dict[str, torch.Tensor] |
     write_json(file, rows)
     worst = max(rows, key=lambda name: abs(math.log(rows[name]["before"])))
     found = f"{worst} {rows[worst]['before']:.2f}, now {rows[worst]['after']:.2f}"
-    say(f"{model.site.name}: structures have the sizes of the site's atlas on its image ({found}; all are in {file})")
+    say(
+        f"{model.site.name}: deep grey matter has the sizes of the site's atlas on its image ({found}; all are in {file})"
+    )
     bias = network.segmentation.logits.bias
     assert bias is not None
     return {BIAS: bias.detach().cpu()}

@@ -83,8 +83,8 @@ def personalise(
     are kept unless the two heads agree better by 0.01 afterwards on the site's own scans, which needs no labels: a segmentation head that does
     not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan.
 
-    Last, the biases of the segmentation head are moved so that the structures of the site's atlas, labelled by the network, have the sizes that they
-    have in its labels (`networks.sizes.match_sizes`, `out/sizes.json`). The trained weights are in `out/trained.pt` if they are not those of
+    Last, the biases of the segmentation head are moved so that the deep grey matter of the site's atlas, labelled by the network, has the sizes that it
+    has in its labels (`networks.sizes.match_sizes`, `out/sizes.json`). The trained weights are in `out/trained.pt` if they are not those of
     `out/model.pt`.
 
     Args:

@@ -39,8 +39,8 @@ def personalise(
         seed: of everything random
         no_guard: take the trained weights in any case, not those that the training began with, or the mean of both, where these promise
             more (agreement.json says why)
-        no_sizes: leave the sizes of structures as the training leaves them; else the biases of the segmentation head give those of the
-            atlas the sizes that they have in its labels (sizes.json)
+        no_sizes: leave the sizes of structures as the training leaves them; else the biases of the segmentation head give the deep grey matter
+            of the site's atlas the sizes that it has in its labels (sizes.json)
 
     Example:
         fedsr personalise sites/paediatric --weights runs/first --search
