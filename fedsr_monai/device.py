@@ -41,7 +41,7 @@ def bfloat16_pays(device: torch.device | str) -> bool:
 
     GPUs have it from compute capability 8.0 on. CPUs with AMX multiply bfloat16 in hardware, and so do those with
     AVX512-BF16; but where a virtual machine hides the AMX of an Intel CPU, AVX512-BF16 by itself is slower than float32
-    (a joint step takes 2.2 s and 1.6 s on an Emerald Rapids, benchmarks/README.md), while on AMD's it is faster. All
+    (a joint step takes 2.0 s and 1.6 s on an Emerald Rapids, benchmarks/README.md), while on AMD's it is faster. All
     others emulate it, and take several times as long as in float32.
     """
     device = torch.device(device)

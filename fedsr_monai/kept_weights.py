@@ -26,7 +26,7 @@ LEAST_GAIN = 0.01
 # Dice of the labels of a site's atlas and the segmentation of its image, from which on weights draw the borders of that atlas already.
 # Measured (docs/method.md): 0.866 where both follow one protocol and the atlas is a real scan, 0.77 to 0.84 where they follow two.
 SAME_BORDERS = 0.85
-BIAS = "segmentation.logits.bias"
+BIAS, SIZES = "segmentation.logits.bias", "sizes.json"
 
 
 def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: bool, sizes: bool) -> None:
@@ -50,6 +50,7 @@ def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: b
     if kept is not trained:
         save_checkpoint(trained, spare)
         save_checkpoint(kept, model.weights)
+    (out / SIZES).unlink(missing_ok=True)  # of an earlier call
     if sizes and (matched := with_matched_sizes(model, out)) is not None:
         save_checkpoint(trained, spare)
         save_checkpoint(kept | matched, model.weights)
@@ -103,14 +104,13 @@ def choose(
 def with_matched_sizes(model: SiteModel, out: Path) -> dict[str, torch.Tensor] | None:
     """Return the tensors that `match_sizes` changes, with `out/sizes.json` written; None if it changes nothing."""
     network = load_network(model, find_device(None)).eval()
-    file = out / "sizes.json"
+    file = out / SIZES
     with torch.no_grad():
         label = network.atlas_label[0, 0]
         before = size_factors(network(network.atlas_image)[0], label)
         biases = match_sizes(network)
         after = size_factors(network(network.atlas_image)[0], label)
     if not biases.any():
-        file.unlink(missing_ok=True)
         return None
     rows = {
         name: {"before": float(before[k]), "after": float(after[k]), "bias": float(biases[k])}
