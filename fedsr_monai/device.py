@@ -50,17 +50,17 @@ def bfloat16_pays(device: torch.device | str) -> bool:
     if device.type == "cpu":
         if torch.cpu._is_amx_tile_supported():
             return True
-        return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in cpu_vendor()
+        return torch.cpu._is_avx512_bf16_supported() and cpu_info("vendor_id") == "AuthenticAMD"
     return False
 
 
-def cpu_vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the vendor of this machine's CPU as Linux names it ("AuthenticAMD", "GenuineIntel"), or "" elsewhere."""
+def cpu_info(field: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what Linux says of this machine's CPU in a field ("vendor_id", "model name"), or "" elsewhere."""
     try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def keep_freed_memory() -> bool:

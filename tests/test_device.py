@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedsr_monai.device import bfloat16_pays, cpu_vendor, find_device, keep_freed_memory
+from fedsr_monai.device import bfloat16_pays, cpu_info, find_device, keep_freed_memory
 from fedsr_monai.errors import UserError
 
 FAULTS = """
@@ -51,14 +51,15 @@ def test_a_device_that_does_not_exist_is_named(name):
 def test_bfloat16_pays_on_a_cpu_where_it_was_measured_to(monkeypatch, avx512_bf16, amx, vendor, pays):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr("fedsr_monai.device.cpu_vendor", lambda: vendor)
+    monkeypatch.setattr("fedsr_monai.device.cpu_info", {"vendor_id": vendor}.get)
     assert bfloat16_pays("cpu") == pays
 
 
-def test_the_vendor_of_the_cpu_is_read_from_cpuinfo(tmp_path):
+def test_facts_of_the_cpu_are_read_from_cpuinfo(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n")
-    assert cpu_vendor(cpuinfo) == "AuthenticAMD"
+    cpuinfo.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: EPYC: 2\n")
+    assert cpu_info("vendor_id", cpuinfo) == "AuthenticAMD"
+    assert cpu_info("model name", cpuinfo) == "EPYC: 2"
     cpuinfo.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")  # ARM
-    assert cpu_vendor(cpuinfo) == ""
-    assert cpu_vendor(tmp_path / "absent") == ""
+    assert cpu_info("vendor_id", cpuinfo) == ""
+    assert cpu_info("vendor_id", tmp_path / "absent") == ""

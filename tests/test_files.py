@@ -184,7 +184,7 @@ OWN = {
     "files.py: atomic_path",
     "files.py: one_at_a_time",  # a folder, and nothing else (O_DIRECTORY)
     "inference/dicom_seg.py: write_dicom_seg",  # the images of a series whose headers were read
-    "benchmark/speed.py: machine",  # /proc/cpuinfo
+    "device.py: cpu_info",  # /proc/cpuinfo
 }
 
 

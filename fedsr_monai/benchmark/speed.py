@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.device import bfloat16_pays
+from fedsr_monai.device import bfloat16_pays, cpu_info
 from fedsr_monai.engines import JointTrainer, head_optimizers
 from fedsr_monai.files import write_csv
 from fedsr_monai.losses import ParzenMI
@@ -144,10 +144,5 @@ def machine(device: str) -> str:
     """Return the processor in words: a GPU's name, or a CPU's with its widest instructions and number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass
+    name = cpu_info("model name") or platform.processor() or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
