@@ -13,12 +13,11 @@ from fedsr_monai.atlas.standard import standard_atlas
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.labels import LABELS
 from fedsr_monai.networks import FedSRNet
-from fedsr_monai.networks.sizes import match_sizes
+from fedsr_monai.networks.sizes import BIAS, match_sizes
 from fedsr_monai.networks.weights import load_head, load_weights, read_weights
 from fedsr_monai.sites.site import load_atlas
 
 GRID = (2.0, (80, 96, 80))
-BIAS = "segmentation.logits.bias"
 
 
 def main() -> None:

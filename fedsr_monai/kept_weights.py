@@ -16,7 +16,7 @@ from fedsr_monai.evaluation.run import SiteModel, load_network
 from fedsr_monai.files import is_there, write_json
 from fedsr_monai.handlers import save_checkpoint
 from fedsr_monai.labels import LABELS
-from fedsr_monai.networks.sizes import match_sizes, size_factors
+from fedsr_monai.networks.sizes import BIAS, match_sizes, size_factors
 from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 
@@ -26,7 +26,7 @@ LEAST_GAIN = 0.01
 # Dice of the labels of a site's atlas and the segmentation of its image, from which on weights draw the borders of that atlas already.
 # Measured (docs/method.md): 0.866 where both follow one protocol and the atlas is a real scan, 0.77 to 0.84 where they follow two.
 SAME_BORDERS = 0.85
-BIAS, SIZES = "segmentation.logits.bias", "sizes.json"
+SIZES = "sizes.json"
 
 
 def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: bool, sizes: bool) -> None:
@@ -44,18 +44,15 @@ def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: b
     if is_there(spare):  # of an earlier call
         save_checkpoint(read_weights(spare), model.weights)
     trained = read_weights(model.weights)
-    kept = trained
-    if guard and began is not None:
-        kept = choose(model, out, trained, began, of_run)
-    if kept is not trained:
+    kept = trained if began is None or not guard else choose(model, out, trained, began, of_run)
+    (out / SIZES).unlink(missing_ok=True)  # of an earlier call
+    if sizes:
+        kept = with_matched_sizes(model, out, kept)
+    if kept is trained:
+        spare.unlink(missing_ok=True)
+    else:
         save_checkpoint(trained, spare)
         save_checkpoint(kept, model.weights)
-    (out / SIZES).unlink(missing_ok=True)  # of an earlier call
-    if sizes and (matched := with_matched_sizes(model, out)) is not None:
-        save_checkpoint(trained, spare)
-        save_checkpoint(kept | matched, model.weights)
-    elif kept is trained:
-        spare.unlink(missing_ok=True)
 
 
 def choose(
@@ -101,28 +98,26 @@ def choose(
     return choices[kept]
 
 
-def with_matched_sizes(model: SiteModel, out: Path) -> dict[str, torch.Tensor] | None:
-    """Return the tensors that `match_sizes` changes, with `out/sizes.json` written; None if it changes nothing."""
+def with_matched_sizes(model: SiteModel, out: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights of the model's network after `match_sizes`, with `out/sizes.json` written; `weights` itself if that changes nothing."""
     network = load_network(model, find_device(None)).eval()
-    file = out / SIZES
+    network.load_state_dict(weights)
     with torch.no_grad():
-        label = network.atlas_label[0, 0]
-        before = size_factors(network(network.atlas_image)[0], label)
+        logits, label = network(network.atlas_image)[0], network.atlas_label[0, 0]
         biases = match_sizes(network)
-        after = size_factors(network(network.atlas_image)[0], label)
     if not biases.any():
-        return None
+        return weights
+    before, after = (size_factors(found, label) for found in (logits, logits + biases[:, None, None, None]))
     rows = {
         name: {"before": float(before[k]), "after": float(after[k]), "bias": float(biases[k])}
         for k, name in LABELS.items()
-        if k > 0 and biases[k] != 0
+        if biases[k] != 0
     }
+    file = out / SIZES
     write_json(file, rows)
     worst = max(rows, key=lambda name: abs(math.log(rows[name]["before"])))
     found = f"{worst} {rows[worst]['before']:.2f}, now {rows[worst]['after']:.2f}"
     say(
         f"{model.site.name}: deep grey matter has the sizes of the site's atlas on its image ({found}; all are in {file})"
     )
-    bias = network.segmentation.logits.bias
-    assert bias is not None
-    return {BIAS: bias.detach().cpu()}
+    return weights | {BIAS: network.state_dict()[BIAS].cpu()}

@@ -9,6 +9,15 @@ import numpy as np
 from fedsr_monai.labels.structures import NUM_CLASSES
 
 
+def structure_dice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the Dice of structures 1 to 13 between two label maps of one shape; nan for one that neither has."""
+    sizes = [
+        np.bincount(labels.ravel(), minlength=NUM_CLASSES)[1:] for labels in (first, second, first[first == second])
+    ]
+    total = sizes[0] + sizes[1]
+    return np.where(total > 0, 2 * sizes[2] / np.maximum(total, 1), math.nan)
+
+
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Return the mean Dice over the structures that at least one of two label maps has.
 
@@ -22,8 +31,6 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
     Returns:
         A number in [0, 1]; nan where both are empty.
     """
-    sizes = [
-        np.bincount(labels.ravel(), minlength=NUM_CLASSES)[1:] for labels in (first, second, first[first == second])
-    ]
-    total = sizes[0] + sizes[1]
-    return float((2 * sizes[2][total > 0] / total[total > 0]).mean()) if total.any() else math.nan
+    dice = structure_dice(first, second)
+    found = dice[~np.isnan(dice)]
+    return float(found.mean()) if found.size else math.nan
