@@ -188,6 +188,7 @@ def _dicom(root: Path) -> list[Source]:
 def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
     """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
 
+    The image may also be called NAME_T1w, as in BIDS.
     Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B. Of a study
     and a NIfTI file of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
     """
@@ -200,22 +201,23 @@ def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
         named = {volume_stem(file) for file in scans}
         studies = [(name, folder) for name, folder in studies if name not in named]
     stems = {volume_stem(file) for file in scans} | {name for name, _ in studies}
+    scan_of = {stem.removesuffix("_T1w"): stem for stem in stems} | {stem: stem for stem in stems}
     masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
     labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
     images = []
     for file in scans:
         for pattern, kind in ((_MASK, masks), (_LABEL, labels)):
             match = pattern.fullmatch(volume_stem(file))
-            if match and match[1] in stems:
-                kind[match[1]] = file
+            if match and match[1] in scan_of:
+                kind[scan_of[match[1]]] = file
                 break
         else:
             images.append(file)
     for pattern, kind in ((_MASK, masks), (_LABEL, labels)):  # a file in masks/ may keep its ending
         for stem in list(kind):
             match = pattern.fullmatch(stem)
-            if match and match[1] in stems:
-                kind.setdefault(match[1], kind[stem])
+            if match and match[1] in scan_of:
+                kind.setdefault(scan_of[match[1]], kind[stem])
     found = [(volume_stem(file), _person(volume_stem(file)), file) for file in images]
     for name, folder in studies:  # the visits of a person may be folders in that of the person
         person = name if folder == root else folder.relative_to(root).parts[0]

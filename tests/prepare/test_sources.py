@@ -60,7 +60,8 @@ def test_freesurfer(tmp_path):
 def test_flat(tmp_path):
     touch(
         tmp_path, "a.nii.gz", "a_mask.nii.gz", "a_dseg.nii.gz", "b_v1.nii", "b_v2.nii", "b_v1_brain_mask.nii", "labels/b_v2.nii.gz", "c.nii.gz",
-        "masks/c_mask.nii.gz", "notes.txt", "sub-7_ses-1_T1w.nii.gz", "brain_mask.nii.gz",
+        "masks/c_mask.nii.gz", "notes.txt", "sub-7_ses-1_T1w.nii.gz", "brain_mask.nii.gz", "sub-8_T1w.nii.gz", "sub-8_dseg.nii.gz",
+        "masks/sub-8_mask.nii.gz", "sub-9_T1w.nii.gz", "sub-9_T1w_dseg.nii.gz",
     )  # fmt: skip
     assert summary(tmp_path) == {
         "a": ("a", "a.nii.gz", "a_mask.nii.gz", "a_dseg.nii.gz"),
@@ -69,6 +70,8 @@ def test_flat(tmp_path):
         "brain_mask": ("brain_mask", "brain_mask.nii.gz", None, None),
         "c": ("c", "c.nii.gz", "masks/c_mask.nii.gz", None),
         "sub-7_ses-1_T1w": ("sub-7", "sub-7_ses-1_T1w.nii.gz", None, None),
+        "sub-8_T1w": ("sub-8", "sub-8_T1w.nii.gz", "masks/sub-8_mask.nii.gz", "sub-8_dseg.nii.gz"),
+        "sub-9_T1w": ("sub-9", "sub-9_T1w.nii.gz", None, "sub-9_T1w_dseg.nii.gz"),
     }
 
 
