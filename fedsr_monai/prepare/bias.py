@@ -10,24 +10,34 @@ from scipy import ndimage
 from fedsr_monai.prepare.itk_image import from_itk, to_itk
 from fedsr_monai.spatial.resampling import resample_image, voxel_map
 
-WORK = 5.0  # mm: the field is smooth; at 4 mm and (50, 50, 30) it differs by 1 % and takes four times as long
+WORK = 8.0  # mm: the field is smooth; on six scans, and on three with a field of 35 %, Dice is that of 5 mm and 20 iterations, which take five times as long
 SPLINE = 200.0  # mm between control points at the first level, as is usual for heads
-ITERATIONS = (20, 20, 20)  # at each level
+ITERATIONS = (10, 10, 10)  # at each level
 
 
 def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Divide a scan by its bias field (N4: Tustison et al., IEEE TMI 2010), keeping its mean in the mask.
+    """Divide the brain in a scan by its bias field (N4: Tustison et al., IEEE TMI 2010), keeping its mean.
 
-    The field is estimated on voxels of about 5 mm and interpolated; beyond the mask it continues as at its border.
+    The field is estimated in the box around the brain, on voxels of `WORK` mm, and interpolated.
 
     Args:
         volume: the scan [D, H, W], 0 or above.
-        mask: bool [D, H, W], where the field is estimated: the brain.
+        mask: the brain, bool [D, H, W].
         affine: [4, 4], voxel to millimetre.
 
     Returns:
-        The corrected scan, float32 [D, H, W].
+        The corrected brain, float32 [D, H, W], 0 outside the mask.
     """
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    inner = affine.copy()
+    inner[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+    brain = np.zeros(volume.shape, np.float32)
+    brain[box] = np.where(mask[box], _corrected(volume[box], mask[box], inner), 0)
+    return brain
+
+
+def _corrected(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the corrected scan [D, H, W]; beyond the mask the field continues as at its border."""
     small, small_affine = coarsen(volume, affine, WORK)
     inside, _ = coarsen(mask.astype(np.float32), affine, WORK)
     inside = (inside > 0.5) & (small > 0)
@@ -49,7 +59,7 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     ]
     fine = _interpolate(field, axes)
     result = volume / np.exp(fine)
-    return (result * (volume[mask].mean() / result[mask].mean())).astype(np.float32)
+    return result * (volume[mask].mean() / result[mask].mean())
 
 
 def coarsen(volume: np.ndarray, affine: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid:
         mask, mask_from = find_brain(scan.voxels, scan.affine), "computed"
     check_mask(mask, scan, name, mask_from)
     doing("correcting the bias field")
-    brain = np.where(mask, correct_bias(scan.voxels, mask, scan.affine), 0)
+    brain = correct_bias(scan.voxels, mask, scan.affine)
     doing("aligning to the atlas")
     alignment = align(brain, scan.affine, atlas, grid)
     found = judge(alignment, brain, own, atlas, grid, name)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from scipy import ndimage
 
 from fedsr_monai.errors import UserError
@@ -35,10 +36,12 @@ def test_a_brain_is_found_in_a_whole_head():
 
 def test_the_number_of_threads_changes_nothing():
     volume, _, own, _ = raw_scan(5)
-    found = []
+    found, before = [], torch.get_num_threads()
     for threads in (4, 1):
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        torch.set_num_threads(threads)
         found.append(prepare(volume, own.affine))
+    torch.set_num_threads(before)
     assert np.array_equal(found[0].matrix, found[1].matrix) and np.array_equal(found[0].brain, found[1].brain)
 
 
