@@ -80,3 +80,11 @@ def test_nothing_changes_where_the_atlas_would_be_labelled_worse(network, labell
     bias = network.segmentation.logits.bias.clone()
     assert not match_sizes(network).any()
     assert torch.equal(network.segmentation.logits.bias, bias)
+
+
+@pytest.mark.parametrize(("after", "moved"), [(0.897, True), (0.893, False)])
+def test_right_sizes_may_cost_a_little_of_the_dice_on_the_atlas(network, labelled, monkeypatch, after, moved):
+    dice = iter([0.9, after])
+    monkeypatch.setattr("fedsr_monai.networks.sizes.agreement", lambda found, label: next(dice))
+    monkeypatch.setattr(FedSRNet, "forward", lambda self, image: labelled[0][None])
+    assert match_sizes(network).any() == moved
