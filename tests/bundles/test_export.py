@@ -32,7 +32,7 @@ def expected(bundle, phantom) -> torch.Tensor:
     network = load_weights(FedSRNet(), bundle / "models" / "model.pt").eval()
     with torch.no_grad():
         labels = network(phantom[0][None]).argmax(dim=1)
-    assert len(labels.unique()) > 3
+    assert len(labels.unique()) > 2
     return labels
 
 
