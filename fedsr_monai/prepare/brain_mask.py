@@ -12,6 +12,7 @@ from scipy import ndimage
 from fedsr_monai.bundle_path import installed_bundle
 from fedsr_monai.networks.brain_network import brain_network, network_input
 from fedsr_monai.networks.weights import load_weights
+from fedsr_monai.spatial.grid import mask_box
 from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
 
@@ -74,7 +75,7 @@ def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = LEAST)
     logits[0][torch.from_numpy(found & ~brain)] = -SURE
     logits[0][torch.from_numpy(brain & ~found)] = SURE
     matrix = voxel_map(grid.affine, affine)
-    corners = np.array(np.meshgrid(*[(low - 1, high + 1) for low, high in _bounds(brain)])).reshape(3, -1)
+    corners = np.array(np.meshgrid(*[(side.start - 1, side.stop) for side in mask_box(brain)])).reshape(3, -1)
     own = np.linalg.inv(matrix) @ np.vstack([corners, np.ones(8)])
     low = np.clip(np.floor(own[:3].min(1)).astype(int), 0, volume.shape)
     high = np.clip(np.ceil(own[:3].max(1)).astype(int) + 1, 0, volume.shape)
@@ -84,9 +85,3 @@ def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = LEAST)
     near = sample(logits, matrix @ shift, shape, lambda values: values > 0, padding_mode="border")
     mask[tuple(slice(a, b) for a, b in zip(low, high))] = near[0].numpy()
     return mask
-
-
-def _bounds(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Return the first and the last voxel of a mask along each axis."""
-    voxels = np.argwhere(mask)
-    return list(zip(voxels.min(0), voxels.max(0)))

@@ -19,6 +19,7 @@ from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels.freesurfer import FREESURFER, whole_ids
 from fedsr_monai.simulation.protocols import PROTOCOLS
+from fedsr_monai.spatial.grid import mask_box
 from fedsr_monai.spatial.nifti import read_volume
 
 CSF = 24
@@ -99,7 +100,7 @@ def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealA
     regions = _regions(ids)
     known = (regions > 0) | (ids == CSF)
     affine = _alignment(path, ids, regions, affine) @ affine
-    box = tuple(slice(max(a - _MARGIN, 0), b + _MARGIN) for a, b in _bounds(regions > 0))
+    box = tuple(slice(max(side.start - _MARGIN, 0), side.stop + _MARGIN) for side in mask_box(regions > 0))
     regions, known = (np.pad(volume[box], _MARGIN) for volume in (regions, known))
     affine = affine @ nib.affines.from_matvec(np.eye(3), [b.start - _MARGIN for b in box])
     spacing = nib.affines.voxel_sizes(volume.affine)[nib.io_orientation(volume.affine)[:, 0].argsort()]
@@ -157,14 +158,6 @@ def _alignment(path: str | os.PathLike, ids: np.ndarray, regions: np.ndarray, af
     wanted = np.array(EXTENT)
     scale = (wanted[:, 1] - wanted[:, 0]) / (high - low)
     return nib.affines.from_matvec(scale[:, None] * turn, wanted[:, 0] - scale * low)
-
-
-def _bounds(mask: np.ndarray) -> list[tuple[int, int]]:
-    bounds = []
-    for axis in range(3):
-        there = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        bounds.append((int(there[0]), int(there[-1]) + 1))
-    return bounds
 
 
 def _texture(rng: np.random.Generator, shape: Sequence[int], sigma: np.ndarray) -> np.ndarray:

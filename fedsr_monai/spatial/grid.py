@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of a volume (RAS+) that cuts across each plane
 # Along the longest axis: the network halves a grid four times, and normalisation needs two voxels on the coarsest level.
@@ -29,6 +30,11 @@ class Grid:
         if factor == 1:
             return self
         return Grid(finer_affine(self.affine, factor), tuple(factor * size for size in self.shape))
+
+
+def mask_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box of voxels around a mask that is not empty."""
+    return ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
 def finer_affine(affine: np.ndarray, factor: int) -> np.ndarray:
