@@ -10,6 +10,7 @@ def study(
     processes: int = 1,
     anatomies: str | None = None,
     sites: list[str] | None = None,
+    add: list[str] | None = None,
 ) -> None:
     """Run the arms of a plan over its seeds and write tidy tables, paired statistics and a report.
 
@@ -23,10 +24,12 @@ def study(
         processes: runs at once
         anatomies: folder of label maps of people (*_aseg.nii.gz): the plan's simulated sites become semi-real ones
         sites: site folders to take instead of the plan's
+        add: tables cases.csv of runs of the same plan on the same sites made elsewhere, such as other seeds on another machine; they count in the
+            tables, and are not made again
 
     Example:
         fedsr study studies/table4.json --out results/table4 --processes 2
     """
     from fedsr_monai.study import run_study
 
-    print(run_study(plan, out, quick, processes, anatomies, sites))
+    print(run_study(plan, out, quick, processes, anatomies, sites, add or ()))

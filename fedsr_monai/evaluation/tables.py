@@ -18,8 +18,8 @@ MEASURES = ("dice", "jaccard", "avd_ml", "avd_percent", "hd95_mm", "asd_mm")
 CASE_MEASURES = ("seconds", "ncc_unregistered", "ncc_registration", "folded_percent", "head_agreement")
 METRIC_COLUMNS = ("site", "case", "task", "structure", "label", *MEASURES, "volume_ml", "reference_ml", "missed")
 CASE_COLUMNS = ("site", "case", *CASE_MEASURES)
-TEXT_COLUMNS = {"method", "site", "case", "task", "structure"}
-WHOLE_COLUMNS = {"label", "missed"}
+TEXT_COLUMNS = {"arm", "method", "site", "case", "task", "structure"}
+WHOLE_COLUMNS = {"label", "missed", "seed"}
 LARGEST = 1e12
 
 DEFINITIONS = {

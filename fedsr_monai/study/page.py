@@ -40,13 +40,13 @@ def write_report(out: Path, plan: Plan, results: Results, finished: Finished) ->
     styles = {arm: series_style(number) for number, arm in enumerate(plan.arms)}
     everything = [
         ("contrasts", "Contrasts of the plan", contrast_table(results.contrasts)),
-        ("means", "Methods and sites", "".join(paper_tables(plan, results.rows))),
+        ("means", "Methods and sites", "".join(paper_tables(plan, results.cases))),
         ("structures", "Structures", "".join(structure_chart(results.rows, task, styles) for task in TASKS)),
         ("curves", "Training", curves(plan, finished, styles)),
         ("errors", "Errors of one scan", error_maps(plan, finished)),
         ("cost", "Cost", cost_table(plan, results.cost)),
     ]
-    done = f"{len(finished)} of {len(plan.arms) * len(plan.seeds)} runs"
+    done = f"{len({(row['arm'], row['seed']) for row in results.cases})} of {len(plan.arms) * len(plan.seeds)} runs"
     facts = f"{done}, {len(plan.seeds)} seeds, {plan.rounds} rounds of {plan.steps} steps per site"
     sections = [section for section in everything if section[2]]
     page = html_page(f"Study: {plan.name}", facts, f"<p>{escape(plan.question)}</p>", sections)

@@ -23,11 +23,12 @@ from fedsr_monai.files import claim_folder
 from fedsr_monai.personalisation import personalise
 from fedsr_monai.pretraining import with_encoder
 from fedsr_monai.progress import Progress, say
-from fedsr_monai.sites.site import load_site
+from fedsr_monai.sites.site import Site, load_site
+from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.study.page import write_report
 from fedsr_monai.study.plan import ALL, MEMBERS, RANDOM, SHIPPED, UNSEEN, Plan, read_plan
 from fedsr_monai.study.sites import check_sources, study_folders, with_fewer_scans
-from fedsr_monai.study.tables import write_tables
+from fedsr_monai.study.tables import read_cases, write_tables
 
 RECORD = "plan.json"
 
@@ -51,6 +52,7 @@ def run_study(
     processes: int = 1,
     anatomies: str | os.PathLike | None = None,
     sites: Sequence[str | os.PathLike] | None = None,
+    add: Sequence[str | os.PathLike] = (),
 ) -> Path:
     """Run a study and return the path of its report.
 
@@ -59,12 +61,14 @@ def run_study(
 
     Args:
         plan: the plan's JSON file.
-        out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, summary.csv, contrasts.csv, mechanism.csv, sa.csv, cost.csv
+        out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, cases.csv, summary.csv, contrasts.csv, mechanism.csv, sa.csv, cost.csv
             and report.html.
         quick: the plan's own quick size, which shows that everything runs, and no accuracy.
         processes: runs at once, one thread each if there are several.
         anatomies: folder of label maps of people: the plan's simulated sites become semi-real ones (docs/simulate.md).
         sites: site folders to take instead of the plan's.
+        add: tables cases.csv of runs of the same plan on the same sites that were made elsewhere; they count in the tables, and are not made
+            again.
 
     Raises:
         UserError: the plan or an argument is wrong, `out` belongs to another plan, or runs failed.
@@ -72,10 +76,13 @@ def run_study(
     check_whole_number("--processes", processes)
     study, out = read_plan(plan, quick), Path(out)
     check_sources(study, anatomies, sites)
+    added = read_cases(add, study)
+    elsewhere = {(row["arm"], row["seed"]) for row in added}
     record = json.loads(json.dumps(asdict(study)))
     record["data"] = "site folders" if sites else "semi-real sites" if anatomies else "sites of the plan"
     claim_folder(out, RECORD, record, "choose another folder for --out", "a study")
     folders = study_folders(study, out, processes, anatomies, sites)
+    _check_same_cases(added, folders)
     names = {load_site(folder).name: str(folder) for folder in folders}
     for name in study.unseen:
         if name not in names:
@@ -94,7 +101,8 @@ def run_study(
                 fewer = out / f"sites-of-{arm.scans}"
                 taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
             others = unseen if arm.at == MEMBERS else ()
-            jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
+            if (name, seed) not in elsewhere:
+                jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
     missing = [job for job in jobs if not _is_done(job)]
     failed = []
     with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run", announce=True) as bar:
@@ -106,12 +114,29 @@ def run_study(
                 )
                 say(str(failed[-1]))  # now, as the others may take hours
             else:
-                write_tables(out, study, {(j.arm, j.seed): j.run for j in jobs if _is_done(j)})
+                write_tables(out, study, {(j.arm, j.seed): j.run for j in jobs if _is_done(j)}, added)
     finished = {(job.arm, job.seed): job.run for job in jobs if _is_done(job)}
-    write_report(out, study, write_tables(out, study, finished), finished)
+    write_report(out, study, write_tables(out, study, finished, added), finished)
     if failed:
         raise failed[0] if len(failed) == 1 else UserError("\n".join(map(str, failed)))
     return out / "report.html"
+
+
+def _check_same_cases(added: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
+    """Refuse measurements that were made on other cases than the test scans of these sites."""
+    cases: dict[str, set[str]] = {}
+    for row in added:
+        cases.setdefault(row["site"], set()).add(row["case"])
+    here = {site.name: _test_cases(site) for site in map(load_site, folders)}
+    for site, found in cases.items():
+        if found != here.get(site):
+            of_site = f"site {site!r} with {', '.join(sorted(found))}"
+            expected = "; ".join(f"{name} with {', '.join(sorted(scans))}" for name, scans in here.items())
+            raise UserError("--add", found=of_site, expected=expected, fix="add only tables of the same sites")
+
+
+def _test_cases(site: Site) -> set[str]:
+    return {volume_stem(scan["image"]) for scan in site.test if "label" in scan}
 
 
 def _is_done(job: Job) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsr_monai.errors import UserError
 from fedsr_monai.evaluation.sa_variants import effect
 from fedsr_monai.evaluation.tables import CASE_COLUMNS, METRIC_COLUMNS, read_measures, spread
 from fedsr_monai.files import is_there, read_csv, write_csv
@@ -25,6 +27,9 @@ MECHANISM_COLUMNS = ("arm", "seed", "phi_gradient", "phi_gradient_low", "phi_gra
 COST_COLUMNS = ("arm", "seed", "rounds", "steps", "seconds", "bytes_down", "bytes_up")
 # Beside the measures of a structure: NCC of its case (of the registration), seconds and bytes of its whole run.
 RESULT_COLUMNS = ("arm", "seed", *METRIC_COLUMNS, "ncc", "seconds", "bytes")
+# Means over the structures of a case; all that means, contrasts and the tables of the report are made of.
+CASE_MEASURES = ("dice", "hd95_mm", "ncc")
+MEASURED_COLUMNS = ("arm", "seed", "site", "case", "task", *CASE_MEASURES, "missed")
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,29 @@ class Results:
     """Everything that the report of a study shows, rows as in the tables of the same names.
 
     Attributes:
-        rows: one per arm, seed, site, case, task and structure.
+        rows: one per arm, seed, site, case, task and structure, of the runs of this folder.
+        cases: one per arm, seed, site, case and task, with those of added tables.
         summary, contrasts, cost: see `write_tables`.
     """
 
     rows: list[dict[str, Any]]
+    cases: list[dict[str, Any]]
     summary: list[dict[str, Any]]
     contrasts: list[dict[str, Any]]
     cost: list[dict[str, Any]]
 
 
-def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]) -> Results:
-    """Write results.csv, summary.csv, contrasts.csv and cost.csv from the evaluations of finished runs.
+def write_tables(
+    out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path], added: Sequence[dict[str, Any]] = ()
+) -> Results:
+    """Write results.csv, cases.csv, summary.csv, contrasts.csv and cost.csv from the evaluations of finished runs.
 
     Args:
         out: folder of the study.
         plan: the study.
         finished: run folder by arm and seed.
+        added: rows of cases.csv of runs that are elsewhere (`read_cases`); all tables but results.csv, mechanism.csv, sa.csv and cost.csv
+            count them.
     """
     rows: list[dict[str, Any]] = []
     cost = []
@@ -69,9 +80,11 @@ def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]
             }
             for row in read_measures(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
         ]
-    found = Results(rows, summarise(rows), contrast_rows(plan, rows), cost)
+    cases = sorted([*measured_cases(rows), *added], key=lambda row: [row[key] for key in MEASURED_COLUMNS[:5]])
+    found = Results(rows, cases, summarise(cases), contrast_rows(plan, cases), cost)
     for name, columns, content in (
         ("results", RESULT_COLUMNS, found.rows),
+        ("cases", MEASURED_COLUMNS, found.cases),
         ("summary", SUMMARY_COLUMNS, found.summary),
         ("contrasts", CONTRAST_COLUMNS, found.contrasts),
         ("cost", COST_COLUMNS, found.cost),
@@ -80,6 +93,56 @@ def write_tables(out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path]
     ):
         write_csv(out / f"{name}.csv", columns, content)
     return found
+
+
+def measured_cases(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per arm, seed, site, case and task: the means over the structures, and how many were missed."""
+    means = {measure: case_means(rows, measure) for measure in CASE_MEASURES}
+    missed: dict[tuple, int] = {}
+    for row in rows:
+        key = (row["task"], row["arm"], row["seed"], row["site"], row["case"])
+        missed[key] = missed.get(key, 0) + row["missed"]
+    return [
+        dict(zip(("task", "arm", "seed", "site", "case"), key))
+        | {measure: of_measure[key] for measure, of_measure in means.items()}
+        | {"missed": count}
+        for key, count in missed.items()
+    ]
+
+
+def read_cases(paths: Sequence[str | os.PathLike], plan: Plan) -> list[dict[str, Any]]:
+    """Read tables cases.csv of runs of the same plan that are elsewhere: other seeds, or another machine's.
+
+    Raises:
+        UserError: a table is damaged, has an arm that the plan does not have or a run that another one has too, or its runs
+            were measured on other cases than those of the same arm.
+    """
+    rows: list[dict[str, Any]] = []
+    runs: dict[tuple[str, int], str] = {}
+    measured: dict[str, tuple[set, str]] = {}
+    for path in map(str, paths):
+        by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for row in read_measures(path, MEASURED_COLUMNS):
+            by_run.setdefault((row["arm"], row["seed"]), []).append(row)
+        for (arm, seed), of_run in by_run.items():
+            if arm not in plan.arms:
+                raise UserError(f"{path}: arm", found=repr(arm), expected=f"some of {', '.join(plan.arms)}")
+            if (arm, seed) in runs:
+                found = f"arm {arm!r} with seed {seed}, which {runs[arm, seed]} has too"
+                raise UserError(path, found=found, expected="each run once", fix="leave one of the tables out")
+            cases = {(row["task"], row["site"], row["case"]) for row in of_run}
+            others, owner = measured.setdefault(arm, (cases, path))
+            if cases != others:
+                found = f"{len(cases)} measurements of arm {arm!r} with seed {seed}, {len(cases & others)} of them on cases of {owner}"
+                raise UserError(
+                    path,
+                    found=found,
+                    expected="the same cases with every seed",
+                    fix="add only tables of the same sites",
+                )
+            runs[arm, seed] = path
+            rows += of_run
+    return rows
 
 
 def case_means(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[tuple, float]:
