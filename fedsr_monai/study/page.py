@@ -21,7 +21,7 @@ from fedsr_monai.report.figures import ROWS, encode, panels, show, slice_of, vox
 from fedsr_monai.report.page import html_page
 from fedsr_monai.study.plan import Plan
 from fedsr_monai.study.statistics import holm, paired_p
-from fedsr_monai.study.tables import TASKS, Results, case_means, matrix
+from fedsr_monai.study.tables import START_FOLDER, TASKS, Results, case_means, matrix
 
 # by measure: heading, digits, the tasks that have it, sign of what is better
 SHOWN = {
@@ -179,7 +179,7 @@ def curves(plan: Plan, finished: Finished, styles: Mapping[str, str]) -> str:
             by_round: dict[int, list[float]] = {}
             for seed in plan.seeds:
                 run = finished.get((arm, seed))
-                for number, value in _losses(run, loss).items() if run else ():
+                for number, value in _arm_losses(plan, arm, run, loss).items() if run else ():
                     by_round.setdefault(number, []).append(value)
             rounds = sorted(by_round)
             means = {number: float(np.mean(by_round[number])) for number in rounds}
@@ -226,6 +226,15 @@ def band_chart(
         polygons.append(f'<polygon points="{" ".join(outline)}" {fill}/>' if outline else "")
     body = chart.index(">") + 1
     return chart[:body] + "".join(polygons) + chart[body:]
+
+
+def _arm_losses(plan: Plan, arm: str, run: Path, loss: str) -> dict[int, float]:
+    """Return the mean of a loss by round, with the rounds that an arm starts with by another policy."""
+    start = plan.arms[arm].start
+    if start is None:
+        return _losses(run, loss)
+    later = {number + start["rounds"]: value for number, value in _losses(run, loss).items()}
+    return _losses(run / START_FOLDER, loss) | later
 
 
 def _losses(run: Path, loss: str) -> dict[int, float]:

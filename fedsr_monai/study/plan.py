@@ -36,8 +36,9 @@ SITES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 ARM: dict[str, tuple[type, ...]] = {
     "policy": (str, type(None)), "overrides": (dict,), "from_weights": (str, type(None)), "personalise": (bool,),
-    "baseline": (str, type(None)), "pretrain": (dict, type(None)), "scans": (int, type(None)), "at": (str,),
+    "baseline": (str, type(None)), "pretrain": (dict, type(None)), "start": (dict, type(None)), "scans": (int, type(None)), "at": (str,),
 }  # fmt: skip
+START: dict[str, tuple[type, ...]] = {"policy": (str,), "rounds": (int,)}
 PERSONALISE: dict[str, tuple[type, ...]] = {"epochs": (int,), "epoch_length": (int,), "at": (str,)}
 
 
@@ -52,6 +53,8 @@ class Arm:
         personalise: whether the heads are fitted to each site after the rounds.
         baseline: a method that is trained in the place of FedSR (docs/baselines.md).
         pretrain: `baseline`, `rounds` and `steps` of a pooled training beforehand, whose encoder the arm begins with.
+        start: `policy` and `rounds` of a federation with which the rounds begin: what its server has then, such as heads that are shared at first,
+            is what every site goes on from by the arm's own policy, for the rounds that are left.
         scans: number of training scans that each site has, the first ones; None for all.
         at: "members" or "unseen": the sites that take part in the rounds; an arm at unseen sites is one that does not wait for others.
     """
@@ -62,6 +65,7 @@ class Arm:
     personalise: bool = False
     baseline: str | None = None
     pretrain: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
     scans: int | None = None
     at: str = MEMBERS
 
@@ -142,6 +146,10 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
             check_whole_number(f"{path}: personalise.{key}", value)
     _check_plain(str(path), content.get("overrides", {}))
     arms = {name: _arm(path, name, arm) for name, arm in content["arms"].items()}
+    for name, arm in arms.items():
+        if arm.start and arm.start["rounds"] >= content.get("rounds", Plan.rounds):
+            expected = f"fewer than the plan's {content.get('rounds', Plan.rounds)} rounds"
+            raise UserError(f"{path}: arms.{name}.start.rounds", found=str(arm.start["rounds"]), expected=expected)
     return Plan(
         name=content["name"],
         question=content["question"],
@@ -176,6 +184,18 @@ def _arm(path: Path, name: str, content: Any) -> Arm:
             )
         for key in ("rounds", "steps"):
             check_whole_number(f"{where}.pretrain.{key}", arm.pretrain[key])
+    if arm.start is not None:
+        if arm.baseline is not None:
+            raise UserError(
+                f"{where}.start", found="it and baseline", expected="one of the two, as they train different networks"
+            )
+        _check_keys(f"{where}.start", arm.start, START)
+        if set(arm.start) != set(START):
+            raise UserError(f"{where}.start", found=repr(arm.start), expected="policy and rounds", fix=FIX)
+        check_choice(f"{where}.start.policy", arm.start["policy"], POLICIES)
+        if not POLICIES[arm.start["policy"]].exchanges:
+            raise UserError(f"{where}.start.policy", found=arm.start["policy"], expected="one that exchanges tensors")
+        check_whole_number(f"{where}.start.rounds", arm.start["rounds"])
     if arm.scans is not None and not is_whole_number(arm.scans, 1):
         raise UserError(f"{where}.scans", found=repr(arm.scans), expected="a whole number of at least 1")
     check_choice(f"{where}.at", arm.at, (MEMBERS, UNSEEN))

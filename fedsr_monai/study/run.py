@@ -19,8 +19,9 @@ from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites
 from fedsr_monai.federation.policies import find_policy
 from fedsr_monai.federation.runner import federate
+from fedsr_monai.federation.site_state import stable_seed
 from fedsr_monai.files import claim_folder
-from fedsr_monai.personalisation import personalise
+from fedsr_monai.personalisation import find_weights, personalise
 from fedsr_monai.pretraining import with_encoder
 from fedsr_monai.progress import Progress, say
 from fedsr_monai.sites.site import Site, load_site
@@ -28,7 +29,7 @@ from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.study.page import write_report
 from fedsr_monai.study.plan import ALL, MEMBERS, RANDOM, SHIPPED, UNSEEN, Plan, read_plan
 from fedsr_monai.study.sites import check_sources, study_folders, with_fewer_scans
-from fedsr_monai.study.tables import read_cases, write_tables
+from fedsr_monai.study.tables import PRETRAINING_FOLDER, START_FOLDER, read_cases, write_tables
 
 RECORD = "plan.json"
 
@@ -177,12 +178,27 @@ def _train(job: Job) -> None:
         weights = str(bundle_path("fedsr_encoder") / "models" / "model.pt")
     if arm.pretrain is not None:
         weights = str(_pretrained(job, arm.pretrain, overrides))
+    rounds, seed = plan.rounds, job.seed
+    if arm.start is not None:
+        first = job.run / START_FOLDER
+        federate(
+            job.members,
+            first,
+            policy=arm.start["policy"],
+            rounds=arm.start["rounds"],
+            seed=seed,
+            overrides=overrides,
+            from_weights=weights,
+        )
+        weights = str(find_weights(first, bundle_path("fedsr_encoder"))[0])
+        # Other random numbers than those of the first rounds, as rounds are counted from one again.
+        rounds, seed = rounds - arm.start["rounds"], stable_seed(job.seed, START_FOLDER)
     federate(
         job.members,
         job.run,
-        plan.rounds,
+        rounds,
         policy=arm.policy,
-        seed=job.seed,
+        seed=seed,
         overrides=overrides,
         from_weights=weights,
         baseline=arm.baseline,
@@ -209,7 +225,7 @@ def _train(job: Job) -> None:
 def _pretrained(job: Job, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Path:
     """Train a baseline on the pooled scans of the arm's sites, and return weights with its encoder and all else untrained."""
     mine = {**job.plan.overrides, "epoch_length": settings["steps"], "val_interval": 10**6}
-    folder, baseline = job.run / "pretraining", settings["baseline"]
+    folder, baseline = job.run / PRETRAINING_FOLDER, settings["baseline"]
     federate(job.members, folder, settings["rounds"], "fedsr_encoder", seed=job.seed, overrides=mine, baseline=baseline)
     trained = folder / "sites" / "pooled" / "model.pt"
     return with_encoder(trained, folder / "encoder.pt", job.seed, overrides, job.plan.arms[job.arm].baseline)

@@ -32,6 +32,10 @@ CASE_MEASURES = ("dice", "hd95_mm", "ncc")
 MEASURED_COLUMNS = ("arm", "seed", "site", "case", "task", *CASE_MEASURES, "missed")
 
 
+# Trainings of an arm that come before its own rounds, in the folder of its run.
+START_FOLDER, PRETRAINING_FOLDER = "start", "pretraining"
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that the report of a study shows, rows as in the tables of the same names.
@@ -270,7 +274,10 @@ def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
 
 
 def _cost(arm: str, seed: int, run: Path) -> dict[str, Any]:
-    rounds = read_csv(run / "rounds.csv")
-    steps = sum(int(float(row["iterations"] or 0)) for row in read_csv(run / "participation.csv"))
+    """Return what a run took, with the trainings that came before its rounds."""
+    folders = [run, *(folder for folder in (run / START_FOLDER, run / PRETRAINING_FOLDER) if folder.is_dir())]
+    rounds = [row for folder in folders for row in read_csv(folder / "rounds.csv")]
+    rows = [row for folder in folders for row in read_csv(folder / "participation.csv")]
     total = {key: sum(float(row[key]) for row in rounds) for key in ("seconds", "bytes_down", "bytes_up")}
+    steps = sum(int(float(row["iterations"] or 0)) for row in rows)
     return {"arm": arm, "seed": seed, "rounds": len(rounds), "steps": steps, **total}

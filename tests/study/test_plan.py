@@ -81,9 +81,13 @@ def test_a_mistake_in_a_plan_is_named(tmp_path, change, where, found):
             "arms.a.pretrain",
             "from_weights",
         ),
+        ({"start": {"policy": "fedavg"}}, "arms.a.start", "fedavg"),
+        ({"start": {"policy": "local", "rounds": 1}}, "arms.a.start.policy", "local"),
+        ({"start": {"policy": "fedavg", "rounds": 20}}, "arms.a.start.rounds", "20"),
+        ({"start": {"policy": "fedavg", "rounds": 1}, "baseline": "brbs"}, "arms.a.start", "baseline"),
     ],
 )
-def test_a_mistake_in_a_baseline_is_named(tmp_path, arm, where, found):
+def test_a_mistake_in_what_an_arm_begins_with_is_named(tmp_path, arm, where, found):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(GOOD | {"arms": {"a": arm, "b": {}}}))
     with pytest.raises(UserError, match=found) as raised:

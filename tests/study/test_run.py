@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedsr_monai.errors import UserError
+from fedsr_monai.federation.storage import read_tensors
 from fedsr_monai.networks.weights import read_weights
 from fedsr_monai.sites.check import check_site
 from fedsr_monai.sites.site import load_site
@@ -192,10 +193,11 @@ def test_a_run_that_fails_is_named_at_once_and_the_others_finish(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_an_arm_may_be_a_baseline_or_begin_with_the_encoder_of_one(tmp_path):
+def test_an_arm_may_be_a_baseline_or_begin_with_the_encoder_of_one_or_with_another_policy(tmp_path):
     plan = json.loads((PLANS / "figure4.json").read_text())
-    small = plan.pop("quick")
-    arms = {"synthseg": small["arms"]["synthseg"], "deepatlas": {"baseline": "deep_atlas"}}
+    small = plan.pop("quick") | {"rounds": 2}
+    common = {"policy": "fedsr", "start": {"policy": "fedavg", "rounds": 1}}
+    arms = {"synthseg": small["arms"]["synthseg"], "deepatlas": {"baseline": "deep_atlas"}, "common": common}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan | small | {"arms": arms, "contrasts": [["synthseg", "deepatlas"]]}))
     run_study(path, tmp_path / "study")
@@ -208,3 +210,14 @@ def test_an_arm_may_be_a_baseline_or_begin_with_the_encoder_of_one(tmp_path):
     assert all(np.array_equal(trained[key], pretrained[key]) for key in of_encoder)  # fixed
     assert json.loads((runs / "deepatlas" / "seed-0" / "run.json").read_text())["baseline"] == "deep_atlas"
     assert {row["arm"] for row in rows(tmp_path / "study" / "results.csv")} == set(arms)
+
+    begun = json.loads((runs / "common" / "seed-0" / "run.json").read_text())
+    assert begun["from_weights"]["path"].endswith("start/server/round_0001.safetensors")
+    assert (begun["policy"], begun["rounds"]) == ("fedsr", 1)
+    # The heads that were shared in the first round are what each site goes on with in the second.
+    shared = read_tensors(begun["from_weights"]["path"])
+    assert any(key.startswith("segmentation.") for key in shared)
+    steps = {row["arm"]: (row["rounds"], row["steps"]) for row in rows(tmp_path / "study" / "cost.csv")}
+    assert steps["common"] == ("2", "4")
+    assert steps["synthseg"] == ("3", "5")  # a round of one step is pretraining
+    assert "common" in (tmp_path / "study" / "report.html").read_text()
