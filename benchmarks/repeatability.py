@@ -27,7 +27,7 @@ from fedsr_monai.simulation.scanner import rician
 from fedsr_monai.spatial.nifti import read_volume, volume_stem, write_volume
 
 ANGLE, SHIFT, NOISE, MARGIN = 3.0, 3.0, 0.02, 12  # degrees, mm, fraction of the 99th percentile, voxels
-COLUMNS = ("image", "structure", "dice", "volume_ml", "volume_again_ml", "difference_percent")
+COLUMNS = ("image", "protocol", "structure", "dice", "volume_ml", "volume_again_ml", "difference_percent")
 
 
 def rescan(voxels: np.ndarray, affine: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def rescan(voxels: np.ndarray, affine: np.ndarray, seed: int) -> tuple[np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", type=Path)
-    parser.add_argument("--protocol", help="as of fedsr segment")
+    parser.add_argument("--protocol", help="as of fedsr segment, by default that of its weights")
     parser.add_argument("--accurate", action="store_true", help="as of fedsr segment")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -78,6 +78,7 @@ def main() -> None:
             rows.append(
                 {
                     "image": volume_stem(image),
+                    "protocol": options.protocol or "neuromorphometrics",
                     "structure": name,
                     "dice": 2 * (here & there).sum() / (here.sum() + there.sum()),
                     "volume_ml": volumes[0],
