@@ -87,7 +87,9 @@ def write_displacement(
         step = scan.affine - seen
         i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
         vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
-    vectors = np.ascontiguousarray((np.rint(vectors * (LPS / STEP)) * STEP)[:, :, :, None, :], dtype=np.float32)
-    image = make_image(vectors, header)
+    vectors *= LPS / STEP  # in place: a field at 1 mm takes 100 MB and more
+    np.rint(vectors, out=vectors)
+    vectors *= STEP
+    image = make_image(np.ascontiguousarray(vectors[:, :, :, None, :]), header)
     image.header.set_intent("vector")
     write_nifti(path, image, repeats=False)

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from isal import isal_zlib
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHHeader
 
@@ -307,15 +308,15 @@ def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, repeats: bool =
     Args:
         path: the file.
         image: what is written.
-        repeats: look for repeated sequences. There are none in floating-point numbers without a pattern, and a third of
-            the time gives files of the same size.
+        repeats: the same bytes on every machine, and small files where sequences repeat. A deformation at 1 mm, 120 MB of floating-point
+            numbers without a pattern, takes zlib longer than all else that is written for a scan: ISA-L packs it in a quarter
+            of the time of zlib's fastest way, and smaller.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    level, strategy = (4, zlib.Z_DEFAULT_STRATEGY) if repeats else (1, zlib.Z_HUFFMAN_ONLY)
-    stream = zlib.compressobj(level, zlib.DEFLATED, GZIP, strategy=strategy)
-    write_bytes(path, stream.compress(image.to_bytes()) + stream.flush())
+    content = image.to_bytes()
+    write_bytes(path, zlib.compress(content, 4, GZIP) if repeats else isal_zlib.compress(content, 1, GZIP))
 
 
 def make_image(volume: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
