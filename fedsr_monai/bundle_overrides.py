@@ -61,6 +61,7 @@ SCIE_OF_CONVOLUTION = ("normalise", "film_difference")  # they read these statis
 RANGES = {
     "learning_rate": (1e-12, 1e3),
     "registration_lr": (0, 1e3),
+    "encoder_lr": (0, 1e3),
     "search_learning_rate": (1e-12, 1e3),
     "spacing": (0.1, 100),
     "sa_alpha": (0, 1),

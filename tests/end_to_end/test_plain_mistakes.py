@@ -33,6 +33,7 @@ MISTAKES = {
     FEDERATE + "learning_rate=abc": "overrides: learning_rate: found 'abc', expected a number",
     FEDERATE + "learning_rate=-1": "overrides: learning_rate: found -1, expected a number from",
     FEDERATE + "registration_lr=-1": "overrides: registration_lr: found -1, expected a number from",
+    FEDERATE + "encoder_lr=-1": "overrides: encoder_lr: found -1, expected a number from",
     FEDERATE + "learning_rate=NaN": "overrides: learning_rate: found nan, expected a number",
     FEDERATE + "batch_size=0": "overrides: batch_size: found 0, expected a whole number of at least 1",
     FEDERATE + "train#dataloader#batch_size=0": "overrides: train#dataloader#batch_size: found 0",

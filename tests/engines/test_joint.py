@@ -328,7 +328,25 @@ def test_resumed_training_equals_an_uninterrupted_one(phantom, scan):
     assert resumed.state.output == whole.state.output
 
 
-def test_learning_rates_of_the_heads():
-    optimizers = head_optimizers(FedSRNet(), 1e-3, registration_lr=0.1, velocity_lr=0.5)
-    rates = {head: [group["lr"] for group in optimizer.param_groups] for head, optimizer in optimizers.items()}
-    assert rates == {"registration": [pytest.approx(1e-4), pytest.approx(5e-5)], "segmentation": [1e-3]}
+@pytest.mark.parametrize("fused", [True, False])
+def test_learning_rates_of_heads_and_encoder(fused):
+    network = FedSRNet()
+    optimizers = head_optimizers(network, 1e-3, fused, registration_lr=0.1, velocity_lr=0.5, encoder_lr=0.3)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    rates = {
+        (head, names[id(parameter)]): group["lr"]
+        for head, optimizer in optimizers.items()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {}
+    for name, _ in network.named_parameters():
+        part = name.split(".")[0]
+        if part == "encoder":
+            expected["segmentation", name] = 3e-4
+            if not fused:  # the alternating steps of Algorithm 1 move it with each head
+                expected["registration", name] = 3e-5
+        else:
+            last = name.startswith("registration.velocities")
+            expected[part, name] = 1e-3 if part == "segmentation" else 5e-5 if last else 1e-4
+    assert rates == pytest.approx(expected)
