@@ -2,12 +2,12 @@
 
 Four simulated sites on 32^3 voxels of 6 mm train five rounds of one step, from the weights that ship after 150 pooled steps at this
 size (the sites of `attacks.py`, all honest). Each site clips what it sends and adds the noise that `fedsr privacy` says epsilon needs over the five rounds, in the SA
-vectors, in the encoder, or in both (then epsilon is of both together). Clip norms are the median of what the sites send honestly in
-the first round, as a hospital could find out on data of its own; one row takes a thousandth of it. Beside them: no clip, the clip
+vectors, in the encoder, or in both (then epsilon is of both together). Clip norms are the median of what honest rounds from the first
+weights change, as a hospital could find out on data of its own; one row takes a thousandth of it. Beside them: no clip, the clip
 without noise, and a run in which nothing is sent, so that the heads alone learn. Dice of the last global tensors with each site's own
 heads on its labelled validation scans. The noise is drawn from the seed in the table instead of the operating system.
 
-    python benchmarks/privacy.py [--out benchmarks/privacy.csv] [--work FOLDER]
+    python benchmarks/privacy.py [--seeds 3] [--out benchmarks/privacy.csv] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -142,8 +142,15 @@ def main() -> None:
     sites = [CachedSite(folder, work / "states", settings, weights) for folder in folders]
     phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
     begun = sites[0].initial
-    honest = [norms_of(site.train("", begun, 0)[1], begun) for site in sites]
-    norms = (float(np.median([norm for norm, _ in honest])), float(np.median([norm for _, norm in honest])))
+    # Of every round without exchange; one whose only step is on a drawn image does not move the SA vectors.
+    honest = []
+    for site in sites:
+        chain = ""
+        for number in range(ROUNDS):
+            chain, update = site.train(chain, begun, number)
+            honest.append(norms_of(update, begun))
+    encoder, sa = ([norm for norm in part if norm] for part in zip(*honest))
+    norms = (float(np.median(encoder)), float(np.median(sa)))
     print(
         f"{time.perf_counter() - started:6.0f} s  clip norms {norms[0]:.4g} (encoder), {norms[1]:.4g} (SA)", flush=True
     )
