@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from monai.transforms import RandBiasField
+from real_scans import dice
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from fedsr_monai.files import write_csv
 from fedsr_monai.inference.segment import segment
 from fedsr_monai.labels import LABELS
+from fedsr_monai.labels.volumes import structure_volumes
 from fedsr_monai.simulation.scanner import rician
 from fedsr_monai.spatial.nifti import read_volume, volume_stem, write_volume
 
@@ -69,21 +71,17 @@ def main() -> None:
             ]
         # Dice on the voxels of the second scan, where the first one's labels are sampled once.
         moved = ndimage.affine_transform(maps[0], matrix, output_shape=maps[1].shape, order=0)
-        voxel_ml = abs(np.linalg.det(first.affine[:3, :3])) / 1000
-        for label, name in LABELS.items():
-            if label == 0:
-                continue
-            here, there = moved == label, maps[1] == label
-            volumes = [voxel_ml * int((labels == label).sum()) for labels in maps]
+        volumes, again_volumes = (structure_volumes(labels, first.affine) for labels in maps)
+        for label, overlap in enumerate(dice(maps[1], moved), start=1):
             rows.append(
                 {
                     "image": volume_stem(image),
                     "protocol": options.protocol or "neuromorphometrics",
-                    "structure": name,
-                    "dice": 2 * (here & there).sum() / (here.sum() + there.sum()),
-                    "volume_ml": volumes[0],
-                    "volume_again_ml": volumes[1],
-                    "difference_percent": 100 * (volumes[1] - volumes[0]) / volumes[0],
+                    "structure": LABELS[label],
+                    "dice": overlap,
+                    "volume_ml": volumes[label],
+                    "volume_again_ml": again_volumes[label],
+                    "difference_percent": 100 * (again_volumes[label] - volumes[label]) / volumes[label],
                 }
             )
         of_image = [row for row in rows if row["image"] == volume_stem(image)]

@@ -83,8 +83,9 @@ def run_study(
     record["data"] = "site folders" if sites else "semi-real sites" if anatomies else "sites of the plan"
     claim_folder(out, RECORD, record, "choose another folder for --out", "a study")
     folders = study_folders(study, out, processes, anatomies, sites)
-    _check_same_cases(added, folders)
-    names = {load_site(folder).name: str(folder) for folder in folders}
+    loaded = [load_site(folder) for folder in folders]
+    _check_same_cases(added, loaded)
+    names = {site.name: str(folder) for site, folder in zip(loaded, folders)}
     for name in study.unseen:
         if name not in names:
             raise UserError(f"{plan}: unseen", found=repr(name), expected=f"some of {', '.join(names)}")
@@ -123,21 +124,17 @@ def run_study(
     return out / "report.html"
 
 
-def _check_same_cases(added: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
+def _check_same_cases(added: Sequence[Mapping[str, Any]], sites: Sequence[Site]) -> None:
     """Refuse measurements that were made on other cases than the test scans of these sites."""
     cases: dict[str, set[str]] = {}
     for row in added:
         cases.setdefault(row["site"], set()).add(row["case"])
-    here = {site.name: _test_cases(site) for site in map(load_site, folders)}
-    for site, found in cases.items():
-        if found != here.get(site):
-            of_site = f"site {site!r} with {', '.join(sorted(found))}"
+    here = {site.name: {volume_stem(scan["image"]) for scan in site.test if "label" in scan} for site in sites}
+    for name, found in cases.items():
+        if found != here.get(name):
+            of_site = f"site {name!r} with {', '.join(sorted(found))}"
             expected = "; ".join(f"{name} with {', '.join(sorted(scans))}" for name, scans in here.items())
             raise UserError("--add", found=of_site, expected=expected, fix="add only tables of the same sites")
-
-
-def _test_cases(site: Site) -> set[str]:
-    return {volume_stem(scan["image"]) for scan in site.test if "label" in scan}
 
 
 def _is_done(job: Job) -> bool:

@@ -28,8 +28,9 @@ COST_COLUMNS = ("arm", "seed", "rounds", "steps", "seconds", "bytes_down", "byte
 # Beside the measures of a structure: NCC of its case (of the registration), seconds and bytes of its whole run.
 RESULT_COLUMNS = ("arm", "seed", *METRIC_COLUMNS, "ncc", "seconds", "bytes")
 # Means over the structures of a case; all that means, contrasts and the tables of the report are made of.
+CASE_KEYS = ("arm", "seed", "site", "case", "task")
 CASE_MEASURES = ("dice", "hd95_mm", "ncc")
-MEASURED_COLUMNS = ("arm", "seed", "site", "case", "task", *CASE_MEASURES, "missed")
+MEASURED_COLUMNS = (*CASE_KEYS, *CASE_MEASURES, "missed")
 
 
 # Trainings of an arm that come before its own rounds, in the folder of its run.
@@ -84,7 +85,7 @@ def write_tables(
             }
             for row in read_measures(run / "evaluation" / "metrics.csv", METRIC_COLUMNS)
         ]
-    cases = sorted([*measured_cases(rows), *added], key=lambda row: [row[key] for key in MEASURED_COLUMNS[:5]])
+    cases = sorted([*measured_cases(rows), *added], key=lambda row: [row[key] for key in CASE_KEYS])
     found = Results(rows, cases, summarise(cases), contrast_rows(plan, cases), cost)
     for name, columns, content in (
         ("results", RESULT_COLUMNS, found.rows),
@@ -101,16 +102,14 @@ def write_tables(
 
 def measured_cases(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per arm, seed, site, case and task: the means over the structures, and how many were missed."""
-    means = {measure: case_means(rows, measure) for measure in CASE_MEASURES}
-    missed: dict[tuple, int] = {}
+    cases: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = (row["task"], row["arm"], row["seed"], row["site"], row["case"])
-        missed[key] = missed.get(key, 0) + row["missed"]
+        cases.setdefault(tuple(row[key] for key in CASE_KEYS), []).append(row)
     return [
-        dict(zip(("task", "arm", "seed", "site", "case"), key))
-        | {measure: of_measure[key] for measure, of_measure in means.items()}
-        | {"missed": count}
-        for key, count in missed.items()
+        dict(zip(CASE_KEYS, case))
+        | {measure: spread(row[measure] for row in structures)["mean"] for measure in CASE_MEASURES}
+        | {"missed": sum(row["missed"] for row in structures)}
+        for case, structures in cases.items()
     ]
 
 

@@ -66,7 +66,7 @@ def study(tmp_path, site_folder, monkeypatch):
     monkeypatch.setattr(module, "run_job", pretend)
     monkeypatch.setattr(module, "write_report", lambda *args: None)
 
-    def run(name: str, seeds: list[int], add: list[Path] = []) -> Path:  # noqa: B006
+    def run(name: str, seeds: list[int], add: tuple[Path, ...] = ()) -> Path:
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(PLAN | {"seeds": seeds}))
         run_study(path, tmp_path / name, sites=[site], add=add)
@@ -80,7 +80,7 @@ def test_seeds_of_two_machines_give_the_tables_of_one(study):
     whole = run("whole", [0, 1, 2])
     first = run("first", [0, 1])
     trained.clear()
-    joined = run("joined", [0, 1, 2], add=[first / "cases.csv"])
+    joined = run("joined", [0, 1, 2], add=(first / "cases.csv",))
     assert trained == [("good", 2), ("bad", 2)]
     for table in ("cases.csv", "summary.csv", "contrasts.csv"):
         assert (joined / table).read_text() == (whole / table).read_text()
@@ -120,5 +120,5 @@ def test_what_cannot_be_added_is_refused(study, tmp_path):
         read_cases([written("fewer.csv", fewer)], plan)
     elsewhere = written("elsewhere.csv", [row | {"case": "scan-99"} for row in rows])
     with pytest.raises(UserError, match="--add: found site 'clinic' with scan-99, expected clinic with test3"):
-        run("joined", [0, 1, 2], add=[elsewhere])
+        run("joined", [0, 1, 2], add=(elsewhere,))
     assert contrast_rows(plan, rows)[0]["seeds"] == 2
