@@ -39,7 +39,7 @@ def check_whole_number(where: str, value: Any, least: int = 1) -> None:
         raise UserError(where, found=repr(value), expected=f"a whole number of at least {least}")
 
 
-def check_choice(where: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(where: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse anything but one of `choices`.
 
     Raises:
@@ -47,7 +47,7 @@ def check_choice(where: str, value: Any, choices: Iterable[str]) -> None:
     """
     choices = list(choices)
     if value not in choices:
-        raise UserError(where, found=repr(value), expected=f"one of {', '.join(choices)}")
+        raise UserError(where, found=repr(value), expected=f"one of {', '.join(map(str, choices))}")
 
 
 def is_name(value: Any, longest: int = 100) -> bool:

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -73,8 +72,7 @@ def run(arguments: list[str]) -> None:
 def progress_lines() -> Iterator[None]:
     """Write the package's log to standard error where that is not a terminal; on a terminal there are bars instead.
 
-    ignite's log is silenced: it repeats an error that is reported here, and an interrupt as a line without a reason. So is what
-    MONAI says, wherever pydicom is installed, about a decoder on the GPU that nothing here uses.
+    ignite's log is silenced: it repeats an error that is reported here, and an interrupt as a line without a reason.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -83,8 +81,6 @@ def progress_lines() -> Iterator[None]:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     ignite.setLevel(logging.CRITICAL)
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ def study(
     anatomies: str | None = None,
     sites: list[str] | None = None,
     add: list[str] | None = None,
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
 ) -> None:
     """Run the arms of a plan over its seeds and write tidy tables, paired statistics and a report.
 
@@ -26,10 +28,13 @@ def study(
         sites: site folders to take instead of the plan's
         add: tables cases.csv of runs of the same plan on the same sites made elsewhere, such as other seeds on another machine; they count in the
             tables, and are not made again
+        arms: arms of the plan to run now; the tables count all that are finished (default: all)
+        seeds: seeds of the plan to run now (default: all)
 
     Example:
         fedsr study studies/table4.json --out results/table4 --processes 2
+        fedsr study studies/gain.json --out results/gain --arms alone-1 joined-1 --seeds 0
     """
     from fedsr_monai.study import run_study
 
-    print(run_study(plan, out, quick, processes, anatomies, sites, add or ()))
+    print(run_study(plan, out, quick, processes, anatomies, sites, add or (), arms or (), seeds or ()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,11 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.spatial.dicom import read_volume_or_series
 from fedsr_monai.spatial.header import forms_to_meta
 from fedsr_monai.spatial.nifti import SUFFIXES
+
+# Where pydicom is installed and nvImageCodec is not, every `LoadImage` says twice, whatever its own reader, that DICOM files will not be decoded
+# on the GPU. Nothing here decodes them there.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 class VolumeReader(ImageReader):

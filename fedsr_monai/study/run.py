@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from fedsr_monai.bundle_path import bundle_path
-from fedsr_monai.checks import check_whole_number
+from fedsr_monai.checks import check_choice, check_whole_number
 from fedsr_monai.errors import UserError, one_line
 from fedsr_monai.evaluation.run import evaluate_models, models_of_run, models_of_sites
 from fedsr_monai.federation.policies import find_policy
@@ -54,6 +54,8 @@ def run_study(
     anatomies: str | os.PathLike | None = None,
     sites: Sequence[str | os.PathLike] | None = None,
     add: Sequence[str | os.PathLike] = (),
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Path:
     """Run a study and return the path of its report.
 
@@ -70,6 +72,7 @@ def run_study(
         sites: site folders to take instead of the plan's.
         add: tables cases.csv of runs of the same plan on the same sites that were made elsewhere; they count in the tables, and are not made
             again.
+        arms, seeds: those of the plan's to run now, all if not named; the tables count whatever is finished.
 
     Raises:
         UserError: the plan or an argument is wrong, `out` belongs to another plan, or runs failed.
@@ -77,6 +80,9 @@ def run_study(
     check_whole_number("--processes", processes)
     study, out = read_plan(plan, quick), Path(out)
     check_sources(study, anatomies, sites)
+    for where, parts, choices in (("--arms", arms, study.arms), ("--seeds", seeds, study.seeds)):
+        for part in parts:
+            check_choice(where, part, choices)
     added = read_cases(add, study)
     elsewhere = {(row["arm"], row["seed"]) for row in added}
     record = json.loads(json.dumps(asdict(study)))
@@ -89,25 +95,12 @@ def run_study(
     for name in study.unseen:
         if name not in names:
             raise UserError(f"{plan}: unseen", found=repr(name), expected=f"some of {', '.join(names)}")
-    members = {name: folder for name, folder in names.items() if name not in study.unseen}
-    unseen = tuple(names[name] for name in study.unseen)
-    jobs = []
-    for seed in study.seeds:
-        for name, arm in study.arms.items():
-            taken = members if arm.at == MEMBERS else {site: names[site] for site in study.unseen}
-            if not taken:
-                raise UserError(
-                    f"{plan}: arms.{name}.at", found=arm.at, expected="such sites", fix="name them in 'unseen'"
-                )
-            if arm.scans is not None:
-                fewer = out / f"sites-of-{arm.scans}"
-                taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
-            others = unseen if arm.at == MEMBERS else ()
-            if (name, seed) not in elsewhere:
-                jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
-    missing = [job for job in jobs if not _is_done(job)]
+    jobs = [job for job in _jobs(study, plan, names, out) if (job.arm, job.seed) not in elsewhere]
+    wanted = [job for job in jobs if job.arm in (arms or study.arms) and job.seed in (seeds or study.seeds)]
+    missing = [job for job in wanted if not _is_done(job)]
     failed = []
-    with Progress(total=len(jobs), initial=len(jobs) - len(missing), desc=study.name, unit="run", announce=True) as bar:
+    done = len(wanted) - len(missing)
+    with Progress(total=len(wanted), initial=done, desc=study.name, unit="run", announce=True) as bar:
         for job, fault in _run(missing, processes):
             bar.update()
             if fault:
@@ -122,6 +115,29 @@ def run_study(
     if failed:
         raise failed[0] if len(failed) == 1 else UserError("\n".join(map(str, failed)))
     return out / "report.html"
+
+
+def _jobs(study: Plan, plan: str | os.PathLike, names: Mapping[str, str], out: Path) -> list[Job]:
+    """Return the runs of a study of sites, which are folders by name.
+
+    Raises:
+        UserError: an arm is at sites that there are not, or at one with too few scans.
+    """
+    members = {name: folder for name, folder in names.items() if name not in study.unseen}
+    unseen = {name: names[name] for name in study.unseen}
+    jobs = []
+    for seed in study.seeds:
+        for name, arm in study.arms.items():
+            taken = members if arm.at == MEMBERS else unseen
+            if not taken:
+                where = f"{plan}: arms.{name}.at"
+                raise UserError(where, found=arm.at, expected="such sites", fix="name them in 'unseen'")
+            if arm.scans is not None:
+                fewer = out / f"sites-of-{arm.scans}"
+                taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
+            others = tuple(unseen.values()) if arm.at == MEMBERS else ()
+            jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
+    return jobs
 
 
 def _check_same_cases(added: Sequence[Mapping[str, Any]], sites: Sequence[Site]) -> None:

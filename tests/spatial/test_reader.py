@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -65,3 +68,14 @@ def test_what_it_refuses_no_other_reader_takes(tmp_path):
     assert "unknown orientation" in str(user_error(caught.value))
     with pytest.raises(UserError, match="found 2 files for one scan"):
         LoadImage(VolumeReader())([path, path])
+
+
+def test_a_script_that_reads_a_scan_hears_nothing_of_decoders_on_the_gpu(tmp_path):
+    path = save(tmp_path / "scan.nii.gz")
+    script = f"""
+from fedsr_monai.spatial.reader import VolumeReader
+from monai.transforms import LoadImage
+assert LoadImage(VolumeReader())({str(path)!r}).shape == (5, 6, 7)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -41,6 +41,8 @@ def test_table_four_runs_resumes_and_adds_up(tmp_path, monkeypatch):
     assert len({(row["arm"], row["seed"]) for row in rows(tmp_path / "study" / "results.csv")}) == 3
 
     monkeypatch.setattr(module, "_train", lambda job: (calls.append((job.arm, job.seed)), train(job)))
+    run_study(PLANS / "table4.json", tmp_path / "study", quick=True, arms=["baseline"])
+    assert len({(row["arm"], row["seed"]) for row in rows(tmp_path / "study" / "cases.csv")}) == 4  # all that are done
     report = run_study(PLANS / "table4.json", tmp_path / "study", quick=True)
     assert len(calls) == len(set(calls)) == 8  # four arms, two seeds, none twice
 
@@ -137,6 +139,30 @@ def test_arms_have_the_sites_and_scans_that_they_ask_for(tmp_path, site_folder, 
     assert check_site(found["few"][0].root) == []
     with pytest.raises(UserError, match="found 2 training scans, expected the 5 that an arm"):
         run_study(write_plan(tmp_path, arms={"few": {"scans": 5}, "all": {}}), tmp_path / "five", sites=folders)
+
+
+def test_a_study_can_be_run_in_parts(tmp_path, site_folder, monkeypatch):
+    folders, jobs = [site_folder("clinic"), site_folder("young")], []
+
+    def noted(job):
+        jobs.append((job.arm, job.seed))
+        return "not trained here"
+
+    monkeypatch.setattr(module, "run_job", noted)
+    plan, out = write_plan(tmp_path, seeds=[0, 3]), tmp_path / "study"
+    for part, expected in (
+        ({"arms": ["all", "few"], "seeds": [3]}, [("few", 3), ("all", 3)]),
+        ({"arms": ["alone"]}, [("alone", 0), ("alone", 3)]),
+        ({"seeds": [0]}, [("few", 0), ("all", 0), ("alone", 0)]),
+    ):
+        with pytest.raises(UserError, match="not trained here"):
+            run_study(plan, out, sites=folders, **part)
+        assert jobs == expected
+        jobs.clear()
+    with pytest.raises(UserError, match="--arms: found 'fewer', expected one of few, all, alone"):
+        run_study(plan, out, sites=folders, arms=["fewer"])
+    with pytest.raises(UserError, match="--seeds: found 1, expected one of 0, 3"):
+        run_study(plan, out, sites=folders, seeds=[1])
 
 
 @pytest.mark.parametrize(("at", "fitted"), [({}, ["clinic", "young"]), ({"at": "unseen"}, ["young"])])
