@@ -8,6 +8,7 @@ from itertools import product
 
 import torch
 from torch.nn import functional as F
+from torch.optim.adam import adam
 
 from fedsr_monai.engines.objectives import REGISTRATION_WEIGHTS
 from fedsr_monai.losses import smoothness
@@ -15,7 +16,8 @@ from fedsr_monai.networks.fedsr_net import crop_to
 from fedsr_monai.spatial.warping import integrate, jacobian_determinant, resample, resize_ddf, sample, warp
 
 LEARNING_RATE = 0.08  # voxels at half resolution
-BETAS = (0.8, 0.99)  # of Adam: a short memory, as there are few steps
+# Of Adam, with a short memory, as there are few steps.
+ADAM = {"beta1": 0.8, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
 OVERLAP = REGISTRATION_WEIGHTS["dice"]
 SMOOTHNESS = REGISTRATION_WEIGHTS["smoothness"]
 WEAKENED = 10  # times at most that the velocity is halved around folds
@@ -50,7 +52,8 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
     weight = (volume * volume.sqrt().mean() ** 2).pow(-0.25)[:, None, None, None]  # squared with the difference
     predicted, one_hot = predicted * weight, one_hot * weight
     velocity = torch.zeros(1, 3, *half, device=ddf.device, requires_grad=True)
-    optimizer = torch.optim.Adam([velocity], lr=LEARNING_RATE, betas=BETAS)
+    # torch's function, not its class, whose first instance in a process imports torch.compile's machinery for 1 to 2 seconds.
+    moment, square, count = [torch.zeros_like(velocity)], [torch.zeros_like(velocity)], [torch.zeros(())]
     # Neighbours in time are opposite corners of a block, so that together they pull to no side.
     lattices = [corner for pair in zip(CORNERS[:4], CORNERS[:3:-1]) for corner in pair]
     with torch.enable_grad():
@@ -60,8 +63,9 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
             found = sample(one_hot, (scan + field).unbind(dim=1))
             target = predicted[(..., *(slice(start, None, 2) for start in corner))]
             difference = 8 * OVERLAP / len(volume) * (found - target).square().sum()  # an eighth of all voxels
-            (velocity.grad,) = torch.autograd.grad(difference + SMOOTHNESS * smoothness(field / 2), velocity)
-            optimizer.step()
+            gradient = torch.autograd.grad(difference + SMOOTHNESS * smoothness(field / 2), velocity)
+            with torch.no_grad():
+                adam([velocity], list(gradient), moment, square, [], count, lr=LEARNING_RATE, **ADAM)
     return crop_to(_without_new_folds(ddf, velocity.detach()), list(shape))
 
 

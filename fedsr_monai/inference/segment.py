@@ -33,6 +33,7 @@ from fedsr_monai.progress import Progress, doing, say
 from fedsr_monai.sites.site import load_fine_labels, load_site
 from fedsr_monai.spatial.dicom import require_dicom
 from fedsr_monai.spatial.grid import Grid, fine_affine
+from fedsr_monai.spatial.resampling import most_likely
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
@@ -401,7 +402,7 @@ def judge(
     ddf = answer.ddf[None].float()
     warped = warp(network.atlas_image, ddf)
     return assess(
-        segmentation=on_network_grid(answer.logits, grid).argmax(dim=0).cpu().numpy(),
+        segmentation=most_likely(on_network_grid(answer.logits, grid))[0].cpu().numpy(),
         registration=network.warp_labels(ddf)[0, 0].cpu().numpy(),
         image=on_network_grid(image, grid)[0, 0].cpu().numpy(),
         warped_atlas=warped[0, 0].cpu().numpy(),

@@ -13,9 +13,9 @@ from fedsr_monai.spatial.header import header_of, itk_affine, largest_distance
 from fedsr_monai.spatial.nifti import make_image, write_nifti
 from fedsr_monai.spatial.resampling import sample, sample_labels, voxel_map
 
-LPS = np.array([-1.0, -1.0, 1.0], dtype=np.float32)  # ITK's x and y run against those of NIfTI
+LPS = (-1.0, -1.0, 1.0)  # ITK's x and y run against those of NIfTI
 ROUNDING = 1e-3  # mm; headers keep float32
-STEP = np.float32(2**-12)  # mm: vectors are rounded to it (0.2 micrometres), which takes a quarter off their files
+STEP = 2**-12  # mm: vectors are rounded to it (0.2 micrometres), which takes a quarter off their files
 
 
 def field_on_scan(ddf: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
@@ -82,14 +82,15 @@ def write_displacement(
     header = header_of(scan.affine) if header is None else header
     seen = itk_affine(header)
     seen = header.get_best_affine() if seen is None else seen
-    vectors = np.einsum("ij,jxyz->xyzi", grid.affine[:3, :3].astype(np.float32), field.cpu().numpy())
+    turn = torch.as_tensor(grid.affine[:3, :3], dtype=torch.float32)
+    # In the order in which NIfTI stores voxels, and in place: a field at 1 mm takes 100 MB and more.
+    vectors = torch.einsum("ij,jxyz->izyx", turn, field.cpu()).contiguous()
     if largest_distance(scan.affine, seen, scan.shape) > ROUNDING:
-        step = scan.affine - seen
-        i, j, k = (index[..., None] for index in np.ogrid[tuple(slice(n) for n in scan.shape)])
-        vectors += (i * step[:3, 0] + j * step[:3, 1] + k * step[:3, 2] + step[:3, 3]).astype(np.float32)
-    vectors *= LPS / STEP  # in place: a field at 1 mm takes 100 MB and more
-    np.rint(vectors, out=vectors)
-    vectors *= STEP
-    image = make_image(np.ascontiguousarray(vectors[:, :, :, None, :]), header)
+        lines = [torch.arange(size, dtype=torch.float64) for size in scan.shape]
+        for vector, (x, y, z, shift) in zip(vectors, scan.affine[:3] - seen[:3]):
+            vector += (z * lines[2][:, None] + y * lines[1] + shift).float()[..., None]
+            vector += (x * lines[0]).float()
+    vectors.mul_(torch.tensor(LPS)[:, None, None, None]).div_(STEP).round_().mul_(STEP)
+    image = make_image(vectors.numpy().transpose(3, 2, 1, 0)[:, :, :, None, :], header)
     image.header.set_intent("vector")
     write_nifti(path, image, repeats=False)
