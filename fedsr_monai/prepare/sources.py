@@ -21,8 +21,8 @@ _FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # the least processed one firs
 _FS_MASKS = ("brainmask.mgz", "brain.mgz")
 _FS_LABELS = ("aparc+aseg.mgz", "aseg.mgz")
 _FS_TEMPLATE = re.compile(r"fsaverage.*|cvs_avg.*|V1_average|[lr]h\.EC_average")  # FreeSurfer's own "subjects"
-_MASK = re.compile(r"(.+?)[_-](?:desc-brain_mask|brain[_-]?mask|mask)")
-_LABEL = re.compile(r"(.+?)[_-](?:desc-\w+_dseg|dseg|labels?|seg|aseg|aparc\+aseg)")
+_MASK = re.compile(r"(?:(.+?)[_-])?(?:desc-brain_mask|brain[_-]?mask|mask)")
+_LABEL = re.compile(r"(?:(.+?)[_-])?(?:desc-\w+_dseg|dseg|labels?|seg|aseg|aparc\+aseg)")
 _ANATOMICAL = re.compile(r"aseg|aparc")  # in the name of a label map: one of structures, whatever is in it
 _VISIT = re.compile(r"[._-](?:(?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+|mr\d(?!\d)).*$", re.IGNORECASE)
 
@@ -44,7 +44,7 @@ class Found:
 
     Attributes:
         sources: the scans, sorted by name.
-        left_out: what looks like a scan and is not one of a patient, with the reason.
+        left_out: what could be taken for a scan of a patient and is none, with the reason.
         refused: files that cannot be used, by their name.
         tissue_maps: label maps of tissues: their scans are in `sources` without labels.
     """
@@ -108,6 +108,8 @@ def _sort_in(source: Source, found: Found, first: Source) -> None:
         return
     if _FS_TEMPLATE.fullmatch(source.name):
         found.left_out.append((source, "one of FreeSurfer's templates, not a patient"))
+    elif any(pattern.fullmatch(volume_stem(source.image)) for pattern in (_MASK, _LABEL)):
+        found.left_out.append((source, "a mask or label map by its name, whose scan is not beside it"))
     elif first is source:
         if source.label is not None and _holds_tissues(source.label):
             found.tissue_maps.append(source.label)
@@ -189,6 +191,7 @@ def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
     """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
 
     The image may also be called NAME_T1w, as in BIDS.
+    A mask or label map whose scan is not there is returned as a scan, and left out by `find_sources`.
     Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B. Of a study
     and a NIfTI file of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
     """

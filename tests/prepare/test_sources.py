@@ -108,6 +108,20 @@ TEMPLATES = (
 )
 
 
+def test_masks_and_label_maps_without_their_scans_are_no_scans(tmp_path):
+    maps = ["a_dseg", "a_brain_mask", "b-labels", "c_desc-aparcaseg_dseg", "d_aseg", "mask", "seg"]
+    touch(
+        tmp_path, "scan.nii.gz", "maskedT1.nii.gz", "labelled.nii", "unseg.nii.gz", *[f"{name}.nii.gz" for name in maps]
+    )
+    found = find_sources(tmp_path)
+    assert [source.name for source in found.sources] == ["labelled", "maskedT1", "scan", "unseg"]
+    assert {source.name for source, _ in found.left_out} == set(maps)
+    assert all("whose scan is not beside it" in reason for _, reason in found.left_out)
+    touch(tmp_path, "a.nii.gz")
+    (own,) = (source for source in find_sources(tmp_path).sources if source.name == "a")
+    assert own.label == tmp_path / "a_dseg.nii.gz" and own.mask == tmp_path / "a_brain_mask.nii.gz"
+
+
 def test_templates_of_freesurfer_are_not_patients(tmp_path):
     """FreeSurfer links its templates into the folder of the subjects."""
     touch(tmp_path / "home", *[f"{name}/mri/orig.mgz" for name in TEMPLATES])
