@@ -114,6 +114,7 @@ def prepare_site(
     shape = default_shape(spacing) if shape is None else tuple(shape)
     grid_affine(spacing, shape)  # refused before the folder is made
     found = find_sources(source, layout, person_pattern)
+    say_what_is_left_out(found)
     shown = [s for s in found.sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
     sources = [s for s in found.sources if s not in shown]
     if not sources:
@@ -122,7 +123,6 @@ def prepare_site(
         )
     sections = split(sources, validation, test, seed, [s.person for s in shown])
     claim(root, {"source": str(Path(source).absolute()), "spacing": spacing, "shape": list(shape)})
-    say_what_is_left_out(found)
     own, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
     _atlas.cache_clear()  # of an earlier call on this folder
     atlas_print = hashlib.sha256(own.image.tobytes() + own.label.tobytes()).hexdigest()

@@ -67,7 +67,6 @@ def test_flat(tmp_path):
         "a": ("a", "a.nii.gz", "a_mask.nii.gz", "a_dseg.nii.gz"),
         "b_v1": ("b", "b_v1.nii", "b_v1_brain_mask.nii", None),
         "b_v2": ("b", "b_v2.nii", None, "labels/b_v2.nii.gz"),
-        "brain_mask": ("brain_mask", "brain_mask.nii.gz", None, None),
         "c": ("c", "c.nii.gz", "masks/c_mask.nii.gz", None),
         "sub-7_ses-1_T1w": ("sub-7", "sub-7_ses-1_T1w.nii.gz", None, None),
         "sub-8_T1w": ("sub-8", "sub-8_T1w.nii.gz", "masks/sub-8_mask.nii.gz", "sub-8_dseg.nii.gz"),
