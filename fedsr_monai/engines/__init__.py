@@ -2,7 +2,8 @@
 Handlers are in `handlers`.
 """
 
-from fedsr_monai.engines.joint import JointTrainer, freeze, head_optimizers
+from fedsr_monai.engines.joint import JointTrainer
 from fedsr_monai.engines.loss_search import LossSearch, LossSearchTrainer, halves
+from fedsr_monai.engines.optimizers import freeze, head_optimizers
 
 __all__ = ["JointTrainer", "LossSearch", "LossSearchTrainer", "freeze", "halves", "head_optimizers"]
