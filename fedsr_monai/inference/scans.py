@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import sha256
 from fedsr_monai.inference.ledger import written_files
 from fedsr_monai.prepare.sources import Found, find_sources
+from fedsr_monai.progress import say
 from fedsr_monai.spatial.dicom import Series, find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def list_scans(
 def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path, str, Path | None]], list[UserError]]:
     """Return path, name and mask of the scans in a folder, and an error for each that is refused.
 
-    What this program wrote there itself is not a scan; templates and the like are left out, and the log says so.
+    What this program wrote there itself is not a scan; templates and the like are left out, and that is printed.
 
     Raises:
         UserError: it holds no scan.
@@ -177,7 +175,7 @@ def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path
             raise
         found = Found()
     for source, reason in found.left_out:
-        logger.info("%s: left out, %s", source.image, reason)
+        say(f"{source.image}: left out ({reason})")
     sources = [(source.image, source.name, source.mask) for source in found.sources]
     scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
     if only_dicom:  # not the .mgz files either

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from fedsr_monai.atlas.standard import standard_atlas, standard_grid
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError, UserErrors
+from fedsr_monai.inference.scans import list_folder
 from fedsr_monai.inference.segment import segment as segment_and_judge
 from fedsr_monai.networks import FedSRNet, Prediction
 from fedsr_monai.spatial.grid import Grid
@@ -325,3 +326,18 @@ def test_scans_of_one_name_do_not_replace_each_other(scan, weights, site_folder,
     with pytest.raises(UserErrors, match=rf"^{twin}: found the name of {path}"):
         segment([path, twin], tmp_path / "out", weights=weights, site=site_folder())
     assert (tmp_path / "out" / "scan_dseg.nii.gz").is_file()
+
+
+def test_a_label_map_without_its_scan_is_not_labelled(tmp_path, capsys):
+    (tmp_path / "anna_dseg.nii.gz").touch()
+    with pytest.raises(UserError, match="found no scan"):
+        list_folder(tmp_path)
+    assert f"{tmp_path / 'anna_dseg.nii.gz'}: left out (a mask or label map by its name" in capsys.readouterr().err
+    for name in ("anna.nii.gz", "ben.nii.gz", "ben_mask.nii.gz"):
+        (tmp_path / name).touch()
+    scans, refused = list_folder(tmp_path)
+    assert [(path.name, mask and mask.name) for path, _, mask in scans] == [
+        ("anna.nii.gz", None),
+        ("ben.nii.gz", "ben_mask.nii.gz"),
+    ]
+    assert refused == [] and capsys.readouterr().err == ""
