@@ -11,8 +11,7 @@ from pathlib import Path
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import sha256
 from fedsr_monai.inference.ledger import written_files
-from fedsr_monai.prepare.sources import Found, find_sources
-from fedsr_monai.progress import say
+from fedsr_monai.prepare.sources import Found, find_sources, say_left_out
 from fedsr_monai.spatial.dicom import Series, find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
@@ -174,8 +173,7 @@ def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path
         if not volumes:
             raise
         found = Found()
-    for source, reason in found.left_out:
-        say(f"{source.image}: left out ({reason})")
+    say_left_out(found)
     sources = [(source.image, source.name, source.mask) for source in found.sources]
     scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
     if only_dicom:  # not the .mgz files either

@@ -26,7 +26,7 @@ from fedsr_monai.prepare.label_ids import to_structures
 from fedsr_monai.prepare.load import read_mask, read_scan
 from fedsr_monai.prepare.pipeline import image_on_grid, prepare_scan
 from fedsr_monai.prepare.qc import write_qc
-from fedsr_monai.prepare.sources import Found, Source, find_sources
+from fedsr_monai.prepare.sources import Source, find_sources, say_left_out
 from fedsr_monai.prepare.split import LEFT_OUT, split
 from fedsr_monai.prepare.table import write_table
 from fedsr_monai.progress import Progress, say
@@ -114,7 +114,9 @@ def prepare_site(
     shape = default_shape(spacing) if shape is None else tuple(shape)
     grid_affine(spacing, shape)  # refused before the folder is made
     found = find_sources(source, layout, person_pattern)
-    say_what_is_left_out(found)
+    say_left_out(found)
+    for label in found.tissue_maps:
+        say(f"{label}: a map of tissues, not of structures; its scan trains without labels")
     shown = [s for s in found.sources if atlas and s.image.resolve() == Path(atlas.image).resolve()]
     sources = [s for s in found.sources if s not in shown]
     if not sources:
@@ -158,14 +160,6 @@ def prepare_site(
     if faults:
         raise UserErrors(faults.values())
     return root
-
-
-def say_what_is_left_out(found: Found) -> None:
-    """Print what is not used, or not used as one might expect."""
-    for source, reason in found.left_out:
-        say(f"{source.image}: left out ({reason})")
-    for label in found.tissue_maps:
-        say(f"{label}: a map of tissues, not of structures; its scan trains without labels")
 
 
 def claim(root: Path, settings: dict[str, Any]) -> None:

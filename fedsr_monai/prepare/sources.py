@@ -13,6 +13,7 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.files import files_below
 from fedsr_monai.prepare.label_ids import is_tissue_map
 from fedsr_monai.prepare.load import read_volume
+from fedsr_monai.progress import say
 from fedsr_monai.spatial.dicom import find_studies
 from fedsr_monai.spatial.nifti import volume_stem
 
@@ -98,6 +99,12 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
     return found
 
 
+def say_left_out(found: Found) -> None:
+    """Print what could be taken for a scan and is not used."""
+    for source, reason in found.left_out:
+        say(f"{source.image}: left out ({reason})")
+
+
 def _sort_in(source: Source, found: Found, first: Source) -> None:
     """Add a scan to what was found: as a source, as left out, or as refused; `first` is the first one of its name."""
     try:
@@ -108,7 +115,7 @@ def _sort_in(source: Source, found: Found, first: Source) -> None:
         return
     if _FS_TEMPLATE.fullmatch(source.name):
         found.left_out.append((source, "one of FreeSurfer's templates, not a patient"))
-    elif any(pattern.fullmatch(volume_stem(source.image)) for pattern in (_MASK, _LABEL)):
+    elif _is_nifti(source.image) and any(p.fullmatch(volume_stem(source.image)) for p in (_MASK, _LABEL)):
         found.left_out.append((source, "a mask or label map by its name, whose scan is not beside it"))
     elif first is source:
         if source.label is not None and _holds_tissues(source.label):

@@ -125,19 +125,21 @@ def _jobs(study: Plan, plan: str | os.PathLike, names: Mapping[str, str], out: P
     """
     members = {name: folder for name, folder in names.items() if name not in study.unseen}
     unseen = {name: names[name] for name in study.unseen}
-    jobs = []
-    for seed in study.seeds:
-        for name, arm in study.arms.items():
-            taken = members if arm.at == MEMBERS else unseen
-            if not taken:
-                where = f"{plan}: arms.{name}.at"
-                raise UserError(where, found=arm.at, expected="such sites", fix="name them in 'unseen'")
-            if arm.scans is not None:
-                fewer = out / f"sites-of-{arm.scans}"
-                taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
-            others = tuple(unseen.values()) if arm.at == MEMBERS else ()
-            jobs.append(Job(study, name, seed, tuple(taken.values()), others, out / "runs" / name / f"seed-{seed}"))
-    return jobs
+    of_arms = {}
+    for name, arm in study.arms.items():
+        taken = members if arm.at == MEMBERS else unseen
+        if not taken:
+            where = f"{plan}: arms.{name}.at"
+            raise UserError(where, found=arm.at, expected="such sites", fix="name them in 'unseen'")
+        if arm.scans is not None:
+            fewer = out / f"sites-of-{arm.scans}"
+            taken = {site: str(with_fewer_scans(folder, fewer / site, arm.scans)) for site, folder in taken.items()}
+        of_arms[name] = tuple(taken.values()), tuple(unseen.values()) if arm.at == MEMBERS else ()
+    return [
+        Job(study, name, seed, *folders, out / "runs" / name / f"seed-{seed}")
+        for seed in study.seeds
+        for name, folders in of_arms.items()
+    ]
 
 
 def _check_same_cases(added: Sequence[Mapping[str, Any]], sites: Sequence[Site]) -> None:

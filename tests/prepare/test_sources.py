@@ -245,3 +245,5 @@ def test_folders_of_dicom_studies_are_scans(tmp_path):
     ]  # its results would have the name of ann/v1's
     (alone,) = find_sources(tmp_path / "bob_v1").sources
     assert (alone.name, alone.person, alone.image) == ("bob_v1", "bob", tmp_path / "bob_v1")
+    write_series(tmp_path / "carl_seg", voxels, affine)  # only the name of a file says what it is
+    assert "carl_seg" in summary(tmp_path)
