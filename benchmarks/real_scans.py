@@ -76,7 +76,7 @@ class Ours:
                 if ddf is None:
                     continue
                 field = field_for(field_on_scan(ddf, self.grid, own), self.grid, self.fine_grid)
-                found = labels_under_field(self.fine_label, field, self.fine_grid, own, NUM_CLASSES)
+                found = labels_under_field(self.fine_label, field, self.fine_grid, own)
                 folded = folded_percent(ddf, on_network_grid(data["image"].as_tensor(), self.grid)[0] > 0)
                 yield "reg", name, found[0].numpy(), f"{folded:.2e}"
 

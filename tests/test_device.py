@@ -31,6 +31,27 @@ def test_a_large_tensor_that_is_made_again_touches_no_new_pages():
     assert faults["keep_freed_memory()"] < 0.5 * faults[""]
 
 
+KEPT = """
+import torch
+from pathlib import Path
+from fedsr_monai.device import keep_freed_memory, release_freed_memory
+keep_freed_memory()
+def resident():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+tensors = [torch.ones(2**20) for _ in range(100)]  # 400 MB
+del tensors
+before = resident()
+release_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="not on glibc")
+def test_freed_memory_is_released_when_asked_for():
+    answer = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) > 300_000  # kilobytes
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
 def test_a_device_that_does_not_exist_is_named(name):
     with pytest.raises(UserError, match=f"^device: found '{name}' and .*cpu, cuda or cuda:N"):

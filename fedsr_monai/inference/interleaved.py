@@ -34,7 +34,7 @@ class InterleavedInferer(Inferer):
         inputs: torch.Tensor,
         network: Callable[..., torch.Tensor],
         *args: Any,
-        first: torch.Tensor | None = None,
+        first: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the logits, float32 [B, K, D, H, W], of an image [B, 1, D, H, W].
@@ -42,7 +42,7 @@ class InterleavedInferer(Inferer):
         Args:
             inputs: the image.
             network: from an image on its grid to logits.
-            first: the network's logits of `on_network_grid(inputs, grid)`, if they are known.
+            first: called in the place of the network with `on_network_grid(inputs, grid)`.
             args, kwargs: for the network.
 
         Raises:
@@ -53,16 +53,16 @@ class InterleavedInferer(Inferer):
         result = None
         for offset in product(range(factor), repeat=3):
             lattice = (slice(None), slice(None), *(slice(start, None, factor) for start in offset))
-            if first is None or any(offset):
-                with self.arithmetic(image.device):
-                    logits = network(image[lattice].contiguous(), *args, **kwargs).float()
-            else:
-                logits = first.float()
+            own = image[lattice].contiguous()
+            with self.arithmetic(image.device):
+                logits = network(own, *args, **kwargs) if first is None or any(offset) else first(own)
+            logits = logits.float()
             if factor == 1:
                 return logits
             if result is None:
                 result = logits.new_empty(*logits.shape[:2], *image.shape[2:])
             result[lattice] = logits
+            del logits  # not to stand beside those of the next pass
         assert result is not None
         return result
 

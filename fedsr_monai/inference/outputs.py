@@ -47,8 +47,7 @@ def write_results(
     own = Grid(*own_grid(scan))
     field = field_on_scan(ddf.float(), workflow.grid, own)
     label, grid = atlas
-    moved = field_for(field, workflow.grid, grid)
-    labels = labels_under_field(label.to(moved.device), moved, grid, own, workflow.network.num_classes)
+    labels = labels_under_field(label.to(field.device), field_for(field, workflow.grid, grid), grid, own)
     write_label_map(out / files.atlas_labels, labels[0].cpu().numpy(), header, folder_tables)
     write_displacement(out / files.warp, field, workflow.grid, own, header)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
 
+from fedsr_monai.device import release_freed_memory
 from fedsr_monai.engines.refine import refine_registration
 from fedsr_monai.inference.interleaved import InterleavedInferer, on_network_grid
 from fedsr_monai.inference.workflow import Workflow
@@ -57,20 +58,28 @@ def ask(
             that its intensities show (`LocalIntensities`).
     """
     network, inferer = workflow.network, workflow.inferer
-    own = on_network_grid(image, workflow.grid)
-    ddf = refined = None
-    if register and isinstance(inferer, InterleavedInferer):
-        with inferer.arithmetic(image.device):
-            both = network.predict(own)
-        logits, ddf = inferer(image, network, first=both.logits), both.ddf
+    release_freed_memory()
+    fields: list[torch.Tensor] = []  # the displacement, with `register`
+    refined = None
+
+    def both(own: torch.Tensor) -> torch.Tensor:
+        prediction = network.predict(own)
+        assert prediction.ddf is not None
+        fields.append(prediction.ddf)
+        release_freed_memory()
+        return prediction.logits
+
+    if not register:
+        logits = inferer(image, network)
+    elif isinstance(inferer, InterleavedInferer):
+        logits = inferer(image, network, first=both)
     else:
         logits = inferer(image, network)
-        if register:
-            ddf = network.predict(own).ddf
+        both(on_network_grid(image, workflow.grid))
     if accurate:
         logits = flip_average(workflow, image, logits)
+    ddf = fields[0].float() if register else None
     if ddf is not None:
-        ddf = ddf.float()
         if refine:
             target = on_network_grid(logits, workflow.grid)
             if scan is not None:
@@ -91,12 +100,16 @@ def label(workflow: Workflow, scan: MetaTensor, **options: Any) -> tuple[dict[st
 
     Returns:
         "image", the preprocessed scan, and "pred", its labels [1, D, H, W] on the voxels of its file; the image as the network saw it
-        [1, 1, D, H, W]; and the network's answer.
+        [1, 1, D, H, W]; and the network's answer, its logits on the network's grid alone.
     """
     data = workflow.preprocessing({"image": scan})
+    del scan  # `data` has a copy
     image = data["image"].as_tensor()[None].to(workflow.device)
     answer = ask(workflow, image, scan=data.get(SCAN) if is_finer(data["image"]) else None, **options)
     data["pred"] = answer.logits
+    # A copy of what is needed later: the postprocessing overwrites the logits, which take 275 MB where a scan has 1 mm.
+    answer = replace(answer, logits=on_network_grid(answer.logits, workflow.grid).clone())
+    release_freed_memory()
     return workflow.postprocessing(data), image, answer
 
 
@@ -128,8 +141,10 @@ def flip_average(workflow: Workflow, image: torch.Tensor, logits: torch.Tensor) 
     Args:
         workflow: network, inferer and grid.
         image: the scan [1, 1, D, H, W].
-        logits: of the scan.
+        logits: of the scan; they are overwritten.
     """
     axis = 2 + int(np.argmax(np.abs(workflow.grid.affine[0, :3])))  # the axis of the grid that runs from left to right
-    mirrored = workflow.inferer(image.flip(axis), workflow.network).flip(axis)
-    return mirrored.add_(logits).div_(2)
+    mirrored = workflow.inferer(image.flip(axis), workflow.network)
+    for channel, other in zip(logits.unbind(dim=1), mirrored.unbind(dim=1)):
+        channel.add_(other.flip(axis - 1)).div_(2)  # one by one: logits take 275 MB where a scan has 1 mm
+    return logits

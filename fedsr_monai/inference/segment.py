@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from fedsr_monai import __version__
 from fedsr_monai.atlas.standard import native_atlas
 from fedsr_monai.checks import check_whole_number
+from fedsr_monai.device import release_freed_memory
 from fedsr_monai.errors import UserError, UserErrors, one_line, user_error
 from fedsr_monai.files import make_folder, sha256
 from fedsr_monai.inference import bids
@@ -38,6 +39,7 @@ from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
 REFINE, REFINE_ACCURATE = 16, 64  # gradient steps on a deformation by default, and with `accurate`
+OUTSIDE = "outside_percent"  # in the meta data of a scan, while it is labelled
 SHARED = "the whole folder"  # name in the record of what belongs to no single scan
 
 
@@ -347,15 +349,14 @@ class Run:
     @torch.no_grad()
     def _label(self, scan: Scan) -> Quality | None:
         workflow, options = self.workflow, self.options
-        loaded = self.load(scan)
-        brain = loaded.as_tensor()[0] > 0
-        outside = 100 * (1 - fraction_inside(brain, loaded.affine.numpy(), workflow.grid)) if brain.any() else 0.0
-        doing("labelling")
         registers = options.register or self.judges
+        # No name here for the scan as it was loaded: it would stand beside the copy that is worked on.
         data, image, answer = label(
-            workflow, loaded, register=registers, refine=options.refine, accurate=options.accurate
+            workflow, self._load(scan), register=registers, refine=options.refine, accurate=options.accurate
         )
+        release_freed_memory()
         volumes = structure_volumes(data["pred"][0].cpu().numpy(), file_affine(data))
+        outside = data["image"].meta[OUTSIDE]
         quality = judge(workflow, image, answer, volumes, outside) if self.judges else None
         if quality is not None:
             record_quality(self.out, scan.name, quality)
@@ -374,6 +375,16 @@ class Run:
         if self.dataset:
             bids.write_scan_files(self.out, self.dataset, scan, volumes, options.register, workflow.protocol)
         return quality
+
+    def _load(self, scan: Scan) -> MetaTensor:
+        """Return the scan [1, D, H, W], and in its meta data what percentage of its brain is outside the network's grid."""
+        loaded = self.load(scan)
+        brain = loaded.as_tensor()[0] > 0
+        inside = fraction_inside(brain, loaded.affine.numpy(), self.workflow.grid) if brain.any() else 1.0
+        loaded.meta[OUTSIDE] = 100 * (1 - inside)
+        release_freed_memory()
+        doing("labelling")
+        return loaded
 
     def _write_dicom_seg(self, scan: Scan, labels: np.ndarray, quality: Quality | None) -> None:
         """Write the labels as DICOM SEG, unless the result is rejected: a PACS shows no note beside it."""
@@ -402,7 +413,7 @@ def judge(
     ddf = answer.ddf[None].float()
     warped = warp(network.atlas_image, ddf)
     return assess(
-        segmentation=most_likely(on_network_grid(answer.logits, grid))[0].cpu().numpy(),
+        segmentation=most_likely(answer.logits)[0].cpu().numpy(),
         registration=network.warp_labels(ddf)[0, 0].cpu().numpy(),
         image=on_network_grid(image, grid)[0, 0].cpu().numpy(),
         warped_atlas=warped[0, 0].cpu().numpy(),

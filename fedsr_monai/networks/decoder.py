@@ -163,7 +163,7 @@ class SegmentationHead(nn.Module):
         bias = F.pad(self.logits.bias, (0, self.detail.conv.out_channels))
         both = F.conv3d(x, weight, bias, padding=1)
         logits, detail = both.split([self.logits.out_channels, self.detail.conv.out_channels], dim=1)
-        return logits + self.detail_logits(self.detail.adn(detail))
+        return self.detail_logits(self.detail.adn(detail)).add_(logits)  # in place: 34 MB less for 80 x 96 x 80 voxels
 
 
 class RegistrationHead(nn.Module):

@@ -33,9 +33,7 @@ def field_for(field: torch.Tensor, grid: Grid, atlas: Grid) -> torch.Tensor:
     return torch.einsum("ij,jxyz->ixyz", torch.as_tensor(turn, dtype=field.dtype, device=field.device), field)
 
 
-def labels_under_field(
-    label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid, num_classes: int
-) -> torch.Tensor:
+def labels_under_field(label: torch.Tensor, field: torch.Tensor, grid: Grid, scan: Grid) -> torch.Tensor:
     """Warp the atlas labels straight onto the voxels of a scan: uint8 [1, *scan.shape].
 
     The one-hot map is interpolated and the largest fraction wins; outside the atlas everything is background.
@@ -45,11 +43,9 @@ def labels_under_field(
         field: from `field_on_scan`.
         grid: of the atlas, whose voxels the field counts in.
         scan: where the field was sampled.
-        num_classes: number of labels, background included.
     """
-    fractions = torch.zeros(num_classes, *label.shape[1:], device=label.device).scatter_(0, label.long(), 1)
     matrix = voxel_map(grid.affine, scan.affine)
-    return sample_labels(fractions, matrix, scan.shape, shift=field, labels=label[0].to(torch.uint8))
+    return sample_labels(None, matrix, scan.shape, shift=field, labels=label[0].to(torch.uint8))
 
 
 def write_displacement(
@@ -83,8 +79,10 @@ def write_displacement(
     seen = itk_affine(header)
     seen = header.get_best_affine() if seen is None else seen
     turn = torch.as_tensor(grid.affine[:3, :3], dtype=torch.float32)
-    # In the order in which NIfTI stores voxels, and in place: a field at 1 mm takes 100 MB and more.
-    vectors = torch.einsum("ij,jxyz->izyx", turn, field.cpu()).contiguous()
+    # In the order in which NIfTI stores voxels, component by component and in place: a field at 1 mm takes 100 MB and more.
+    vectors = torch.empty(3, *reversed(scan.shape))
+    for vector, row in zip(vectors, turn):
+        vector.copy_(torch.tensordot(row, field.cpu(), dims=1).permute(2, 1, 0))
     if largest_distance(scan.affine, seen, scan.shape) > ROUNDING:
         lines = [torch.arange(size, dtype=torch.float64) for size in scan.shape]
         for vector, (x, y, z, shift) in zip(vectors, scan.affine[:3] - seen[:3]):

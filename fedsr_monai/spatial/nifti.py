@@ -17,17 +17,16 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-from isal import isal_zlib
+from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from fedsr_monai.errors import UserError
-from fedsr_monai.files import check_regular, write_bytes
+from fedsr_monai.files import atomic_path, check_regular
 from fedsr_monai.spatial.header import copy_forms, form_conflict, header_of
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 VOXEL_MM = (0.05, 20.0)  # side of a voxel
-GZIP = 31  # zlib's window bits for a gzip stream
 LARGEST_MM = 1000.0  # side of the volume
 LARGEST_BYTES = 1 << 31  # of the voxels: 500 million float32, more than 0.35 mm over a whole head
 LARGEST_EXTRAS = 1 << 25  # header extensions and whatever follows the voxels
@@ -315,8 +314,11 @@ def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, repeats: bool =
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    content = image.to_bytes()
-    write_bytes(path, zlib.compress(content, 4, GZIP) if repeats else isal_zlib.compress(content, 1, GZIP))
+    kind, level = (gzip.GzipFile, 4) if repeats else (igzip.IGzipFile, 1)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        # Packed as it is written: the bytes of a deformation, beside its array, would take as much memory again, twice.
+        with kind(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0) as packed:
+            image.to_stream(packed)
 
 
 def make_image(volume: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -102,8 +103,34 @@ def most_likely(fractions: torch.Tensor) -> torch.Tensor:
     return fractions.max(dim=0, keepdim=True).indices.to(torch.uint8)
 
 
+def one_hot_at(label: torch.Tensor, positions: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
+    """Return the one-hot map of a label map [D, H, W], interpolated linearly at positions in its voxels: float32 [classes, N].
+
+    The map itself (14 times the labels in float32: 280 MB for a brain at 1 mm) is never made. Outside the volume all are 0.
+
+    Args:
+        label: ids, uint8.
+        positions: three tensors [N], one per axis.
+        classes: number of ids.
+    """
+    before = [position.floor() for position in positions]
+    rest = [position - start for position, start in zip(positions, before)]
+    found, weights = [], []
+    for corner in product((0, 1), repeat=3):
+        index = torch.zeros_like(before[0], dtype=torch.long)
+        weight = torch.ones_like(before[0])
+        for start, part, step, size in zip(before, rest, corner, label.shape):
+            voxel = start.long() + step
+            weight *= (part if step else 1 - part) * ((voxel >= 0) & (voxel < size))
+            index = index.mul_(size).add_(voxel.clamp_(0, size - 1))
+        found.append(label.flatten()[index])
+        weights.append(weight)
+    result = torch.zeros(len(before[0]), classes, device=label.device)
+    return result.scatter_add_(1, torch.stack(found, dim=1).long(), torch.stack(weights, dim=1)).t()
+
+
 def sample_labels(
-    fractions: torch.Tensor,
+    fractions: torch.Tensor | None,
     matrix: np.ndarray,
     shape: Sequence[int],
     shift: torch.Tensor | None = None,
@@ -117,14 +144,16 @@ def sample_labels(
 
     Args:
         fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background, and what is
-            outside the volume belongs to it.
+            outside the volume belongs to it. None for those of `labels`, which are 1.
         matrix, shape, shift: as of `sample`.
         labels: the most likely label at the voxels of the volume, uint8 [D, H, W], where it is known; `MIXED` for voxels
             around which the fractions are to be looked at in any case.
         evidence: what else speaks for the labels at the borders, added to the logarithms of their fractions.
     """
-    labels = most_likely(fractions)[0] if labels is None else labels
-    result = torch.zeros(1, *shape, dtype=torch.uint8, device=fractions.device)
+    if labels is None:
+        assert fractions is not None
+        labels = most_likely(fractions)[0]
+    result = torch.zeros(1, *shape, dtype=torch.uint8, device=labels.device)
     reach = 0.0 if shift is None else float(shift.abs().max().nan_to_num(0.0, 0.0, 0.0))
     start, stop = box_on_grid(labels > 0, matrix, shape, margin=1 + reach)
     if not (stop > start).all():
@@ -135,8 +164,8 @@ def sample_labels(
     cells = _uniform_cells(labels)
     parts = []
     first = start[0]
-    for positions in _positions(shifted, tuple(stop - start), moved, fractions.device):
-        index = torch.zeros(positions[0].shape, dtype=torch.long, device=fractions.device)
+    for positions in _positions(shifted, tuple(stop - start), moved, labels.device):
+        index = torch.zeros(positions[0].shape, dtype=torch.long, device=labels.device)
         for position, size in zip(positions, cells.shape):
             # A position that is no number is background, as is one outside; the cells at the rim are outside.
             cell = position.nan_to_num(-1.0).add(2).clamp_(0, size - 1).long()
@@ -145,7 +174,10 @@ def sample_labels(
         mixed = part == MIXED
         if mixed.any():
             places = [position[mixed] for position in positions]
-            values = _interpolated(fractions, [place[None, None] for place in places])[:, 0, 0]
+            if fractions is None:
+                values = one_hot_at(labels, places, int(labels.max()) + 1)
+            else:
+                values = _interpolated(fractions, [place[None, None] for place in places])[:, 0, 0]
             values[0] = 1 - values[1:].sum(dim=0)  # outside the volume all are 0
             if evidence is not None:
                 slab = (slice(first, first + len(part)), *box[1:])

@@ -44,6 +44,13 @@ def labels_on_grid(
     return sample_labels(fractions, matrix, shape)
 
 
+def softmax_(logits: torch.Tensor) -> torch.Tensor:
+    """Turn logits [K, D, H, W] into probabilities in place, slice by slice."""
+    for part in logits.unbind(dim=1):
+        part.copy_(part.softmax(dim=0))
+    return logits
+
+
 class LabelsOnScand(MapTransform):
     """Turn logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as loaded.
 
@@ -57,6 +64,7 @@ class LabelsOnScand(MapTransform):
         scan_key: the scan as loaded, [1, ...], a copy from before the resampling; None, or a key that is not there, leaves the labels
             to the network alone.
         allow_missing_keys: skip logits that are missing.
+        inplace: overwrite the logits (float32) by their probabilities: a copy takes 275 MB where a scan has 1 mm.
     """
 
     def __init__(
@@ -65,9 +73,10 @@ class LabelsOnScand(MapTransform):
         orig_keys: str = "image",
         scan_key: str | None = None,
         allow_missing_keys: bool = False,
+        inplace: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.orig_keys, self.scan_key = orig_keys, scan_key
+        self.orig_keys, self.scan_key, self.inplace = orig_keys, scan_key, inplace
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         result = dict(data)
@@ -77,7 +86,7 @@ class LabelsOnScand(MapTransform):
             logits = data[key]
             logits = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
             grid_affine = scan.affine.cpu().numpy()
-            fractions, evidence = logits.float().softmax(dim=0), None
+            fractions, evidence = softmax_(logits) if self.inplace else logits.float().softmax(dim=0), None
             if self.scan_key in data and is_finer(scan):
                 own = torch.as_tensor(data[self.scan_key]).as_subclass(torch.Tensor).to(fractions.device)
                 evidence = LocalIntensities(own, affine, fractions, grid_affine).evidence()

@@ -122,7 +122,7 @@ def network(monkeypatch, phantom, tmp_path) -> list[np.ndarray]:
 
     def predict(self, image, *arguments, **keywords):
         seen.append(image[0, 0].numpy())
-        return Prediction(logits, ddf, self.atlas_image)
+        return Prediction(logits.clone(), ddf, self.atlas_image)  # a new one each time, as of a network
 
     monkeypatch.setattr(FedSRNet, "predict", predict)
     monkeypatch.setattr("fedsr_monai.transforms.resample_to_grid.FINE", 0)  # it answers the same to any image

@@ -97,11 +97,11 @@ def test_on_the_grid_itself_it_is_the_networks_own_warp(phantom, ddf):
 
 def test_labels_follow_the_field(phantom, ddf):
     field = field_on_scan(ddf, GRID, SCAN)
-    labels = labels_under_field(phantom[1], field, GRID, SCAN, 14)
+    labels = labels_under_field(phantom[1], field, GRID, SCAN)
     assert labels.shape == (1, *SCAN.shape) and labels.dtype == torch.uint8
     matrix = voxel_map(GRID.affine, SCAN.affine)
     for value in (2, 10, 13):
         share = sample((phantom[1] == value).float(), matrix, SCAN.shape, shift=field)
         assert bool((labels[share > 0.5] == value).all()) and not bool((labels[share == 0] == value).any())
     far = Grid(SCAN.affine + np.array([[0, 0, 0, 900.0]] + 3 * [[0, 0, 0, 0]]), SCAN.shape)
-    assert not labels_under_field(phantom[1], torch.zeros(3, *SCAN.shape), GRID, far, 14).any()
+    assert not labels_under_field(phantom[1], torch.zeros(3, *SCAN.shape), GRID, far).any()

@@ -8,11 +8,13 @@ from monai.transforms import Compose, Invertd, SpatialResample
 from scipy.spatial.transform import Rotation
 
 from fedsr_monai.atlas.standard import standard_grid
+from fedsr_monai.spatial import warping
 from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import (
     is_identity,
     low_pass,
     most_likely,
+    one_hot_at,
     resample_labels,
     sample,
     sample_labels,
@@ -199,11 +201,26 @@ def test_labels_are_those_of_all_fractions_interpolated_everywhere(phantom, kind
     found = sample_labels(fractions, matrix, grid.shape, shift)
     assert (found != expected).float().mean() < 1e-5  # two labels may tie but for rounding
     assert len(torch.unique(found)) == 14
+    if kind == "label map":  # without its one-hot map
+        found = sample_labels(None, matrix, grid.shape, shift, labels=phantom[1][0].to(torch.uint8))
+        assert (found != expected).float().mean() < 1e-5
+
+
+def test_a_one_hot_map_that_is_not_made(phantom):
+    torch.manual_seed(0)
+    label = phantom[1][0].to(torch.uint8)
+    places = [40 * torch.rand(1000) - 4 for _ in range(3)]
+    one_hot = torch.nn.functional.one_hot(label.long(), 14).movedim(-1, 0).float()
+    expected = warping.sample(one_hot[None], [place[None, None, None] for place in places], "zeros")[0, :, 0, 0]
+    torch.testing.assert_close(one_hot_at(label, places, 14), expected, atol=1e-5, rtol=0)
+    assert float(expected.sum(dim=0).min()) == 0  # some lie outside
 
 
 def test_a_position_that_is_no_number_is_background(phantom):
     fractions = torch.nn.functional.one_hot(phantom[1][0].long(), 14).movedim(-1, 0).float()
     assert not sample_labels(fractions, np.eye(4), (32, 32, 32), torch.full((3, 32, 32, 32), torch.nan)).any()
+    label = phantom[1][0].to(torch.uint8)
+    assert not sample_labels(None, np.eye(4), (32, 32, 32), torch.full((3, 32, 32, 32), torch.nan), label).any()
 
 
 def test_the_most_likely_label_is_the_first_of_those_that_tie():

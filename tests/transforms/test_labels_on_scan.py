@@ -50,12 +50,15 @@ def test_shape_affine_and_labels_of_an_oblique_permuted_scan(phantom):
     )
     data = ResampleToGridd("image", GRID)({"image": scan})
     data["pred"] = 10 * one_hot(phantom[1]) + torch.rand(14, 32, 32, 32)  # noise, so that no two labels tie
+    probabilities = data["pred"].softmax(0)
     result = LabelsOnScand("pred", orig_keys="image")(data)["pred"]
+    assert torch.equal(LabelsOnScand("pred", orig_keys="image", inplace=True)(data)["pred"], result)
+    assert torch.equal(data["pred"], probabilities)  # no copy of the logits was made
     assert result.shape == (1, *SHAPE) and result.dtype == torch.uint8
     assert np.array_equal(result.affine.numpy(), AFFINE)
     assert result.meta["filename_or_obj"] == "a/b.nii.gz" and result.meta["qform_code"] == 3
     expected = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True)(
-        MetaTensor(data["pred"].softmax(0), affine=torch.as_tensor(GRID.affine)),
+        MetaTensor(probabilities, affine=torch.as_tensor(GRID.affine)),
         dst_affine=torch.as_tensor(AFFINE),
         spatial_size=SHAPE,
     ).argmax(dim=0, keepdim=True)

@@ -38,7 +38,9 @@ def test_nothing_else_changes(logits):
     changed = cleaned != logits
     assert int(changed.sum()) == 2 and cleaned[changed].eq(-torch.inf).all()
     assert torch.isfinite(cleaned.softmax(dim=0)).all()
-    assert torch.equal(RemoveStraysd("pred")({"pred": logits})["pred"], cleaned)
+    assert torch.equal(RemoveStraysd("pred")({"pred": logits})["pred"], cleaned) and torch.equal(logits, before)
+    result = RemoveStraysd("pred", inplace=True)({"pred": logits})["pred"]
+    assert result is logits and torch.equal(result, cleaned)
 
 
 def test_pieces_touch_at_corners():
