@@ -24,7 +24,7 @@ def prepare(
     """Make a site folder of raw scans: brain mask, bias field, affine map to the atlas, grid, intensities.
 
     Takes a BIDS tree (sub-*/anat/*_T1w.nii.gz, masks and labels in derivatives), FreeSurfer subjects (orig, brainmask,
-    aparc+aseg), or a folder of NIfTI files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz) and DICOM studies (folders NAME). Labels are 0 to 13 or
+    aparc+aseg), or a folder of NIfTI or .mgz files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz) and DICOM studies (folders NAME). Labels are 0 to 13 or
     FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay
     together. OUT/prepare receives one picture per scan, to be looked at, and scans.csv with what was done. A scan that
     cannot be registered to the atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import sha256
 from fedsr_monai.inference.ledger import written_files
-from fedsr_monai.prepare.sources import Found, find_sources, say_left_out
+from fedsr_monai.prepare.sources import find_sources, say_left_out
 from fedsr_monai.spatial.dicom import Series, find_series, find_studies, is_dicom, series_sha256
 from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
@@ -166,18 +166,10 @@ def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path
         UserError: it holds no scan.
     """
     own = {folder / file for file in written_files(folder)}
-    volumes = [(path, volume_stem(path), None) for path in sorted(folder.glob("*.mg[zh]"))]
-    try:
-        found = find_sources(folder, "dicom" if only_dicom else None)
-    except UserError:
-        if not volumes:
-            raise
-        found = Found()
+    found = find_sources(folder, "dicom" if only_dicom else None)
     say_left_out(found)
     sources = [(source.image, source.name, source.mask) for source in found.sources]
-    scans = [scan for scan in [*sources, *volumes] if scan[0] not in own]
-    if only_dicom:  # not the .mgz files either
-        scans = [scan for scan in scans if scan[0].is_dir()]
+    scans = [scan for scan in sources if scan[0] not in own]
     if not scans and not found.refused:
         expected = "DICOM files" if only_dicom else f"volumes ({', '.join(SUFFIXES)}) or DICOM files"
         raise UserError(folder, found="no scan", expected=expected, fix="check the path")

@@ -83,7 +83,7 @@ def prepare_site(
     files have changed.
 
     Args:
-        source: BIDS tree, FreeSurfer subjects, or NIfTI files (see `find_sources`).
+        source: BIDS tree, FreeSurfer subjects, or NIfTI and .mgz files (see `find_sources`).
         out: the site folder.
         atlas: the site's own labelled scan; None for the project's atlas.
         name: of the site; by default the folder's.

@@ -1,4 +1,4 @@
-"""Which scans a folder holds: a BIDS tree, FreeSurfer's subjects, or NIfTI files and DICOM studies side by side."""
+"""Which scans a folder holds: a BIDS tree, FreeSurfer's subjects, or volumes and DICOM studies side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedsr_monai.prepare.label_ids import is_tissue_map
 from fedsr_monai.prepare.load import read_volume
 from fedsr_monai.progress import say
 from fedsr_monai.spatial.dicom import find_studies
-from fedsr_monai.spatial.nifti import volume_stem
+from fedsr_monai.spatial.nifti import SUFFIXES, volume_stem
 
 LAYOUTS = ("bids", "freesurfer", "flat", "dicom")
 _FS_IMAGES = ("orig.mgz", "T1.mgz", "brain.mgz")  # the least processed one first
@@ -63,7 +63,7 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
 
     Args:
         folder: root of the tree.
-        layout: bids, freesurfer, flat (NIfTI files and DICOM studies) or dicom (the studies alone); by default what the folder
+        layout: bids, freesurfer, flat (NIfTI or .mgz files and DICOM studies) or dicom (the studies alone); by default what the folder
             looks like.
         person_pattern: regular expression that finds the person in the name of a scan: its first group, or all that it
             matches; by default by the layout's custom (see docs/prepare.md).
@@ -73,7 +73,9 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(root, "no such folder", "scans (BIDS, FreeSurfer subjects, or NIfTI files)", "check the path")
+        raise UserError(
+            root, "no such folder", "scans (BIDS, FreeSurfer subjects, NIfTI or .mgz files)", "check the path"
+        )
     if layout is not None:
         check_choice("--layout", layout, LAYOUTS)
     finders: dict[str, Callable[[Path], list[Source]]] = {
@@ -87,7 +89,7 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
         if sources:
             break
     else:
-        expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer), *.nii.gz or DICOM files"
+        expected = "sub-*/anat/*_T1w.nii.gz (BIDS), */mri/orig.mgz (FreeSurfer), *.nii.gz, *.mgz or DICOM files"
         raise UserError(root, "no scan", expected, "check the path")
     found = Found()
     names: dict[str, Source] = {}
@@ -115,7 +117,7 @@ def _sort_in(source: Source, found: Found, first: Source) -> None:
         return
     if _FS_TEMPLATE.fullmatch(source.name):
         found.left_out.append((source, "one of FreeSurfer's templates, not a patient"))
-    elif _is_nifti(source.image) and any(p.fullmatch(volume_stem(source.image)) for p in (_MASK, _LABEL)):
+    elif _is_volume(source.image) and any(p.fullmatch(volume_stem(source.image)) for p in (_MASK, _LABEL)):
         found.left_out.append((source, "a mask or label map by its name, whose scan is not beside it"))
     elif first is source:
         if source.label is not None and _holds_tissues(source.label):
@@ -190,19 +192,19 @@ def _freesurfer(root: Path) -> list[Source]:
 
 
 def _dicom(root: Path) -> list[Source]:
-    """Find the DICOM studies of a flat folder, and no NIfTI files but masks and labels."""
+    """Find the DICOM studies of a flat folder, and no volumes but masks and labels."""
     return [source for source in _flat(root, prefer_dicom=True) if source.image.is_dir()]
 
 
 def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
-    """Find NAME.nii[.gz] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
+    """Find NAME.nii[.gz] or NAME.mg[zh] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
 
     The image may also be called NAME_T1w, as in BIDS.
     A mask or label map whose scan is not there is returned as a scan, and left out by `find_sources`.
     Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B. Of a study
-    and a NIfTI file of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
+    and a volume of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
     """
-    scans = [file for file in sorted(root.glob("*.nii*")) if _is_nifti(file)]
+    scans = _volumes(root)
     studies = [(_study_name(folder, root), folder) for folder in find_studies(root)]
     if prefer_dicom:
         named = {name for name, _ in studies}
@@ -212,8 +214,7 @@ def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
         studies = [(name, folder) for name, folder in studies if name not in named]
     stems = {volume_stem(file) for file in scans} | {name for name, _ in studies}
     scan_of = {stem.removesuffix("_T1w"): stem for stem in stems} | {stem: stem for stem in stems}
-    masks = {volume_stem(file): file for file in sorted(root.glob("masks/*.nii*")) if _is_nifti(file)}
-    labels = {volume_stem(file): file for file in sorted(root.glob("labels/*.nii*")) if _is_nifti(file)}
+    masks, labels = ({volume_stem(file): file for file in _volumes(root / kind)} for kind in ("masks", "labels"))
     images = []
     for file in scans:
         for pattern, kind in ((_MASK, masks), (_LABEL, labels)):
@@ -261,6 +262,14 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the first of the files that exists, or else the first that is a link without a target."""
     paths = [folder / name for name in names]
     return next((path for test in (Path.is_file, Path.is_symlink) for path in paths if test(path)), None)
+
+
+def _volumes(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*") if _is_volume(file))
+
+
+def _is_volume(file: Path) -> bool:
+    return file.name.endswith(SUFFIXES) and not file.name.startswith(".")
 
 
 def _is_nifti(file: Path) -> bool:

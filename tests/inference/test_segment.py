@@ -328,16 +328,17 @@ def test_scans_of_one_name_do_not_replace_each_other(scan, weights, site_folder,
     assert (tmp_path / "out" / "scan_dseg.nii.gz").is_file()
 
 
-def test_a_label_map_without_its_scan_is_not_labelled(tmp_path, capsys):
-    (tmp_path / "anna_dseg.nii.gz").touch()
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
+def test_a_label_map_without_its_scan_is_not_labelled(tmp_path, capsys, suffix):
+    (tmp_path / f"anna_aseg{suffix}").touch()
     with pytest.raises(UserError, match="found no scan"):
         list_folder(tmp_path)
-    assert f"{tmp_path / 'anna_dseg.nii.gz'}: left out (a mask or label map by its name" in capsys.readouterr().err
-    for name in ("anna.nii.gz", "ben.nii.gz", "ben_mask.nii.gz"):
-        (tmp_path / name).touch()
+    assert f"{tmp_path / 'anna_aseg'}{suffix}: left out (a mask or label map by its name" in capsys.readouterr().err
+    for name in ("anna", "ben", "ben_mask"):
+        (tmp_path / f"{name}{suffix}").touch()
     scans, refused = list_folder(tmp_path)
     assert [(path.name, mask and mask.name) for path, _, mask in scans] == [
-        ("anna.nii.gz", None),
-        ("ben.nii.gz", "ben_mask.nii.gz"),
+        (f"anna{suffix}", None),
+        (f"ben{suffix}", f"ben_mask{suffix}"),
     ]
     assert refused == [] and capsys.readouterr().err == ""

@@ -107,10 +107,34 @@ TEMPLATES = (
 )
 
 
-def test_masks_and_label_maps_without_their_scans_are_no_scans(tmp_path):
-    maps = ["a_dseg", "a_brain_mask", "b-labels", "c_desc-aparcaseg_dseg", "d_aseg", "mask", "seg"]
+def test_volumes_of_freesurfer_in_a_flat_folder(tmp_path):
     touch(
-        tmp_path, "scan.nii.gz", "maskedT1.nii.gz", "labelled.nii", "unseg.nii.gz", *[f"{name}.nii.gz" for name in maps]
+        tmp_path,
+        "a.mgz",
+        "a_brainmask.mgz",
+        "a_aseg.mgz",
+        "b.mgh",
+        "labels/b_aparc+aseg.mgz",
+        "c.nii.gz",
+        "masks/c.mgz",
+    )
+    assert summary(tmp_path) == {
+        "a": ("a", "a.mgz", "a_brainmask.mgz", "a_aseg.mgz"),
+        "b": ("b", "b.mgh", None, "labels/b_aparc+aseg.mgz"),
+        "c": ("c", "c.nii.gz", "masks/c.mgz", None),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
+def test_masks_and_label_maps_without_their_scans_are_no_scans(tmp_path, suffix):
+    maps = ["a_dseg", "a_brain_mask", "b-labels", "c_desc-aparcaseg_dseg", "d_aseg", "aparc+aseg", "mask", "seg"]
+    touch(
+        tmp_path,
+        "scan.nii.gz",
+        "maskedT1.nii.gz",
+        "labelled.nii",
+        "unseg.nii.gz",
+        *[f"{name}{suffix}" for name in maps],
     )
     found = find_sources(tmp_path)
     assert [source.name for source in found.sources] == ["labelled", "maskedT1", "scan", "unseg"]
@@ -118,7 +142,7 @@ def test_masks_and_label_maps_without_their_scans_are_no_scans(tmp_path):
     assert all("whose scan is not beside it" in reason for _, reason in found.left_out)
     touch(tmp_path, "a.nii.gz")
     (own,) = (source for source in find_sources(tmp_path).sources if source.name == "a")
-    assert own.label == tmp_path / "a_dseg.nii.gz" and own.mask == tmp_path / "a_brain_mask.nii.gz"
+    assert own.label == tmp_path / f"a_dseg{suffix}" and own.mask == tmp_path / f"a_brain_mask{suffix}"
 
 
 def test_templates_of_freesurfer_are_not_patients(tmp_path):
