@@ -26,8 +26,8 @@ from fedsr_monai.inference.load import LoadRaw
 from fedsr_monai.inference.outputs import file_affine
 from fedsr_monai.inference.prediction import label
 from fedsr_monai.inference.quality import Quality
+from fedsr_monai.inference.run import judge
 from fedsr_monai.inference.scans import list_scans
-from fedsr_monai.inference.segment import judge
 from fedsr_monai.inference.workflow import get_atlas, load_workflow
 from fedsr_monai.labels.volumes import structure_volumes
 from fedsr_monai.transforms.check_scan import fraction_inside

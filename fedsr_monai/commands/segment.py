@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedsr_monai.inference.segment import Result
+    from fedsr_monai.inference.run import Result
 
 
 def segment(

@@ -13,7 +13,8 @@ import torch
 
 from fedsr_monai.errors import UserError, UserErrors
 from fedsr_monai.inference import bids
-from fedsr_monai.inference.segment import Result, segment
+from fedsr_monai.inference.run import Result
+from fedsr_monai.inference.segment import segment
 from fedsr_monai.networks import FedSRNet
 from tests.helpers.read_aligned import ReadAligned
 
@@ -40,7 +41,7 @@ def run(tmp_path, dataset, site_folder, knows_both, monkeypatch):
     """`segment` with a network whose heads answer with the labels of the phantom."""
     site = site_folder()
     torch.save(FedSRNet().state_dict(), tmp_path / "model.pt")
-    monkeypatch.setattr("fedsr_monai.inference.segment.LoadRaw", ReadAligned)
+    monkeypatch.setattr("fedsr_monai.inference.run.LoadRaw", ReadAligned)
 
     def call(**options) -> list[Result]:
         results: list[Result] = []

@@ -16,7 +16,7 @@ from fedsr_monai.atlas.standard import standard_grid
 from fedsr_monai.cli import main
 from fedsr_monai.commands.segment import how_to_warp
 from fedsr_monai.errors import UserError, UserErrors
-from fedsr_monai.inference import segment as module
+from fedsr_monai.inference import run as module
 from fedsr_monai.inference.quality import Quality
 from fedsr_monai.inference.segment import segment
 from fedsr_monai.labels import COLOURS, LABELS, SNOMED_CT

@@ -16,7 +16,8 @@ import torch
 
 from fedsr_monai.cli import main
 from fedsr_monai.errors import UserErrors
-from fedsr_monai.inference.segment import Result, segment
+from fedsr_monai.inference.run import Result
+from fedsr_monai.inference.segment import segment
 
 pytestmark = pytest.mark.slow
 

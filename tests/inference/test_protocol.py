@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from fedsr_monai.atlas.standard import standard_atlas, standard_grid
 from fedsr_monai.bundle_path import bundle_path
 from fedsr_monai.errors import UserError
-from fedsr_monai.inference import segment as module
+from fedsr_monai.inference import run as module
 from fedsr_monai.inference.ledger import Ledger
 from fedsr_monai.inference.prediction import label
 from fedsr_monai.inference.quality import Quality

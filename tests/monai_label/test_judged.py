@@ -35,7 +35,7 @@ def test_a_result_says_what_it_is_worth(served, monkeypatch, capsys):
     labels, quality = served("good")
     assert labels.name == "test3_dseg.nii.gz" and labels.is_file()
     assert float(quality["agreement"]) > 0.99 and "scan" not in quality
-    monkeypatch.setattr("fedsr_monai.inference.segment.judge", lambda *_: Quality(0.8, 0.8, 0.0, 0.0))
+    monkeypatch.setattr("fedsr_monai.inference.run.judge", lambda *_: Quality(0.8, 0.8, 0.0, 0.0))
     _, quality = served("doubtful")
     assert (quality["verdict"], quality["reasons"]) == (
         "doubtful",
@@ -45,7 +45,7 @@ def test_a_result_says_what_it_is_worth(served, monkeypatch, capsys):
 
 
 def test_an_implausible_result_is_refused_unless_it_is_not_judged(served, monkeypatch):
-    monkeypatch.setattr("fedsr_monai.inference.segment.judge", lambda *_: Quality(0.2, 0.8, 0.0, 0.0))
+    monkeypatch.setattr("fedsr_monai.inference.run.judge", lambda *_: Quality(0.2, 0.8, 0.0, 0.0))
     words = r"test3.nii.gz: found an implausible result \(.*Dice of 0.20\), expected .*switch off the option 'judge'$"
     with pytest.raises(UserError, match=words) as caught:
         served("rejected")
