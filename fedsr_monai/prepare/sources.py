@@ -177,8 +177,12 @@ def _key(entities: dict[str, str]) -> str:
 
 
 def _freesurfer(root: Path) -> list[Source]:
-    """Find */mri/orig.mgz with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs alone."""
+    """Find */mri/orig.mgz (or that of one subject) with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs alone."""
     folders = {path.name: path for path in sorted(root.iterdir()) if (path / "mri").is_dir()}
+    if not folders:  # the folder of one subject, or its mri
+        own = root.absolute()
+        subject = own.parent if own.name == "mri" else own
+        folders = {subject.name: subject}
     series = {name.split(".long.")[0]: name for name in folders if ".long." in name}
     found = []
     for name, folder in folders.items():

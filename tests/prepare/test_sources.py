@@ -57,6 +57,17 @@ def test_freesurfer(tmp_path):
     }
 
 
+@pytest.mark.parametrize("folder", ["ann", "ann/mri"])
+def test_one_subject_of_freesurfer(tmp_path, folder):
+    touch(
+        tmp_path, "ann/mri/orig.mgz", "ann/mri/brainmask.mgz", "ann/mri/aseg.mgz", "ann/mri/wm.mgz", "ann/surf/lh.white"
+    )
+    (source,) = find_sources(tmp_path / folder).sources
+    mri = tmp_path / "ann" / "mri"
+    assert (source.name, source.image, source.mask) == ("ann", mri / "orig.mgz", mri / "brainmask.mgz")
+    assert source.label == mri / "aseg.mgz"
+
+
 def test_flat(tmp_path):
     touch(
         tmp_path, "a.nii.gz", "a_mask.nii.gz", "a_dseg.nii.gz", "b_v1.nii", "b_v2.nii", "b_v1_brain_mask.nii", "labels/b_v2.nii.gz", "c.nii.gz",
