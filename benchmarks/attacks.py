@@ -1,11 +1,12 @@
-"""Twelve attacks of one site (or two) among three honest ones, against every rule of aggregation: `benchmarks/attacks.csv`.
+"""Attacks by one hostile site (or two) among three honest ones, under every aggregation rule: `benchmarks/attacks.csv`.
 
-Four simulated sites on 32^3 voxels of 6 mm train five rounds of one step, from the weights that ship after 150 pooled steps at this size.
-The hostile site has honest tensors of its own to start from, and claims as many images as the others where the attack is not the claim. Each row is one attack under
-one rule: how many of the hostile results the server rejected, and the Dice of the final global encoder and SA vectors with each honest
-site's own heads on its labelled validation scans. Training is deterministic, so what a site computes from the same tensors is
-computed once and used in all rows that share it: the first round in all of them, and every round in which the hostile results
-were rejected.
+Four simulated sites on grids of 32^3 voxels of 6 mm train for five rounds of one step. They start from the weights that
+ship, after 150 pooled steps at this size. The hostile site starts from honest tensors of its own, and claims as many
+images as the others unless that claim is the attack. Each row is one attack under one rule: how many of the hostile
+results the server rejected, and the Dice on each honest site's labelled validation scans, with the final global encoder
+and SA vectors and the site's own heads. Training is deterministic, so what a site computes from the same tensors is
+computed once and used in all rows that share it: the first round in all of them, and every round in which the hostile
+results were rejected.
 
     python benchmarks/attacks.py [--out benchmarks/attacks.csv] [--work FOLDER]
 """
@@ -89,7 +90,7 @@ ATTACKS: dict[str, tuple[Callable, int, int]] = {
 
 
 def flip_labels(folder: Path, out: Path) -> Path:
-    """Copy a site with every structure of its atlas named as the next one."""
+    """Copy a site, with every structure of its atlas labelled as the next one."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out)
     spec = json.loads((out / "site.json").read_text())
@@ -102,7 +103,7 @@ def flip_labels(folder: Path, out: Path) -> Path:
 
 
 def play(attack: str, rule: str, honest: list[CachedSite], hostile: CachedSite, work: Path, phi: Callable) -> dict:
-    """Play the rounds of one row."""
+    """Run the rounds of one row."""
     change, count, images = ATTACKS[attack]
     rng = torch.Generator().manual_seed(0)
     server = Server(
@@ -136,7 +137,7 @@ def play(attack: str, rule: str, honest: list[CachedSite], hostile: CachedSite, 
 
 
 def row_of(found: dict, clean: dict) -> dict:
-    """Return a row of the table; the worst change is that of one site and task against the screened mean without an attack."""
+    """Return a row of the table; the worst change is the lowest over sites and tasks, relative to the screened mean without an attack."""
     changes = [after - before for site in clean for after, before in zip(found["dice"][site], clean[site], strict=True)]
     segmentation, registration = np.mean(list(found["dice"].values()), axis=0)
     row = {key: found[key] for key in ("attack", "rule", "rejected")}

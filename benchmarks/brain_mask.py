@@ -1,7 +1,8 @@
 """Measure brain masks of raw scans: `python benchmarks/brain_mask.py DIR --out FILE.csv [--version TEXT] [--names sub-06 ...] [--segment]`.
 
-DIR holds `NAME_T1w.nii.gz`, some with labels 0 to 13 beside them (`NAME_dseg.nii.gz`), in folders named after their source. The reference brain is what
-the labels hold, closed by 8 mm and filled, as in `train_brain_mask.py`. One row per scan is added to FILE.csv.
+DIR holds `NAME_T1w.nii.gz`, some with labels 0 to 13 beside them (`NAME_dseg.nii.gz`), in folders named after their source. The
+reference brain is the labelled region, closed by 8 mm and filled, as in `train_brain_mask.py`. One row per scan is
+added to FILE.csv.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def measure(path: Path, atlas: np.ndarray, grid: Grid, with_labels: bool) -> dic
 
 
 def broken(scan: Volume) -> dict[str, Volume]:
-    """What must be refused, made of a whole head: not a brain, or not where the header says."""
+    """Return inputs that must be refused, made from a whole head: not a brain, or not where the header says."""
     random, voxels = np.random.default_rng(0), scan.voxels
     order = random.permutation(voxels.size)
     points = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in voxels.shape], indexing="ij"))
@@ -92,12 +93,12 @@ def broken(scan: Volume) -> dict[str, Volume]:
 
 
 def axis_of(affine: np.ndarray, axis: int) -> int:
-    """The axis of the voxels that runs along an axis of space."""
+    """Return the axis of the voxels that runs along an axis of space."""
     return int(np.argmax(np.abs(affine[axis, :3])))
 
 
 def height(scan: Volume) -> np.ndarray:
-    """Return the height of each voxel in the box of what is not empty, 0 to 1."""
+    """Return the height of each voxel within the part of the scan that is not empty, from 0 to 1."""
     axis = axis_of(scan.affine, 2)
     seen = np.flatnonzero((scan.voxels > 0.1 * scan.voxels.max()).any(axis=tuple({0, 1, 2} - {axis})))
     line = np.clip((np.arange(scan.voxels.shape[axis]) - seen[0]) / (seen[-1] - seen[0]), 0, 1)

@@ -1,7 +1,7 @@
-"""Sites for measurements of short federations: what a site computes from the same tensors is computed once.
+"""Sites for measuring short federations: what a site computes from the same tensors is computed once.
 
-Training is deterministic, so the name of a sequence of tensors that a site was sent (a chain) names its state too. `attacks.py` and
-`privacy.py` play many runs that share their beginning.
+Training is deterministic, so the sequence of tensors that a site was sent (a chain) also identifies its state.
+`attacks.py` and `privacy.py` make many runs that share their first rounds.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ TRAINING, VALIDATION = 4, 3
 
 
 def prepare(work: Path) -> tuple[list[Path], Path, RunSettings]:
-    """Return four simulated sites, the weights that they begin with, and the settings of a run; what `work` holds is not made again.
+    """Return four simulated sites, the weights that they begin with, and the settings of a run; sites and weights that
+    `work` already holds are reused.
 
-    The weights that ship know voxels of 2 mm: they get pooled steps on three of the sites at this size first.
+    The weights that ship were trained on voxels of 2 mm, so they first get pooled steps on three of the sites at this
+    size.
     """
     shutil.rmtree(work / "states", ignore_errors=True)  # of an earlier call: only its results are kept
     folders = simulate_sites(work / "sites", 4, TRAINING, VALIDATION, 0, 6.0, (32, 32, 32), seed=5, processes=1)
@@ -119,7 +121,7 @@ class CachedSite:
 
 
 def name_of(chain: str, tensors: Tensors) -> str:
-    """Return the name of a sequence of tensors that continues a sequence."""
+    """Return the name of the chain that continues `chain` with `tensors`."""
     content = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
     return hashlib.sha256(chain.encode() + content).hexdigest()[:24]
 

@@ -1,11 +1,12 @@
-"""Measure what starting our FLARE components costs beside FLARE's own hello job: in the simulator, one site, one round, next to no work.
+"""Compare the start-up cost of our FLARE components with that of FLARE's own hello job: simulator, one site, one round, next to no work.
 
     python benchmarks/flare_startup.py [repeats]
 
-`hello` is FLARE's numpy job (`ScatterAndGather`, `NPTrainer`, `NPModelPersistor`); `hello+torch` and `hello+monai` are the same job whose trainer
-and persistor import torch, or what our components import of torch and MONAI. `fedsr` is the job of `fedsr export-job` on a bundle and a scan of
-16^3 voxels. CPU seconds are those of all processes of the simulator; wall time depends on what else the machine does. `imports` and `imports+fedsr` are the
-imports of `hello+monai` alone, and those with our executor's after them.
+`hello` is FLARE's numpy job (`ScatterAndGather`, `NPTrainer`, `NPModelPersistor`); `hello+torch` and `hello+monai` are
+the same job with a trainer and a persistor that also import torch, or the parts of torch and MONAI that our components
+import. `fedsr` is the job of `fedsr export-job` on a bundle and a scan of 16^3 voxels. CPU seconds are those of all
+processes of the simulator; wall time depends on what else the machine does. `imports` measures the imports of
+`hello+monai` alone, and `imports+fedsr` these imports followed by that of our executor.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ IMPORTS = {"hello": [], "hello+torch": ["torch"], "hello+monai": MONAI}
 
 
 class HelloTrainer(NPTrainer):
-    """Import some modules, then be FLARE's trainer."""
+    """Import some modules, then act as FLARE's trainer."""
 
     def __init__(self, imports: list[str]) -> None:
         for name in imports:
@@ -39,7 +40,7 @@ class HelloTrainer(NPTrainer):
 
 
 class HelloPersistor(NPModelPersistor):
-    """Import some modules, then be FLARE's persistor."""
+    """Import some modules, then act as FLARE's persistor."""
 
     def __init__(self, imports: list[str]) -> None:
         for name in imports:

@@ -1,7 +1,7 @@
 """Mutate the files that another party may have written, and read them: no traceback, no hang, no silent success.
 
-Each case damages one file of a small world (a site, a run of it, a personalised training, scans, weights) and runs what
-reads that file in this process, under limits of time and memory. A case is
+Each case damages one file of a small world (a site, a run of it, a personalised training, scans, weights) and runs the
+code that reads that file in this process, under limits of time and memory. A case is
 
 - `refused`: it ended in a `UserError`, or the check of a site named a violation;
 - `read`: it succeeded, and the file may be valid: a key that nothing uses, a header field that does not matter, another
@@ -61,7 +61,7 @@ ODD = [None, True, -1, 0, 1.5, 1e308, 10**40, "", "x" * 5000, "$__import__('os')
 
 
 class Refused(Exception):
-    """A reader named what is wrong without raising."""
+    """Signal that a reader named a fault without raising an error."""
 
 
 def make_world(root: Path) -> None:
@@ -159,7 +159,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
-# Mutations: each changes a file and returns whether a valid file may be left.
+# Mutations: each changes a file and returns whether the file may still be valid.
 def cut(path: Path, draw: random.Random) -> bool:
     content = path.read_bytes()
     path.write_bytes(content[: draw.randrange(len(content))])
@@ -300,11 +300,11 @@ MUTATIONS = {
 
 
 class Hang(BaseException):
-    """The time limit; no reader may catch it."""
+    """The time limit is over; not an `Exception`, so that no reader catches it."""
 
 
 def outcome(read: Callable[[], None], may_be_valid: bool, seconds: int = SECONDS) -> tuple[str, str]:
-    """Run a reader under the time limit and say how it ended, and with which words."""
+    """Run a reader under the time limit; return how it ended, and its message or traceback."""
 
     def stop(*_: Any) -> None:
         raise Hang
@@ -328,7 +328,7 @@ def outcome(read: Callable[[], None], may_be_valid: bool, seconds: int = SECONDS
 
 
 def fuzz(cases: int, seed: int, report: Callable[[str, str, str, str], None]) -> Counter:
-    """Run `cases` cases and return how many ended in which way, by target, mutation and outcome."""
+    """Run `cases` cases and count them by target, mutation and outcome."""
     found: Counter = Counter()
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"

@@ -11,7 +11,7 @@ copy, or gives one option an odd value, and runs a command's `main` in this proc
 - `silent`: exit status 0 although what was damaged cannot be valid; or what was written is not sound (a network that is not
   finite, a Dice that is no fraction, labels that do not exist or lie elsewhere than the scan); or a file of the user was changed.
 
-Root gives up its right to ignore permissions. The table of single cases is continued:
+As root, the process first gives up the right to ignore permissions. An existing log of single cases is continued:
 
     python benchmarks/fuzz_commands.py --cases 2400 --seed 1 --log cases.csv --seconds 1000
 """
@@ -77,8 +77,8 @@ class Target:
 
     Attributes:
         line: the command, `@` before paths below the world.
-        share: of the cases, relative to the others.
-        needs: patterns of files that the command must read: it may not succeed where one cannot be valid.
+        share: share of the cases, relative to the other targets.
+        needs: patterns of files that the command must read; it must not succeed if one of them cannot be valid.
         other: patterns of files and folders that it may read or write.
     """
 
@@ -216,7 +216,7 @@ def lost_file(path: Path, draw: random.Random) -> bool:
 
 
 def extra_entry(path: Path, draw: random.Random) -> bool:
-    """Something that does not belong into a folder."""
+    """Add something that does not belong in a folder."""
     if not path.exists():
         path.mkdir()
     folder = (
@@ -246,7 +246,7 @@ def extra_entry(path: Path, draw: random.Random) -> bool:
 
 
 def copied_file(path: Path, draw: random.Random) -> bool:
-    """A file once more under another name, or in place of another."""
+    """Copy a file to another name, or over another file."""
     file, other = some_file(path, draw), some_file(path, draw)
     if not file.is_file():
         return True
@@ -257,7 +257,7 @@ def copied_file(path: Path, draw: random.Random) -> bool:
 
 
 def link(path: Path, draw: random.Random) -> bool:
-    """A link in place of a file or folder: to where it was moved, to nothing, to itself, to another kind of thing."""
+    """Put a link in place of a file or folder: to where it was moved, to nothing, to itself, or to another kind of thing."""
     where = some_file(path, draw) if draw.random() < 0.7 else path
     moved = where.with_name("moved_" + where.name)
     if where.exists():
@@ -276,7 +276,7 @@ def link(path: Path, draw: random.Random) -> bool:
 
 
 def odd_file(path: Path, draw: random.Random) -> bool:
-    """A pipe, a socket or a device that never ends in place of a file."""
+    """Put a pipe, a device that never ends or an empty file in place of a file."""
     where = some_file(path, draw)
     if where.is_file():
         where.unlink()
@@ -293,7 +293,7 @@ def odd_file(path: Path, draw: random.Random) -> bool:
 
 
 def no_permission(path: Path, draw: random.Random) -> bool:
-    """A file that must not be read, or a folder that must not be written or entered."""
+    """Restrict the permissions of a file or a folder."""
     where = some_file(path, draw) if draw.random() < 0.5 else path
     if not where.exists():
         where.mkdir()
@@ -302,7 +302,7 @@ def no_permission(path: Path, draw: random.Random) -> bool:
 
 
 def other_kind(path: Path, draw: random.Random) -> bool:
-    """A file in place of a folder, or a folder in place of a file, or in place of nothing."""
+    """Put a file in place of a folder or of nothing, or a folder in place of a file."""
     where = some_file(path, draw) if draw.random() < 0.5 else path
     if where.is_dir():
         shutil.rmtree(where)
@@ -316,7 +316,7 @@ def other_kind(path: Path, draw: random.Random) -> bool:
 
 
 def state_not_finite(path: Path, draw: random.Random) -> bool:
-    """NaN or infinity in one tensor of the state of a training, wherever it is."""
+    """Put NaN or infinity into one tensor, anywhere in the state of a training."""
     state = torch.load(path, weights_only=True)
     places = [(holder, key) for holder, key in fuzz.nodes(state) if torch.is_tensor(holder[key])]
     holder, key = draw.choice([place for place in places if place[0][place[1]].is_floating_point()])
@@ -357,11 +357,11 @@ BY_SUFFIX: dict[str, list[Callable[[Path, random.Random], bool]]] = {
 }
 ODD_VALUES = ["", "-1", "0", "1.5", "nan", "inf", "true", "x" * 5000, "../odd", "$x", "@device", "[]", "{}", "None", "é", "\udcff", "1,2", "a=b", "--", "@sites", "@plan.json", "@nothing"]  # fmt: skip
 STATES = ("state_", "training_state")
-TABLES = (".csv", ".tsv")  # cut at the end of a line, a table is a shorter table
+TABLES = (".csv", ".tsv")  # a table that is cut at the end of a line is a valid, shorter table
 
 
 def damage(root: Path, target: Target, draw: random.Random) -> tuple[str, str, bool]:
-    """Damage something for a command; return what, how, and whether the command may succeed."""
+    """Damage a file or folder for a command; return its pattern, the kind of damage, and whether the command may succeed."""
     needed = draw.random() < 0.6 and bool(target.needs)
     pattern = draw.choice(target.needs if needed else target.other)
     found = sorted(root.glob(pattern)) or [root / pattern]
@@ -432,7 +432,7 @@ def copy_world(world: Path, root: Path, line: str, target: Target) -> None:
 
 
 def inventory(root: Path, folders: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of every file below some folders that can be seen."""
+    """Return size and modification time of every file below some folders that can be seen."""
     found = {}
     for path in (path for folder in folders for path in (root / folder).rglob("*")):
         with contextlib.suppress(PermissionError):
@@ -443,7 +443,7 @@ def inventory(root: Path, folders: tuple[str, ...]) -> dict[str, tuple[int, int]
 
 
 def unsound(root: Path, folders: tuple[str, ...], before: dict[str, tuple[int, int]]) -> str:
-    """Return what is wrong with what was written below some folders since `before`; nothing if it is sound."""
+    """Return the first fault in the files that were written below some folders since `before`; empty if there is none."""
     written = [path for path, state in inventory(root, folders).items() if before.get(path) != state]
     for path in map(Path, sorted(written)):
         if not os.access(path, os.R_OK):
@@ -467,7 +467,7 @@ def unsound(root: Path, folders: tuple[str, ...], before: dict[str, tuple[int, i
 
 
 def outcome(words: list[str], may_succeed: bool, check: Callable[[], str]) -> tuple[str, str]:
-    """Run a command under the time limit and say how it ended, and with which words."""
+    """Run a command under the time limit; return how it ended, and its message or traceback."""
 
     began, used, since = sum(os.times()[:4]), 0.0, time.monotonic()
 
@@ -507,7 +507,7 @@ def outcome(words: list[str], may_succeed: bool, check: Callable[[], str]) -> tu
 
 
 def play(world: Path, root: Path, number: int, seed: int) -> dict[str, object]:
-    """Play one case in a fresh copy of the world."""
+    """Run one case in a fresh copy of the world."""
     draw = random.Random(f"{seed} {number}")
     name = draw.choices(list(TARGETS), [target.share for target in TARGETS.values()])[0]
     target = TARGETS[name]
@@ -541,7 +541,7 @@ def play(world: Path, root: Path, number: int, seed: int) -> dict[str, object]:
 
 
 def code() -> dict[str, str]:
-    """Return where the package and its bundles are, and a checksum of all that is in them: records in the world name both."""
+    """Return the folders of the package and its bundles, which records in the world name, and a checksum of their .py, .json and .pt files."""
     digest, package, bundles = hashlib.sha256(), Path(fedsr_monai.__file__).parent, bundle_path("fedsr_site").parent
     for file in sorted([*package.rglob("*.py"), *bundles.rglob("*.json"), *bundles.rglob("*.pt")]):
         digest.update(file.read_bytes())
@@ -549,7 +549,7 @@ def code() -> dict[str, str]:
 
 
 def check_intact(world: Path, root: Path) -> None:
-    """Make sure that every command succeeds on what is not damaged, as all that follows would be refused for another reason."""
+    """Check that every command ends as it should on undamaged files; otherwise all later cases would be refused for another reason."""
     for name, target in TARGETS.items():
         clear(root)
         copy_world(world, root, target.line, target)
@@ -568,7 +568,7 @@ def clear(root: Path) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> list[dict[str, object]]:
-    """Return how many cases ended in which way, by command, damage and kind."""
+    """Return the number of cases with each outcome, by command, damaged file and kind of damage."""
     counts = Counter((row["command"], row["damaged"], row["how"], row["outcome"]) for row in rows)
     return [
         {

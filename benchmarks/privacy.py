@@ -1,11 +1,13 @@
 """What differential privacy of each site costs a short federation: `benchmarks/privacy.csv`.
 
-Four simulated sites on 32^3 voxels of 6 mm train five rounds of one step, from the weights that ship after 150 pooled steps at this
-size (the sites of `attacks.py`, all honest). Each site clips what it sends and adds the noise that `fedsr privacy` says epsilon needs over the five rounds, in the SA
-vectors, in the encoder, or in both (then epsilon is of both together). Clip norms are the median of what honest rounds from the first
-weights change, as a hospital could find out on data of its own; one row takes a thousandth of it. Beside them: no clip, the clip
-without noise, and a run in which nothing is sent, so that the heads alone learn. Dice of the last global tensors with each site's own
-heads on its labelled validation scans. The noise is drawn from the seed in the table instead of the operating system.
+Four simulated sites on grids of 32^3 voxels of 6 mm train for five rounds of one step, from the weights that ship after
+150 pooled steps at this size (the sites of `attacks.py`, all honest). Each site clips what it sends and adds noise to
+the SA vectors, to the encoder, or to both: as much as `fedsr privacy` says that epsilon needs over the five rounds
+(with noise on both, epsilon is that of both together). The clip norm is the median change in honest rounds from the
+first weights, which a hospital could measure on its own data; one row takes a thousandth of it. For comparison there
+are runs without clipping, with clipping but no noise, and one in which nothing is sent, so that only the heads learn.
+Dice is measured on each site's labelled validation scans, with the last global tensors and the site's own heads. The
+noise is drawn from the seed in the table instead of the operating system's random numbers.
 
     python benchmarks/privacy.py [--seeds 3] [--out benchmarks/privacy.csv] [--work FOLDER]
 """
@@ -41,7 +43,7 @@ COLUMNS += ["dice_segmentation", "dice_registration", "change_segmentation", "ch
 
 @dataclass(frozen=True)
 class Row:
-    """One run: what has noise, of which epsilon, the clip norms as multiples of the honest ones, and the seed of the noise."""
+    """One run: the part that gets noise, its epsilon, the clip norms as multiples of the honest ones, and the seed of the noise."""
 
     protected: str
     epsilon: float | None = None
@@ -59,7 +61,7 @@ class Row:
 
 
 def rows(seeds: int) -> list[Row]:
-    """Return all runs, seed by seed, so that a call that is stopped has measured whole grids."""
+    """Return all runs, seed by seed, so that a call that is stopped has measured all runs of the first seeds."""
     found = [Row("nothing is sent"), Row("none"), Row("clip only", clip=1.0)]
     for seed in range(seeds):
         runs = [Row(part, epsilon, 1.0, seed) for part, of_part in EPSILONS.items() for epsilon in of_part]
@@ -76,7 +78,7 @@ def norms_of(moved: Tensors, sent: Tensors) -> tuple[float, float]:
 
 
 def play(row: Row, norms: tuple[float, float], sites: list[CachedSite], work: Path, phi: Callable) -> dict:
-    """Play the rounds of one row."""
+    """Run the rounds of one row."""
     privacy = row.privacy(norms)
     server = Server(work / "server", sites[0].initial, mutual_information=phi)
     begun = server.send()
@@ -142,7 +144,7 @@ def main() -> None:
     sites = [CachedSite(folder, work / "states", settings, weights) for folder in folders]
     phi = estimator(bundle_path("fedsr_encoder"), settings.site_overrides())
     begun = sites[0].initial
-    # Of every round without exchange; one whose only step is on a drawn image does not move the SA vectors.
+    # Norms of all rounds without exchange; a round whose only step is on a drawn image does not move the SA vectors.
     honest = []
     for site in sites:
         chain = ""

@@ -1,11 +1,12 @@
 """Where the time of a joint training step goes: `python benchmarks/profile_step.py [--threads 2] [--repeats 5]
 [--precision float32] [--out benchmarks/profile_step.csv]`.
 
-The `small` network with the weights that ship (the strength of its fields decides how long they take to integrate) on 80
-x 96 x 80 voxels, one scan, fused step, the arithmetic that the bundles choose on this machine. As in training, every
-other step registers the scan, and the others a drawn image. Each operation's own time, as the profiler measures it, is
-booked on the group of the innermost part of the step that called it, a gradient on that of its forward operation. The
-step itself is timed without the profiler. On a machine that does other work, take the fractions and not the seconds.
+The fused step is run with one scan of 80 x 96 x 80 voxels, the `small` network and the weights that ship (the strength
+of the deformation fields decides how long they take to integrate), by default in the precision that the bundles choose
+on this machine. As in training, every other step registers the scan, and the others a drawn image. The self time of
+each operation, as the profiler measures it, counts for the operation's own group or else for the innermost part of the
+step that called it; that of a gradient counts for the group of its forward operation. The step itself is timed without
+the profiler. On a machine that does other work, use the fractions and not the seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fedsr_monai.networks.weights import load_weights
 from fedsr_monai.synthesis import RandomAppearance, RandomAtlas, RandomDeformation
 
 SHAPE, SPACING = (80, 96, 80), (2.0, 2.0, 2.0)
-# Operations that are a group of their own wherever they are called, but for the random atlas.
+# Operations that are a group of their own wherever they are called, except in the random atlas.
 OPERATIONS = {
     "convolution": "convolutions",
     "conv3d": "convolutions",
@@ -89,12 +90,10 @@ def within(event, part: str) -> bool:
 
 
 def group_of(event, forward: dict[int, object]) -> str:
-    """The group of an operation: by its name, else by the innermost part around it; gradients by their forward
-    operation.
-    """
+    """Return the group of an operation: by its name, else by the innermost part around it; gradients by their forward operation."""
     name = event.name
     if within(event, "random atlas"):
-        return "random atlas"  # no convolution of the network's
+        return "random atlas"  # its convolutions are not the network's
     for key, group in OPERATIONS.items():
         if key in name:
             return group + (" backward" if group == "convolutions" and "backward" in name else "")
@@ -113,7 +112,7 @@ def group_of(event, forward: dict[int, object]) -> str:
 
 
 def profile_step(step) -> dict[str, float]:
-    """Seconds of one step by group."""
+    """Return the seconds of one step by group."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     events = profiled.events()

@@ -1,10 +1,10 @@
-"""How often results are judged wrongly: good scans that warn or are rejected, broken scans that pass.
+"""How often results are judged wrongly: good scans that are judged doubtful or rejected, broken scans that pass.
 
     python benchmarks/quality.py benchmarks/quality.csv "OASIS-1, stripped=FOLDER" "3 T heads=FOLDER" --cases CASES.csv --seconds 1000
 
 Each folder holds scans as `fedsr segment --raw` takes them; label maps and masks in it are left out. A scan is read and aligned
-once. Broken variants are made of the aligned brain, as a user would give it without `--raw`. What CASES.csv already has is not
-measured again: give the command until it says that nothing is left.
+once. Broken variants are made of the aligned brain, as a user would give it without `--raw`. Cases that are already in
+CASES.csv are not measured again: repeat the command until it says that nothing is left.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def turned(axes: tuple[int, int]) -> Change:
-    """A quarter turn in the plane of two axes of the scan, about the middle of the brain."""
+    """Return a quarter turn in the plane of two axes of the scan, about the middle of the brain."""
     return centred(lambda cube: np.rot90(cube, axes=axes))
 
 
 def flipped(axis: int) -> Change:
-    """The brain, mirrored along an axis of the scan."""
+    """Return a reflection of the brain along an axis of the scan."""
     return centred(lambda cube: np.flip(cube, axis))
 
 
 def centred(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """A change of the smallest cube that holds the brain, in its place; what then sticks out of the scan is cut off."""
+    """Return a change that is applied to the smallest cube that holds the brain, in its place; what then sticks out of the scan is cut off."""
 
     def wrapped(brain: np.ndarray, random: np.random.Generator) -> np.ndarray:
         places = np.argwhere(brain > 0)
@@ -99,7 +99,7 @@ def half(axis: int, keep_first: bool) -> Change:
 
 
 def ball(brain: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A phantom: a ball of the brain's volume with shells and spheres in it."""
+    """Return a phantom: a ball of the brain's volume with shells and spheres in it."""
     centre = np.array(ndimage.center_of_mass(brain > 0))
     points = np.moveaxis(np.indices(brain.shape), 0, -1) - centre
     distance = np.linalg.norm(points, axis=-1)
@@ -131,7 +131,7 @@ BROKEN: dict[str, Change] = {
 
 
 class Judge:
-    """The way of `fedsr segment` from a read scan to the quality of its result, without writing."""
+    """The steps of `fedsr segment` from a loaded scan to the quality of its result, without writing files."""
 
     def __init__(self) -> None:
         self.workflow = load_workflow("fedsr_site", device="cpu")
@@ -177,7 +177,7 @@ def measure(run: Judge, label: str, folder: str, broken: int, keep: Callable[...
 
 
 def rates(cases: list[dict[str, str]]) -> list[dict[str, object]]:
-    """Return one row per kind of input and source: how many results had which verdict."""
+    """Return one row per kind of input and source, with the number of results by verdict."""
     found: dict[tuple[str, str], list[dict[str, str]]] = {}
     for case in cases:
         kind = INTACT if case["input"] == REFUSED else case["input"]
@@ -193,7 +193,7 @@ def rates(cases: list[dict[str, str]]) -> list[dict[str, object]]:
 
 
 class OutOfTime(Exception):
-    """The seconds that the call was given are over."""
+    """The time that the call was given is over."""
 
 
 def main() -> None:

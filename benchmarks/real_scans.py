@@ -1,9 +1,10 @@
 """Dice on real scans with label maps, at their own resolution: `python benchmarks/real_scans.py FOLDER PERSON ... --out real.csv`.
 
-FOLDER holds `sub-PERSON_T1w.nii.gz` and `sub-PERSON_dseg.nii.gz` (ids 0 to 13) on one grid. Each scan is prepared as `fedsr segment --raw` prepares it, and
-labelled in the ways that `fedsr segment` offers (`--fast`, by default, `--accurate`), and the atlas is registered to it by the network alone (`--refine 0`), by default
-and with `--accurate`. One row per person and way, appended as it is measured. `--ants METHOD` measures label propagation by ANTs instead, on the files
-as they are (skull-stripped ones) and with the atlas at 1 mm.
+FOLDER holds `sub-PERSON_T1w.nii.gz` and `sub-PERSON_dseg.nii.gz` (ids 0 to 13) on one grid. Each scan is prepared as by
+`fedsr segment --raw` and labelled in the ways that `fedsr segment` offers: with `--fast`, by default, and with
+`--accurate`. The atlas is registered to it by the network alone (`--refine 0`), by default, and with `--accurate`. One
+row per person and way is appended to the table, person by person. `--ants METHOD` measures label propagation by ANTs
+instead, on the files as they are (which must be skull-stripped) and with the atlas at 1 mm.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """How far labels and volumes change when the same brain is scanned again: `python benchmarks/repeatability.py IMAGES --out repeatability.csv`.
 
-A second scan is *simulated* from each image, as no second real one is at hand: the head lies elsewhere (each angle and shift drawn from a
-normal distribution of 3 degrees and 3 mm, resampled linearly onto 12 more voxels at each side), under another bias field (polynomial
-of third order, 10 to 25 % across the brain) and with Rician noise of 2 % of the brightest percentile. Both go through `fedsr segment --raw`. What
-differs between scans beside that (sequence, contrast, hydration) is not in it, so this is the least that a real rescan will show.
+A second scan is *simulated* from each image, because no real rescan is at hand. The head is moved (each angle and shift
+is drawn from a normal distribution with a standard deviation of 3 degrees or 3 mm; linear resampling onto a grid with
+12 more voxels on each side), and gets another bias field (third-order polynomial, 10 to 25 % across the brain) and
+Rician noise of 2 % of the 99th percentile. Both images go through `fedsr segment --raw`. Other differences between
+scans (sequence, contrast, hydration) are not simulated, so a real rescan will show at least these differences.
 
-One row per image and structure: Dice of the labels of the first scan with those of the second, sampled at the known motion, both
-volumes, and their difference in percent of the first. An image that cannot be labelled is an error, and ends the run.
+One row per image and structure: the Dice between the labels of the second scan and those of the first, moved by the
+known motion; both volumes; and their difference in percent of the first. An image that cannot be labelled is an error
+and ends the run.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 This part is supervised. DIR holds label maps of whole heads at 2 mm, `head-NN_2mm.nii.gz` (GitHub BBillot/SynthSeg, data/training_label_maps,
 Apache-2.0: FreeSurfer's ids inside the brain, SimNIBS' ids outside), of which 17 to 20 are kept for validation, and scans of whole heads with FreeSurfer's
 segmentation, `NAME_T1w.nii.gz` beside `NAME_dseg.nii.gz` (GitHub hebbianloop/FreeSurfer-Training-Data). Images are drawn from the label maps with random
-contrast; both sorts are deformed, cropped, defaced, stripped, and imaged by a random scanner.
+contrast; both kinds are deformed, cropped, defaced, stripped, and imaged by a random scanner.
 
-Brain is what the labels of tissue and ventricles hold, closed by 8 mm and filled: the fluid of the sulci belongs to it, that around the brain does not.
+The brain is the region labelled as tissue or ventricles, closed by 8 mm and filled: fluid in the sulci belongs to it,
+fluid around the brain does not.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Head:
     Attributes:
         volume: ids (an index into `ids`, uint8) or intensities (float32) of all voxels, with a border of 0; flat.
         brain: bool, of all voxels.
-        shape: of the volume with its border.
+        shape: shape of the volume with its border.
         ids: the label ids; None for a scan.
         affine: [4, 4].
         points: some points of the brain, [N, 3] in mm.
@@ -111,7 +112,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_heads(folder: Path, scans: list[str], held_out: bool) -> list[Head]:
-    """Read the label maps of DIR that are (not) held out, and the scans named."""
+    """Read the label maps in a folder that are held out (or those that are not), and the named scans."""
     heads = []
     for path in sorted(folder.rglob("head-*_2mm.nii.gz")):
         if (path.name[5:7] in HELD_OUT) == held_out:
@@ -156,10 +157,11 @@ class RandomHead:
 
 
 def pose(head: Head, shape: tuple[int, ...]) -> tuple[np.ndarray, list[torch.Tensor]]:
-    """Draw a place of the head in a box of 3 mm voxels.
+    """Draw a pose and a deformation of the head in a box of 3 mm voxels.
 
     Returns:
-        Some points of the brain in voxels of the box, and the voxels of the head [D, H, W] that are nearest to eight points in each voxel of it.
+        Some points of the brain in voxels of the box; and, for eight points in each voxel of the box, the index [D, H,
+        W] of the nearest voxel of the head.
     """
     wide = chance(0.1)  # a head on its side
     angles = torch.empty(3).uniform_(-1, 1) * math.radians(60 if wide else 20)
@@ -225,7 +227,7 @@ def appearance(shape: tuple[int, ...], ids: np.ndarray, any_contrast: float) -> 
 def scanner(
     image: torch.Tensor, brain: torch.Tensor, points: np.ndarray, stripped: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Deface, strip, cut and image a head [1, 1, D, H, W] of 3 mm voxels; `points` of the brain are in voxels."""
+    """Simulate defacing, skull-stripping, cropping and imaging of a head [1, 1, D, H, W] of 3 mm voxels; `points` of the brain are in voxels."""
     shape, device = image.shape[2:], image.device
     x, y, z = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij")
 
@@ -360,7 +362,7 @@ def fixed_draws(
 
 @torch.no_grad()
 def validate(network: torch.nn.Module, draws: list, device: torch.device) -> np.ndarray:
-    """Return the Dice of the brain in each of some drawn images."""
+    """Return the Dice of the brain mask in each drawn image."""
     scores = []
     for image, brain in draws:
         own, other = network(image.to(device)).cpu() > 0, brain > 0.5

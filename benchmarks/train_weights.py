@@ -1,8 +1,9 @@
-"""The stages of the weights that ship, each from the last weights: `python benchmarks/train_weights.py STAGE --weights FILE --out FOLDER`.
+"""Train one stage of the weights that ship, from the last weights: `python benchmarks/train_weights.py STAGE --weights FILE --out FOLDER`.
 
-Segmentation (encoder and segmentation head) sees images of the one labelled anatomy alone (`RandomAnatomy`); registration then learns with
-encoder and segmentation frozen, on the same images and, where folders of them are given, on unlabelled scans. An exponential mean of the weights
-is kept beside them. `out/last.pt` and `out/mean.pt` are written every 50 steps, in the form that bundles ship (no atlas).
+The segmentation stage (encoder and segmentation head) sees only images of the one labelled anatomy (`RandomAnatomy`).
+The registration stage then trains with encoder and segmentation frozen, on the same images and, if `--scans` names any,
+on unlabelled scans. An exponential moving average of the weights is kept as well. `out/last.pt` and `out/mean.pt` are
+written every 50 steps, in the form that bundles ship (no atlas).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GRID = (2.0, (80, 96, 80))
 
 
 class Scans:
-    """Unlabelled scans on the grid (`.npz` with `image`), in random order without end, mirrored half of the time."""
+    """Unlabelled scans on the grid (`.npz` with `image`), in random order, endlessly, mirrored half of the time."""
 
     def __init__(self, files: list[Path]) -> None:
         self.images = [torch.from_numpy(np.load(file)["image"])[None, None] for file in files]

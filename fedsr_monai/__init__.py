@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562): `import fedsr_monai` alone takes no time."""
+    """Import a public name when it is first used (PEP 562), so that `import fedsr_monai` alone is fast."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

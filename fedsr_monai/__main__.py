@@ -1,7 +1,8 @@
-"""`python -m fedsr_monai` is `fedsr`: the process of the command, from its first import to its end.
+"""The entry point of `fedsr` and `python -m fedsr_monai`, from the first import to the exit status.
 
-Python ends by the signal itself, without this program's line and status, where an interrupt comes while modules are imported
-or while the interpreter closes. Here it ends in the same way at any moment.
+If an interrupt comes while modules are imported or while the interpreter shuts down, Python normally ends through the
+signal, without this program's message and exit status. Here an interrupt ends the program in the same way at any
+moment.
 """
 
 from __future__ import annotations

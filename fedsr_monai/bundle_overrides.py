@@ -23,7 +23,7 @@ from fedsr_monai.device import find_device
 from fedsr_monai.errors import UserError
 from fedsr_monai.files import check_regular
 
-# Where things are and what they run on: each machine decides this by itself, whatever a file of another says.
+# Paths and hardware settings: each machine decides these for itself, whatever another party's file says.
 IDS_OF_THE_MACHINE = (
     "bundle_root",
     "dataset_dir",
@@ -38,7 +38,7 @@ IDS_OF_THE_MACHINE = (
     "world_size",
     "resume",
 )
-# The least value of ids that count something, and the range of others, wherever they are in a configuration.
+# Smallest values of ids that are counts, and (in `RANGES`) the ranges of others, wherever they are in a configuration.
 LEAST = {
     "epochs": 1,
     "max_epochs": 1,
@@ -56,8 +56,8 @@ CHOICES = {
     "sa_statistics": ("normalised", "convolution"),
     "phi": ("parzen", "infonce", "scans"),
 }
-SCIE = ("gate", "normalise", "film_difference", "attention")  # and true, for the first, or false
-SCIE_OF_CONVOLUTION = ("normalise", "film_difference")  # they read these statistics
+SCIE = ("gate", "normalise", "film_difference", "attention")  # or true, which stands for the first, or false
+SCIE_OF_CONVOLUTION = ("normalise", "film_difference")  # these read the statistics of `convolution`
 RANGES = {
     "learning_rate": (1e-12, 1e3),
     "registration_lr": (0, 1e3),
@@ -75,7 +75,7 @@ DEEPEST = 4  # levels of lists and objects in a value
 def check_overrides(
     files: Sequence[str | os.PathLike], overrides: Mapping[str, Any], taken: Iterable[str] = ()
 ) -> None:
-    """Refuse values that would be ignored, stop a training half-way, or hang it.
+    """Refuse values that would be ignored, or would stop or hang a training half-way.
 
     Args:
         files: the configuration files of a workflow.
@@ -148,11 +148,12 @@ def check_plain(key: str, value: Any, where: str = "overrides", fix: str = "leav
     Args:
         key: the id.
         value: a number, truth value, word, null, or a list or object of these is accepted.
-        where: what the override was found in, for the message.
-        fix: for the message.
+        where: where the override was found, for the message.
+        fix: what to do about it, for the message.
 
     Raises:
-        UserError: it is something else, or the id is one that a configuration gives a meaning of its own (`_target_`, `imports`).
+        UserError: the value is anything else, or the id has a special meaning in a configuration (`_target_`,
+            `imports`).
     """
     parts = id_parts(key)
     if any(not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", part) for part in parts) or parts[0] in ("imports", "run"):
@@ -164,7 +165,7 @@ def check_plain(key: str, value: Any, where: str = "overrides", fix: str = "leav
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Return whether a configuration takes `value` for data: numbers, truth values, words, null, and lists and objects of these."""
+    """Return whether a configuration treats `value` as plain data: numbers, truth values, words, null, and lists and objects of these."""
     if isinstance(value, Mapping) and depth < DEEPEST:
         return all(is_name(key) and is_plain(item, depth + 1) for key, item in value.items())
     if isinstance(value, list) and depth < DEEPEST:

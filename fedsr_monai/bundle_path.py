@@ -13,7 +13,7 @@ def bundle_path(bundle: str | os.PathLike) -> Path:
     """Return the absolute folder of a bundle, by name ("fedsr_encoder", "fedsr_site") or as the path of a folder.
 
     Raises:
-        UserError: none of the folders that it may be has a configs/train.json.
+        UserError: no folder of that name or path has a configs/train.json.
     """
     if (Path(bundle) / "configs" / "train.json").is_file():
         return Path(bundle).absolute()
@@ -24,7 +24,7 @@ def installed_bundle(name: str | os.PathLike) -> Path:
     """Return the absolute folder of a bundle that comes with the package.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no such bundle.
     """
     package = Path(__file__).parent
     for folder in (package.parent / "bundles" / name, package / "bundles" / name):
@@ -39,11 +39,11 @@ def installed_bundle(name: str | os.PathLike) -> Path:
 
 
 def training_files(root: Path, baseline: str | None = None) -> list[Path]:
-    """Return the files of a bundle's training configuration; later ones are laid over earlier ones.
+    """Return the files of a bundle's training configuration; later files override earlier ones.
 
     Args:
         root: folder of the bundle.
-        baseline: a method that takes the place of FedSR: a file of `configs/baselines/`, without its ending.
+        baseline: a method that replaces FedSR: the name of a file in `configs/baselines/`, without its extension.
 
     Raises:
         UserError: the bundle has no such baseline.

@@ -1,6 +1,7 @@
 """The `fedsr` command: it finds the command's function, calls it through fire, and turns what goes wrong into one line.
 
-Nothing heavy is imported here or at the top of the modules in `fedsr_monai.commands`: `fedsr --help` answers at once.
+Nothing heavy is imported here or at the top of the modules in `fedsr_monai.commands`, so that `fedsr --help` answers at
+once.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def run(arguments: list[str]) -> None:
 
 @contextmanager
 def progress_lines() -> Iterator[None]:
-    """Write the package's log to standard error where that is not a terminal; on a terminal there are bars instead.
+    """Write the package's log to standard error; on a terminal, which shows progress bars, only its warnings.
 
-    ignite's log is silenced: it repeats an error that is reported here, and an interrupt as a line without a reason.
+    Ignite's log is silenced: it repeats errors that are reported here, and logs an interrupt without a reason.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -90,7 +91,7 @@ def progress_lines() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """Return what to tell the user and the exit status; None for a defect of the program, whose traceback is wanted."""
+    """Return what to tell the user and the exit status; None for a bug, whose traceback should be shown."""
     for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause), MISTAKE

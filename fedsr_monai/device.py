@@ -15,7 +15,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """Return the device of this name; without one, the first GPU, or the CPU where there is none.
+    """Return the device with this name; by default the first GPU, or the CPU if there is none.
 
     Raises:
         UserError: there is no such device.
@@ -41,8 +41,8 @@ def bfloat16_pays(device: torch.device | str) -> bool:
 
     GPUs have it from compute capability 8.0 on. CPUs with AMX multiply bfloat16 in hardware, and so do those with
     AVX512-BF16; but where a virtual machine hides the AMX of an Intel CPU, AVX512-BF16 by itself is slower than float32
-    (a joint step takes 2.0 s and 1.6 s on an Emerald Rapids, benchmarks/README.md), while on AMD's it is faster. All
-    others emulate it, and take several times as long as in float32.
+    (a joint step on an Emerald Rapids takes 2.0 s in bfloat16 and 1.6 s in float32, benchmarks/README.md), while on AMD
+    CPUs it is faster. All other CPUs emulate bfloat16 and take several times as long as in float32.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -55,7 +55,7 @@ def bfloat16_pays(device: torch.device | str) -> bool:
 
 
 def cpu_info(field: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what Linux says of this machine's CPU in a field ("vendor_id", "model name"), or "" elsewhere."""
+    """Return a field of Linux's description of this CPU ("vendor_id", "model name"), or "" on other systems."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -76,10 +76,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give the system what the C library has kept of freed memory, where that is glibc.
+    """Give freed memory that the C library has kept back to the system, if that library is glibc.
 
-    Between two parts of a work that need tensors of other sizes: what one leaves in pieces the other cannot use, and
-    both would add up.
+    Call it between two parts of a task that need tensors of different sizes: the second part cannot use the fragments
+    that the first leaves, so the memory of both would add up.
     """
     libc = _glibc()
     if libc is not None:

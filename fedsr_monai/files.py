@@ -1,4 +1,4 @@
-"""The only reader and writer of JSON, CSV and text: files in one step, and folders that belong to their settings."""
+"""The only code that reads and writes JSON, CSV and text: files are replaced atomically, and folders belong to the settings of their results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIXES = {
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; what was written there replaces `path` when the block ends.
+    """Yield a temporary path in the folder of `path`; the file written there replaces `path` when the block ends.
 
     The data reach the disk (fsync) before the name changes, so a kill or a power cut at any moment leaves either the
     old file or the new one, whole. If the block raises, the old file stays and the temporary one is removed. Several
@@ -81,7 +81,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _writer() -> str:
-    # The computer is part of it, because a folder may be shared and each computer counts its processes by itself.
+    # The name of the computer is part of it: a folder may be shared, and process ids are unique on one computer only.
     computer = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:16]
     return f"{computer}-{os.getpid()}"
 
@@ -106,11 +106,11 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep others that ask for the same existing folder, processes and threads, waiting until the block ends.
+    """Lock an existing folder, so that other processes and threads that ask for it wait until the block ends.
 
-    A file that is read, changed and written needs it, or rows of others are lost. The lock is the folder's own (flock),
-    so it leaves no file behind and ends with the process. On file systems that cannot lock folders nothing is kept
-    waiting.
+    It is needed where a file is read, changed and written again; otherwise rows that others write in between are lost.
+    The lock is on the folder itself (flock), so it leaves no file behind and ends with the process. On file systems
+    that cannot lock folders, nobody waits.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -124,7 +124,7 @@ def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def files_below(folder: str | Path) -> Iterator[Path]:
-    """Yield all files below a folder, also behind links; no folder is entered twice, as links may form loops."""
+    """Yield all files below a folder and follow links; no folder is entered twice, because links may form loops."""
     entered = set()
     for path, folders, files in os.walk(str(folder), followlinks=True):
         if (real := os.path.realpath(path)) in entered:
@@ -149,7 +149,7 @@ def make_folder(path: str | os.PathLike, fix: str = "choose another one for --ou
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write `content` in one step.
+    """Write `content` atomically.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -159,7 +159,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text in one step, unless the file holds it already.
+    """Write a text atomically, unless the file already holds it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -183,7 +183,7 @@ def json_text(content: Any) -> str:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write strict, indented JSON in one step; see `json_text`.
+    """Write strict, indented JSON atomically; see `json_text`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -194,14 +194,14 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def is_there(path: str | os.PathLike) -> bool:
     """Return whether there is anything at a path.
 
-    A link whose target is missing counts: what it stands for is somewhere else, perhaps on a disk that is not mounted, so
-    that going on as if there had never been a file would be wrong. Whoever reads it is told (`check_regular`).
+    A link whose target is missing counts: the target may be on a disk that is not mounted, so it would be wrong to go
+    on as if there had never been a file. Whoever reads the file is told (`check_regular`).
     """
     return os.path.lexists(path)
 
 
 def check_regular(path: str | os.PathLike, expected: str, fix: str = "restore it from a copy") -> None:
-    """Refuse what is there and is no regular file: a pipe would keep its reader waiting, and a device may never end.
+    """Refuse a path that exists but is not a regular file: a pipe would block its reader, and a device may never end.
 
     Raises:
         UserError: naming the path.
@@ -217,7 +217,7 @@ def sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 checksum of a file as hexadecimal digits.
 
     Raises:
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
         OSError: it cannot be read.
     """
     check_regular(path, "a file")
@@ -233,8 +233,7 @@ def read_json(path: str | os.PathLike, expected: str, fix: str) -> dict[str, Any
         fix: what to do if it is missing or damaged, for the message.
 
     Raises:
-        UserError: the file is missing or unreadable, is not JSON, holds a key twice, or holds something else than an
-            object.
+        UserError: the file is missing or unreadable, is not JSON, holds a key twice, or is not an object.
     """
     check_regular(path, expected, fix)
     try:
@@ -261,11 +260,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table in one step: floats with six digits, NaN as `nan`, missing cells empty.
+    """Write a table atomically: floats with six significant digits, NaN as `nan`, missing cells empty.
 
-    Lines end in a line feed.
-
-    A `.tsv` is separated by tabs, everything else by commas.
+    Lines end in a line feed. A `.tsv` is separated by tabs, everything else by commas.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -291,13 +288,13 @@ def read_csv(
 
     Args:
         path: the file.
-        columns: those that are wanted; all if None.
+        columns: the columns to read; all if None.
         convert: from the name of a column and the text of a cell to its value.
         fix: what to do if the table is damaged, for the message.
-        only: refuse a table that has other columns too; who writes it again would lose them.
+        only: refuse a table that has other columns too, because whoever writes it again would lose them.
 
     Raises:
-        UserError: a column is missing or not wanted, a row is too short or too long, or a cell cannot be converted.
+        UserError: a column is missing or unexpected, a row is too short or too long, or a cell cannot be converted.
     """
     check_regular(path, "a table", fix)
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -347,9 +344,9 @@ def put_row(path: Path, columns: Sequence[str], keys: Sequence[str], row: Mappin
 
 
 def claim_folder(root: Path, record: str, settings: Mapping[str, Any], fix: str, what: str = "results") -> None:
-    """Keep results of different settings apart: a folder belongs to those it was begun with, kept in `root/record`.
+    """Claim a folder for results of these settings, which are kept in `root/record`, so that results of different settings stay apart.
 
-    A folder that a killed process was claiming, with nothing in it but its temporary files, is free.
+    A folder that holds only the temporary files of a process that was killed while it claimed the folder is free.
 
     Args:
         root: the folder; made if missing.
@@ -383,8 +380,8 @@ def check_settings(
     Paths may differ (entries called `path` inside objects): data and weights may have moved.
 
     Args:
-        path: of the JSON file.
-        settings: those given now.
+        path: path of the JSON file.
+        settings: the settings given now.
         what: what was begun with them, for the message ("run").
         may_change: settings that may differ, because they change nothing that was computed so far.
 

@@ -1,5 +1,7 @@
-"""What a site keeps of a training: the trained weights, those that it began with, or the mean of both, chosen without labels of its scans;
-and deep grey matter of the sizes that it has in its atlas.
+"""The weights that a site keeps after a training: the trained ones, those that it began with, or the mean of both.
+
+The choice needs no labels of the site's scans. The biases of the segmentation head are then adjusted so that deep grey
+matter has the sizes that it has in the site's atlas.
 """
 
 from __future__ import annotations
@@ -20,25 +22,29 @@ from fedsr_monai.networks.sizes import BIAS, match_sizes, size_factors
 from fedsr_monai.networks.weights import TRAINED_PREFIXES, read_weights
 from fedsr_monai.progress import say
 
-# Measured (docs/method.md): where the atlas has other borders than the weights, training raised the agreement by 0.046 to 0.072 and the Dice by 0.025 to
-# 0.06; where it has the same, the agreement moved by -0.004 to 0.007 and the Dice by -0.010 to 0.002, in no order.
+# Measured (docs/method.md): where the atlas follows another protocol than the weights, training raised the agreement by
+# 0.046 to 0.072 and the Dice by 0.025 to 0.06. Where both follow the same one, the agreement changed by -0.004 to 0.007
+# and the Dice by -0.010 to 0.002, with no clear relation between the two.
 LEAST_GAIN = 0.01
-# Dice of the labels of a site's atlas and the segmentation of its image, from which on weights draw the borders of that atlas already.
-# Measured (docs/method.md): 0.866 where both follow one protocol and the atlas is a real scan, 0.77 to 0.84 where they follow two.
+# Dice between the labels of a site's atlas and the segmentation of its image. From this value on, the weights already
+# draw the borders of that atlas. Measured (docs/method.md): 0.866 where weights and atlas follow one protocol and the
+# atlas is a real scan, 0.77 to 0.84 where they follow two.
 SAME_BORDERS = 0.85
 SIZES = "sizes.json"
 
 
 def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: bool, sizes: bool) -> None:
-    """Leave in `model` what is to be used after a training, and the trained weights in `out/trained.pt` if these are others.
+    """Write the weights to use after a training to `model.weights`, and the trained ones to `out/trained.pt` if they differ.
 
     Args:
         model: the trained network of the site.
         out: folder of the training.
-        began: the weights that training, or the run before it, began with; None if they are not known.
-        guard: choose between the trained weights, these and the mean of both, if they are of a whole network (`choose`).
-        of_run: the weights began with a run: they never stay as they were.
-        sizes: match the sizes of deep grey matter on the site's atlas (`match_sizes`), which `out/sizes.json` then has.
+        began: the weights that the training, or the run before it, began with; None if they are not known.
+        guard: choose between the trained weights, those in `began` and the mean of both, if `began` holds a whole
+            network (`choose`).
+        of_run: the training followed a run; then the weights in `began` are never kept as they are.
+        sizes: match the sizes of deep grey matter on the site's atlas (`match_sizes`) and record them in
+            `out/sizes.json`.
     """
     spare = out / "trained.pt"
     if is_there(spare):  # of an earlier call
@@ -58,10 +64,10 @@ def keep(model: SiteModel, out: Path, began: Path | None, guard: bool, of_run: b
 def choose(
     model: SiteModel, out: Path, trained: dict[str, torch.Tensor], began: Path, of_run: bool
 ) -> dict[str, torch.Tensor]:
-    """Return what a training ended with, the mean of that and of what it began with, or the latter; see `personalise`.
+    """Return the weights that a training ended with, those that it began with, or the mean of both; see `personalise`.
 
-    There is nothing to choose if it did not begin with a whole network: encoder, SA features and both heads. Otherwise it writes
-    `agreement.json`.
+    If the training did not begin with a whole network (encoder, SA features and both heads), there is nothing to
+    choose, and the trained weights are returned. Otherwise the reasons are written to `agreement.json`.
     """
     first = read_weights(began)
     if not all(any(key.startswith(part) for key in first) for part in TRAINED_PREFIXES):
@@ -99,7 +105,7 @@ def choose(
 
 
 def with_matched_sizes(model: SiteModel, out: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights of the model's network after `match_sizes`, with `out/sizes.json` written; `weights` itself if that changes nothing."""
+    """Return `weights` after `match_sizes` and write `out/sizes.json`; return `weights` itself if nothing changes."""
     network = load_network(model, find_device(None)).eval()
     network.load_state_dict(weights)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The personalised phase: a site fits its own heads to the encoder and SA features of a federation, which stay as they are."""
+"""The personalised phase: a site fits its own heads to the encoder and SA features of a federation, which stay frozen."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from fedsr_monai.run_record import RunRecord, read_run
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import load_site
 
-# What a run trains by, beside its network: the personalised phase goes on with it. Not its schedule (learning_rate, epochs),
-# nor what tells the phases apart (frozen, sa_alpha, heads_first).
+# Loss settings of a run that its personalised phase keeps, in addition to those of the network. It keeps neither the
+# schedule (learning_rate, epochs) nor the settings in which the phases differ (frozen, sa_alpha, heads_first).
 LOSS_IDS = (
     "mutual_information",
     "phi",
@@ -42,7 +42,7 @@ LOSS_IDS = (
     "sa_scans_only",
     "fused",
 )
-# They are arguments of `personalise`, or follow from them.
+# These are arguments of `personalise`, or follow from them.
 RESERVED_IDS = (
     "dataset_dir",
     "output_dir",
@@ -70,22 +70,26 @@ def personalise(
 ) -> Path:
     """Fine-tune the heads on a site's unlabelled scans with encoder and SA features frozen.
 
-    Runs the workflow of `configs/train.json` of the bundle, with `configs/search.json` over it if the lambdas are to be searched for. It
-    may be stopped at any moment: the same call continues after the last complete epoch, and ends in the same numbers.
+    Runs the workflow in the bundle's `configs/train.json`, with `configs/search.json` laid over it if the weights of
+    the loss terms (lambdas) are searched for. It may be stopped at any moment: the same call continues after the last
+    complete epoch and ends with the same numbers.
 
-    The heads start from the site's own if it took part in the run; a site that joins here starts from those that the run's sites
-    started from (`federate`'s `from_weights`), or from random ones. A checkpoint of a whole network brings its heads along. The
-    run's settings of network and losses are kept, unless `overrides` says otherwise.
+    If the site took part in the run, the training starts from the site's own heads. A site that joins here starts from
+    the heads that the run's sites started from (`federate`'s `from_weights`), or from random ones. A checkpoint of a
+    whole network brings its heads along. The run's settings of network and losses are kept unless `overrides` says
+    otherwise.
 
-    Where the weights that the training, or the run before it, began with draw the borders of the site's atlas already, to a Dice of 0.85 on
-    the atlas image, they know more brains than the one that the training draws its images from: then the mean of the weights before and after is taken
-    (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Weights of a file may fit the site so well that they can only lose. So they
-    are kept unless the two heads agree better by 0.01 afterwards on the site's own scans, which needs no labels: a segmentation head that does
-    not draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan.
+    If the weights that the training (or the run before it) began with already draw the borders of the site's atlas,
+    with a Dice of at least 0.85 on the atlas image, they know more brains than the one from which the training draws
+    its images. Then the mean of the weights before and after the training is taken (Wortsman et al., Robust fine-tuning
+    of zero-shot models, CVPR 2022), unless the two heads agree less with it than with either of the two. Weights from a
+    file may fit the site so well that training can only make them worse. They are therefore kept unless, on the site's
+    own scans, the two heads agree better by 0.01 afterwards. This needs no labels: a segmentation head that does not
+    draw the borders of the site's atlas agrees badly with the atlas that is warped to the scan.
 
-    Last, the biases of the segmentation head are moved so that the deep grey matter of the site's atlas, labelled by the network, has the sizes that it
-    has in its labels (`networks.sizes.match_sizes`, `out/sizes.json`). The trained weights are in `out/trained.pt` if they are not those of
-    `out/model.pt`.
+    Finally, the biases of the segmentation head are shifted so that the deep grey matter that the network labels in the
+    site's atlas has the sizes that it has in the atlas labels (`networks.sizes.match_sizes`, `out/sizes.json`). The
+    trained weights are in `out/trained.pt` if they differ from those in `out/model.pt`.
 
     Args:
         site: site folder.
@@ -93,14 +97,14 @@ def personalise(
             None takes the weights that ship with the bundle.
         out: folder for model.pt (a state dict, with the site's atlas), history.csv, TensorBoard events, training_state.pt,
             start.safetensors (the tensors that the training began with) and personalised.json (its settings).
-        epochs: in all; the learning rate falls to 0 over them.
+        epochs: number of epochs in total; the learning rate falls to 0 over them.
         search: whether the weights of the loss terms are searched for (needs two training scans or more).
         overrides: values for ids of the bundle's configuration.
-        seed: of everything random.
+        seed: seed of all random numbers.
         epoch_length: steps per epoch; by default one per scan.
         bundle: name or folder of the bundle.
-        guard: False takes the trained heads in any case.
-        sizes: False leaves the sizes of structures as the training leaves them.
+        guard: False always keeps the trained weights.
+        sizes: False leaves the sizes of structures as trained.
 
     Returns:
         `out/model.pt`.
@@ -174,7 +178,7 @@ def personalise(
 
 
 def weights_before(record: RunRecord | None) -> Path | None:
-    """Return the weights that a run began with; None if they were random, or are not here any more."""
+    """Return the weights that a run began with; None if they were random or no longer exist here."""
     try:
         return None if record is None else record.initial_weights()
     except UserError as error:  # another file has their name now
@@ -254,7 +258,7 @@ def inherited_overrides(record: RunRecord, config: Mapping[str, Any]) -> dict[st
     """Return the settings of a run that its personalised phase keeps: those of the network and of the losses.
 
     Args:
-        record: of the run.
+        record: record of the run.
         config: the training configuration of the personalised phase's bundle; ids that it does not have are left out.
     """
     kept = {*ids_behind(config, "network_def"), *LOSS_IDS}

@@ -20,9 +20,9 @@ from fedsr_monai.networks.weights import ATLAS_KEYS, read_weights
 from fedsr_monai.simulation.profiles import PROFILES
 from fedsr_monai.simulation.sites import simulate_labelled, simulate_sites
 
-# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: predicted labels lead the
-# registration (eq. 10), so a step of it that is taken before they are good has to be undone. Then registration, on the
-# same images and on the sites' scans, with features and labels that no longer change.
+# Each stage is a pooled run. Segmentation first, on exactly labelled images alone: predicted labels guide the
+# registration (eq. 10), so its steps would have to be undone if they were taken before these labels are good. Then
+# registration, on the same images and on the sites' scans, with features and labels that no longer change.
 STAGES: dict[str, dict[str, Any]] = {
     "segmentation": {"heads": ["segmentation"], "learning_rate": 0.0015},
     "registration": {"heads": ["registration"], "frozen": ["encoder", "segmentation"], "learning_rate": 0.001},
@@ -45,8 +45,8 @@ def pretrain(
     """Train the weights that ship: simulate sites and labelled subjects, train the stages, measure on test subjects,
     write `out/model.pt`.
 
-    Exactly labelled images are simulated subjects of hospitals drawn at random (`simulate_labelled`) and, for the rest,
-    random atlases. The sites contribute their unlabelled scans and the measurement. The file has an empty atlas: every
+    The images with exact labels are simulated subjects of random hospitals (`simulate_labelled`) and, for the rest,
+    random atlases. The sites contribute their unlabelled scans and the test scans. The file has an empty atlas: every
     site brings its own. The same call on the same folder resumes.
 
     Args:
@@ -54,9 +54,9 @@ def pretrain(
         epochs: epochs by stage, by default 60 of segmentation and 20 of registration.
         preset: "small" or "full".
         spacing, shape: voxel size in millimetres and grid, by default the standard grid of that size.
-        training, test: simulated subjects per site.
-        labelled: simulated subjects with labels.
-        seed: of everything random.
+        training, test: number of simulated subjects per site.
+        labelled: number of simulated subjects with labels.
+        seed: seed of all random numbers.
         steps: iterations per epoch.
 
     Returns:
@@ -123,11 +123,11 @@ def with_encoder(
     """Write the untrained network that a run of `seed` would begin with, but with the encoder of a checkpoint.
 
     Args:
-        checkpoint: of any network with the same encoder, such as a baseline's.
-        out: the file that is written, for `federate`'s `from_weights`.
-        seed: of the run.
+        checkpoint: checkpoint of any network with the same encoder, such as a baseline's.
+        out: the file to write, for `federate`'s `from_weights`.
+        seed: seed of the run.
         overrides: values for ids of the bundle's configuration.
-        baseline: of the run.
+        baseline: baseline of the run, if any.
         bundle: name or folder of the bundle.
 
     Returns:

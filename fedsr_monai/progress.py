@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, one log line per finished item elsewhere."""
+"""Progress of long work: a bar on a terminal, one log line per finished item elsewhere."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Progress(tqdm):
             self.update()
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Count `n` more items as finished; with a log, write its line."""
+        """Count `n` more items as finished; without a terminal, log a line."""
         if not self.logs:
             return super().update(n)
         self.n += n
@@ -75,7 +75,7 @@ class Progress(tqdm):
 
 
 def doing(what: str) -> None:
-    """Say on the bar, if there is one, what is being done with the present item."""
+    """Show on the bar, if there is one, what is being done with the current item."""
     if Progress.drawn:
         Progress.drawn[-1].set_postfix_str(what)
 

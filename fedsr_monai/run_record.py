@@ -1,4 +1,4 @@
-"""Read what a run says about itself, where another party may have written it: `run.json` and `personalised.json`.
+"""Read the records of a run, which another party may have written: `run.json` and `personalised.json`.
 
 A bundle's configuration is code, so a record may not bring its own: the bundle must be installed here, or be named by the user. What
 the record sets in that configuration must be plain values (see `fedsr_monai.bundle_overrides`).
@@ -34,7 +34,7 @@ class RunRecord:
         overrides: values for ids of the bundle's configuration; plain.
         bundle: what the record says about the bundle; `trusted_bundle` finds it.
         from_weights: path and sha256 of the weights that the run began with; empty if it began with random ones.
-        baseline: the method that was trained in the place of FedSR, if any.
+        baseline: the method that was trained instead of FedSR, if any.
         pooled: the run trained one network on the scans of all sites.
     """
 
@@ -50,7 +50,7 @@ class RunRecord:
         """Return the weights that the run began with; None if they were random or do not exist here.
 
         Raises:
-            UserError: the file is another one than the run began with.
+            UserError: the file is not the one that the run began with.
         """
         path, digest = self.from_weights.get("path"), self.from_weights.get("sha256")
         if path is None or not Path(path).is_file():
@@ -147,10 +147,10 @@ def network_overrides(
     """Return those overrides that the network of a bundle depends on.
 
     Args:
-        overrides: of a record; checked.
+        overrides: checked overrides of a record.
         root: folder of the bundle.
         where: the record's file, for the message.
-        baseline: of the record.
+        baseline: baseline of the record, if any.
 
     Raises:
         UserError: one of them is for an id that the bundle does not have.
@@ -161,7 +161,7 @@ def network_overrides(
 
 
 def is_path(value: Any) -> bool:
-    """Return whether a value is text that the file system can be asked for: one path, or several separated by commas."""
+    """Return whether a value is text that can be used as a path, or as several paths separated by commas."""
     try:
         paths = value.encode().split(b",") if isinstance(value, str) else [b"\0"]
     except UnicodeEncodeError:

@@ -1,1 +1,1 @@
-"""Measure accuracy beside classical registration, and speed. Nothing else in the package depends on this."""
+"""Measure accuracy in comparison with classical registration, and speed. Nothing else in the package depends on this."""

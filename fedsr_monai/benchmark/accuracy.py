@@ -51,7 +51,7 @@ def run_accuracy(
 
     Args:
         sites: site folders.
-        out: path of the tables without an ending.
+        out: path of the tables without a file extension.
         network: a FedSRNet with weights, which is given each site's atlas before its scans. None measures the classical
             methods alone.
         methods: names in `ants_baseline.METHODS`.

@@ -10,13 +10,13 @@ import numpy as np
 
 from fedsr_monai.errors import UserError
 
-# What the deformable stage is given besides the images: iterations at each level, coarse to fine, and the similarity, which is the mutual
-# information (with 32 bins) unless named. None leaves the stage out.
+# Settings of the deformable stage: iterations at each level, coarse to fine, and the similarity measure, which is
+# mutual information (with 32 bins) unless named. None leaves the stage out.
 METHODS: dict[str, dict[str, Any] | None] = {
     "affine": None,
     "n4_syn": {"reg_iterations": (40, 20, 0)},
     "n4_syn_60_40_20": {"reg_iterations": (60, 40, 20)},
-    # Local cross-correlation of radius 4, and as many iterations as the scripts of ANTs take.
+    # Local cross-correlation with radius 4, and the number of iterations of the ANTs scripts.
     "n4_syn_cc": {"reg_iterations": (100, 70, 50, 20), "syn_metric": "CC", "syn_sampling": 4},
 }
 

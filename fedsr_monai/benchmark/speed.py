@@ -43,7 +43,7 @@ def run_speed(
     imports, weights, reading and writing.
 
     Args:
-        out: path of the table without an ending.
+        out: path of the table without a file extension.
         network: network with its atlas set; the atlas is also the scan (the time does not depend on the image).
         spacing: voxel size in millimetres, for the random atlas of the joint step.
         device: where the network runs.

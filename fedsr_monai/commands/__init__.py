@@ -1,6 +1,6 @@
-"""The commands of `fedsr`: plain functions, whose signatures and docstrings are the options and the help.
+"""The commands of `fedsr`: plain functions whose signatures define the options and whose docstrings are the help.
 
-What a command does belongs to the rooms below; here are only its arguments and what it prints.
+These modules only take the arguments and print the results; the work is done in the other subpackages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""From the words of a command line to the arguments of a function.
+"""Turn the words of a command line into the arguments of a function.
 
-fire reads the values and makes the call. It lacks three things that people expect, which are here: an unknown option is
-refused by name before anything runs, `--sites a b c` is a list, and a path stays text even if it looks like a number.
+fire reads the values and makes the call. This module adds three things that people expect and fire lacks: an unknown
+option is refused by name before anything runs, `--sites a b c` gives a list, and a path stays text even if it looks
+like a number.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def call(command: str, function: Callable[..., None], words: Sequence[str]) -> N
 def read(command: str, function: Callable, words: Sequence[str]) -> dict[str, Any]:
     """Return the text of each option given, by name.
 
-    The value of a list parameter is a list, to which the option may add several times; all others may be given once.
+    An option that takes a list may be given several times, and its values add up; any other option may be given once.
     """
     parameters = _parameters(function)
     words = list(words)
@@ -127,7 +128,7 @@ def _positional(command: str, function: Callable, values: list[str]) -> dict[str
 
 
 def checked(function: Callable[..., None]) -> Callable[..., None]:
-    """Return `function`, made to refuse values of another type than its signature names."""
+    """Return `function`, wrapped so that it refuses values whose type is not the one in its signature."""
 
     @functools.wraps(function)
     def wrapper(*positional: Any, **options: Any) -> None:
@@ -151,7 +152,7 @@ def _is_of(kind: type, value: Any) -> bool:
 
 
 def option(name: str) -> str:
-    """Return a parameter's name as the command line has it."""
+    """Return a parameter's name as it is written on the command line."""
     return f"--{name}"
 
 
@@ -172,7 +173,7 @@ def _unknown(command: str, word: str, names: list[str]) -> str:
 
 
 def parse_overrides(assignments: Sequence[str], name: str = "override") -> dict[str, Any]:
-    """Read `ID=VALUE` texts of the option `name` as a mapping; a value is read as JSON, or else as the text that it is.
+    """Parse the `ID=VALUE` texts of the option `name` into a mapping; a value that is not valid JSON stays text.
 
     Raises:
         UserError: a text has no equals sign, or an ID is given twice.

@@ -1,4 +1,4 @@
-"""`fedsr benchmark`: measure accuracy beside ANTs, or speed."""
+"""`fedsr benchmark`: compare accuracy with ANTs, or measure speed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def benchmark(
     speed: bool = False,
     device: str | None = None,
 ) -> None:
-    """Measure the network beside ANTs label propagation on the same labelled test scans, or measure speed.
+    """Compare the network with ANTs label propagation on the same labelled test scans, or measure speed.
 
-    OUT.csv has one row per structure, case and method, OUT.json means and standard deviations. What OUT.csv already
-    has is not measured again.
+    OUT.csv has one row per structure, case and method; OUT.json has means and standard deviations. Cases that are
+    already in OUT.csv are not measured again.
 
     Args:
         sites: site folders with labelled test scans
-        out: path of the tables, without an ending
-        methods: of affine, n4_syn, n4_syn_60_40_20, n4_syn_cc, separated by commas (they need the extra "benchmark"); or
-            none, for the network alone
+        out: path of the tables, without a file extension
+        methods: one or more of affine, n4_syn, n4_syn_60_40_20 and n4_syn_cc, separated by commas (they need the extra
+            "benchmark"), or none for the network alone
         cases: number of test scans per site; by default all
         weights: checkpoint to measure; by default the one that comes with the bundle fedsr_site
         refine: also measure registration refined by this many gradient steps on each scan
-        speed: measure seconds of network passes and training steps instead of accuracy, on the first site's grid
+        speed: time network passes and training steps on the first site's grid, instead of measuring accuracy
         device: cpu, cuda or cuda:N; by default the first GPU, if there is one
 
     Example:

@@ -7,9 +7,9 @@ from fedsr_monai.errors import UserError
 
 
 def check(sites: list[str]) -> None:
-    """Check that site folders keep the contract, and name every file that violates it, why, and the fix.
+    """Check that site folders keep the contract; report every file that violates it, the reason and the fix.
 
-    Opens every file. Nothing is changed. The exit status is 0 if all is well and 2 if not.
+    Opens every file and changes nothing. The exit status is 0 if all is well and 2 if not.
 
     Args:
         sites: site folders, or a folder that holds several

@@ -19,9 +19,9 @@ def evaluate(
 ) -> None:
     """Measure segmentation and registration on labelled scans: Dice, Jaccard, HD95, ASD, volumes, NCC, folds.
 
-    Given the folder of a run, each site's final network is measured on that site's scans, and beside it the weights
-    that the run began with and the networks before they were personalised. Given site folders, one set of weights is
-    measured on all of them, each with its own atlas.
+    Given the folder of a run, measures each site's final network on that site's scans, as well as the weights that the
+    run began with and the networks before they were personalised. Given site folders, measures one set of weights on
+    all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or site folders
@@ -30,9 +30,9 @@ def evaluate(
         section: list of scans in site.json: training, validation or test
         figures: number of scans per site whose volumes are kept for the figures of the report
         device: cpu, cuda or cuda:N; by default the first GPU, if there is one
-        bundle: folder of the bundle that the run trains, if it is none of those that come with the package
-        sa: SA features to measure with: learned, or to see whether the network uses them: permuted (channels in random
-            order), zero, atlas (what they are initialised with) or site (of the site's own scans)
+        bundle: folder of the bundle that the run trains, if it does not come with the package
+        sa: SA features to measure with: learned, or, to see whether the network uses them, permuted (channels in random
+            order), zero, atlas (their initial values) or site (the mean over the site's own training scans)
 
     Example:
         fedsr evaluate runs/first

@@ -25,8 +25,8 @@ def export_job(
 ) -> None:
     """Write an NVIDIA FLARE job for a run across hospitals: three JSON files without code or paths.
 
-    The package is installed at every site, and each site names its own data (see flare-site). A later job with the same --run
-    resumes after the last complete round.
+    The package must be installed at every site, and each site names its own data (see flare-site). A later job with the
+    same --run resumes after the last complete round.
 
     Args:
         out: folder for the job
@@ -35,18 +35,18 @@ def export_job(
         rounds: communication rounds in total
         run: name of the run, under which server and sites keep its state; by default the name of the job's folder
         local_epochs: epochs that a site trains each round
-        policy: what is exchanged: fedsr (encoder and SA features), fedrep and fedper (encoder; heads first,
-            or together with it), fedavg (everything but the atlas)
-        weighting: of the sites in the average: images (by their number) or uniform
-        min_sites: fewest acceptable results that complete a round; by default half of the sites
-        wait: seconds that the other sites have once min_sites have answered
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder; heads are trained first), fedper
+            (encoder; heads are trained together with it), fedavg (everything but the atlas)
+        weighting: weights of the sites in the average: images (by their number of images) or uniform
+        min_sites: smallest number of acceptable results that completes a round; by default half of the sites
+        wait: seconds that the remaining sites have once min_sites have answered
         timeout: seconds that a round may take in total; 0 for no limit
         start_from_bundle: begin with the weights that come with the bundle, instead of random ones
         bundle: name of the bundle that the sites have installed
         override: numbers and words for ids of the bundle's train.json, as ID=VALUE
-        seed: of all random numbers
-        aggregation: the server's rule: mean, or one that a hostile site cannot bend as far: median, trimmed_mean,
-            clipped_mean, krum
+        seed: seed of all random numbers
+        aggregation: the server's aggregation rule: mean, or one that limits the influence of a hostile site: median,
+            trimmed_mean, clipped_mean, krum
 
     Example:
         fedsr export-job jobs/first --sites hospital-a=24 hospital-b=31 --rounds 20

@@ -25,33 +25,34 @@ def federate(
     privacy: list[str] | None = None,
     baseline: str | None = None,
 ) -> None:
-    """Train one encoder over several sites, each on its own scans; only encoder and site-aggregated features travel.
+    """Train one encoder across several sites, each on its own scans.
 
-    Every site keeps its two heads, its optimisers and its data. After each round the run folder holds a complete state; the same
-    command on the same folder resumes from it, and ends in the numbers of a run that was never stopped.
+    By default a site sends only the encoder and the site-aggregated (SA) features, and keeps its two heads, its
+    optimisers and its data. After each round the run folder holds a complete state. The same command on the same folder
+    resumes from it and ends with the same numbers as a run that was never stopped.
 
     Args:
         sites: site folders, or a folder that holds them
         out: run folder
-        rounds: communication rounds in all; give more to a finished run to continue it
+        rounds: communication rounds in total; to continue a finished run, give a larger number
         local_epochs: epochs that a site trains in each round
-        policy: what is exchanged: fedsr (encoder and SA features), fedrep and fedper (encoder; heads first,
-            or together with it), fedavg (everything but the atlas),
-            local (nothing), pooled (one training on all images); by default fedsr, and pooled with --baseline
-        weighting: of the sites in the aggregation: images (by their number) or uniform
+        policy: what is exchanged: fedsr (encoder and SA features), fedrep (encoder; heads are trained first), fedper
+            (encoder; heads are trained together with it), fedavg (everything but the atlas), local (nothing), pooled
+            (one training on all images); by default fedsr, and pooled with --baseline
+        weighting: weights of the sites in the aggregation: images (by their number of images) or uniform
         participation: fraction of the sites asked in each round, above 0 and up to 1
-        min_sites: fewest acceptable results that make a round; by default half of those asked
+        min_sites: smallest number of acceptable results that completes a round; by default half of the sites asked
         processes: run one process per site, all at once, instead of one site after the other
         timeout: seconds that a site has for a round; needs --processes
         from_weights: checkpoint that all sites start from, instead of random weights
         bundle: folder or name of the bundle that the sites train
         override: values for ids of the bundle's train.json, as ID=VALUE
-        seed: of everything random
-        aggregation: the server's rule: mean, or one that a hostile site cannot bend as far: median, trimmed_mean,
-            clipped_mean, krum
-        privacy: differential privacy of what each site sends, as clip=C noise=Z clip_sa=C noise_sa=Z (see `fedsr privacy`);
-            needs --from_weights
-        baseline: train another method in the place of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet, synthseg
+        seed: seed of all random numbers
+        aggregation: the server's aggregation rule: mean, or one that limits the influence of a hostile site: median,
+            trimmed_mean, clipped_mean, krum
+        privacy: differential privacy for what each site sends, as clip=C noise=Z clip_sa=C noise_sa=Z (see `fedsr
+            privacy`); needs --from_weights
+        baseline: train another method instead of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet, synthseg
 
     Example:
         fedsr federate sites --out runs/first --rounds 20 --override learning_rate=0.0005

@@ -6,8 +6,9 @@ from __future__ import annotations
 def flare_site(startup_kit: str, site: str | None = None, state: str | None = None) -> None:
     """Set up a hospital's NVIDIA FLARE startup kit: name its data, and allow this package's classes.
 
-    Writes local/fedsr.json, and in local/resources.json adds to the allowed classes (FLARE 2.8 and later refuse others) and
-    names the launcher that restarts a job process when it is killed. Run it at every site, and without --site at the server.
+    Writes local/fedsr.json. In local/resources.json it adds this package's classes to the allowed ones (FLARE 2.8 and
+    later refuse others) and sets the launcher that restarts a killed job process. Run it at every site, and without
+    --site on the server.
 
     Args:
         startup_kit: the FLARE folder of the site or the server, with startup/ and local/; for the simulator, its workspace

@@ -31,7 +31,7 @@ def overview(commands: Mapping[str, Callable]) -> str:
 
 
 def command_help(name: str, function: Callable) -> str:
-    """Return purpose, usage, arguments with their defaults, and the example of one command."""
+    """Return the help of one command: usage, purpose, arguments with their defaults, and an example."""
     parts = sections(function)
     needed: list[str] = []
     optional: list[str] = []

@@ -12,21 +12,23 @@ def label(
     port: int = 8000,
     protocol: str | None = None,
 ) -> None:
-    """Serve fedsr_site with MONAI Label on a folder of scans, for 3D Slicer: segment, correct, train on what was corrected.
+    """Serve fedsr_site with MONAI Label on a folder of scans, for 3D Slicer: segment, correct, and train on the corrections.
 
-    Runs in an environment of its own, which `make label-env` makes. A copy of the bundle is served; training fine-tunes its
-    segmentation head on the corrected labels. The same command continues with what was trained.
+    Runs in an environment of its own, which `make label-env` creates. MONAI Label serves a copy of the bundle; training
+    fine-tunes its segmentation head on the corrected labels. The same command continues from the trained weights.
 
     Args:
-        studies: folder of NIfTI scans, skull-stripped and roughly in the atlas' space; corrected labels go to labels/ in it. Or
-            the DICOMweb address of a PACS, whose MR series are served; corrected labels go there as DICOM SEG
-        out: folder for MONAI Label's app with the copy of the bundle; by default <studies>-label beside the scans; needed
-            for a PACS
+        studies: folder of NIfTI scans, skull-stripped and roughly in the space of the atlas, with corrected labels
+            saved in its labels/; or the DICOMweb address of a PACS, whose MR series are served, with corrected labels
+            sent back as DICOM SEG
+        out: folder for MONAI Label's app with the copy of the bundle; by default <studies>-label beside the scans;
+            required for a PACS
         weights: checkpoint to serve; by default the one that comes with the bundle
-        site: site folder whose grid and atlas are used, with the weights of that site
+        site: site folder whose grid and atlas are used; give it together with that site's --weights
         host: address to listen on; the default can be reached from this machine only
         port: port to listen on
-        protocol: whose borders the labels have, neuromorphometrics (the default) or freesurfer; not with --site or --weights
+        protocol: label protocol, the rules by which borders are drawn: neuromorphometrics (the default) or freesurfer;
+            not with --site or --weights
 
     Example:
         fedsr label scans

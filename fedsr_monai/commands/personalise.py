@@ -22,25 +22,28 @@ def personalise(
     no_guard: bool = False,
     no_sizes: bool = False,
 ) -> None:
-    """Fit the heads to a site's own unlabelled scans, encoder and SA features frozen; a site that was not in the run joins here.
+    """Fit the heads to a site's own unlabelled scans, with encoder and SA features frozen; a site that was not in the run joins here.
 
-    A site of the run continues with its own heads, a new one with those that the run began with. With --search the weights of the loss
-    terms are found while the heads learn (bilevel optimisation); their history is in the training's log.
+    A site of the run continues with its own heads; a new site starts with those that the run began with. With --search,
+    the weights of the loss terms are learnt together with the heads (bilevel optimisation); their history is in the
+    training's log.
 
     Args:
         sites: site folders, or a folder that holds several
         weights: folder of a run, or a file of weights; by default the weights that come with the bundle
-        out: folder for the results, one folder per site in it; by default personalised/ in the run's folder, where evaluate looks
-        epochs: in all; the learning rate falls to 0 over them
+        out: folder for the results, with one subfolder per site; by default personalised/ in the run's folder, where
+            evaluate looks for them
+        epochs: number of epochs in total; the learning rate falls to 0 over them
         epoch_length: steps per epoch; by default one per scan
         search: search for the weights of the loss terms; needs two training scans or more
         bundle: folder or name of the bundle
         override: values for ids of the bundle's train.json, as ID=VALUE
-        seed: of everything random
-        no_guard: take the trained weights in any case, not those that the training began with, or the mean of both, where these promise
-            more (agreement.json says why)
-        no_sizes: leave the sizes of structures as the training leaves them; else the biases of the segmentation head give the deep grey matter
-            of the site's atlas the sizes that it has in its labels (sizes.json)
+        seed: seed of all random numbers
+        no_guard: always keep the trained weights; otherwise those that the training began with, or the mean of both,
+            are kept where they promise more (agreement.json says why)
+        no_sizes: leave the sizes of structures as trained; otherwise the biases of the segmentation head are adjusted
+            so that the deep grey matter that the network labels in the site's atlas has the sizes that it has in the
+            atlas labels (sizes.json)
 
     Example:
         fedsr personalise sites/paediatric --weights runs/first --search

@@ -1,4 +1,4 @@
-"""`fedsr prepare`: make a site folder of raw scans."""
+"""`fedsr prepare`: make a site folder from raw scans."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ def prepare(
     seed: int = 0,
     processes: int = 2,
 ) -> None:
-    """Make a site folder of raw scans: brain mask, bias field, affine map to the atlas, grid, intensities.
+    """Make a site folder from raw scans: brain mask, bias field, affine map to the atlas, grid, intensities.
 
     Takes a BIDS tree (sub-*/anat/*_T1w.nii.gz, masks and labels in derivatives), FreeSurfer subjects (orig, brainmask,
     aparc+aseg), or a folder of NIfTI or .mgz files (NAME.nii.gz, NAME_mask.nii.gz, NAME_dseg.nii.gz) and DICOM studies (folders NAME). Labels are 0 to 13 or
     FreeSurfer's. People with labelled scans go to validation and test, at most half of all; all scans of a person stay
-    together. OUT/prepare receives one picture per scan, to be looked at, and scans.csv with what was done. A scan that
-    cannot be registered to the atlas is named and left out. Needs the extra "itk", and "demo" for the atlas that all
-    sites are registered to.
+    together. OUT/prepare receives one picture per scan for inspection, and scans.csv, which records what was done. A
+    scan that cannot be registered to the atlas is reported and left out. Needs the extra "itk", and "demo" for the
+    atlas that all sites are registered to.
 
     Args:
         source: folder of the scans
         out: site folder to make
-        atlas_image: the site's own labelled scan; without it the atlas is the one that the program builds, whose labels
-            are CC BY-NC
-        atlas_label: its labels
-        atlas_mask: its brain mask; by default the union of its labels
-        name: of the site; by default the name of the folder
+        atlas_image: the site's own labelled scan; by default the atlas that the program builds, whose labels are under
+            CC BY-NC
+        atlas_label: label map of the atlas
+        atlas_mask: brain mask of the atlas; by default the union of its labels
+        name: name of the site; by default the name of the folder
         spacing: size of a voxel in mm; 1.5, 2 (as the weights that come with the bundles) and 2.5 have a default grid
-        shape: voxels of the grid, three numbers, for another spacing
+        shape: voxels of the grid along each axis, three numbers; needed for any other spacing
         layout: bids, freesurfer, flat or dicom; by default detected
-        person_pattern: regular expression that finds the person in the name of a scan: its first group, or all of it
-        validation: people to validate on
-        test: people to test on
-        seed: of the split
-        processes: worker processes, about 2 GB of memory each
+        person_pattern: regular expression that extracts the person from the name of a scan: its first group, or the
+            whole match
+        validation: number of people to validate on
+        test: number of people to test on
+        seed: seed of the split
+        processes: number of worker processes, about 1.2 GB of memory each
 
     Example:
         fedsr prepare /data/bids --out mysite --atlas_image atlas.nii.gz --atlas_label atlas_dseg.nii.gz

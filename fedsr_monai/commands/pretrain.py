@@ -20,14 +20,14 @@ def pretrain(
 
     Args:
         out: folder for the sites, the two stages, the evaluation and model.pt
-        segmentation_epochs: epochs of 150 steps of encoder and segmentation head
-        registration_epochs: epochs of 150 steps of the registration head
+        segmentation_epochs: epochs of 150 steps that train encoder and segmentation head
+        registration_epochs: epochs of 150 steps that train the registration head
         preset: small or full
         spacing: voxel size in mm: 2.5, 2 or 1.5
-        training: simulated scans per site to train on
-        test: simulated scans per site to measure on
-        labelled: simulated scans with labels to train on, each of another hospital
-        seed: of everything random
+        training: number of simulated scans per site to train on
+        test: number of simulated scans per site to measure on
+        labelled: number of simulated labelled scans to train on, each from a different hospital
+        seed: seed of all random numbers
 
     Example:
         fedsr pretrain weights

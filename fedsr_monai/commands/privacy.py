@@ -1,4 +1,4 @@
-"""`fedsr privacy`: what noise and rounds add up to."""
+"""`fedsr privacy`: the privacy that noise and rounds add up to."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ def privacy(
     delta: float = 1e-5,
     run: str | None = None,
 ) -> None:
-    """State the differential privacy of a site for noise and rounds, or the noise that an epsilon needs.
+    """Print the differential privacy of a site for given noise and rounds, or the noise that a given epsilon needs.
 
-    The protected unit is a site: everything that its results depend on may be exchanged for anything else. The clip norm decides how
-    much noise a result gets, not how private it is. docs/security.md says what is not covered.
+    The protected unit is a site: everything that its results depend on may be replaced by anything else. The clip norm
+    decides how much noise a result gets, not how private it is. docs/security.md says what is not covered.
 
     Args:
-        noise: of the encoder, in units of the clip norm
-        noise_sa: of the SA features; by default that of the encoder
-        epsilon: of encoder and SA features together; the noise is computed instead
-        rounds: results that the site sends
-        sites: number of sites, for what another site sees that only receives their plain means
-        delta: probability that is left out
-        run: folder of a run, to take noise and number of results from; each site has a line
+        noise: noise on the encoder, in units of the clip norm
+        noise_sa: noise on the SA features; by default the same as on the encoder
+        epsilon: epsilon of encoder and SA features together, for which the noise is computed
+        rounds: number of results that the site sends
+        sites: number of sites; if more than one, also print the epsilon against another site that only receives their
+            plain means
+        delta: probability that epsilon does not cover
+        run: folder of a run from which to read noise and number of results; prints one line per site
 
     Example:
         fedsr privacy --noise 2 --rounds 20

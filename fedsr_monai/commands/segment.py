@@ -34,41 +34,46 @@ def segment(
 ) -> None:
     """Label 13 structures in scans, each on the scan's own grid, with the same workflow as the bundle's inference.
 
-    Writes <scan>_dseg.nii.gz and a table of the labels; with --register also <scan>_atlas-dseg.nii.gz, the atlas labels
-    carried over, and <scan>_warp.nii.gz, the deformation as ITK, ANTs and 3D Slicer apply it. In the folder, volumes.csv has
-    one row per label map, in millilitres, labels.ctbl is the colour table for 3D Slicer and labels_lut.txt that for FreeSurfer.
-    Every file that was written is printed. A scan that cannot be used does not stop the others; the exit status is then 2.
+    Writes <scan>_dseg.nii.gz and a table of its labels. With --register it also writes <scan>_atlas-dseg.nii.gz (the
+    warped atlas labels) and <scan>_warp.nii.gz (the deformation, as ITK, ANTs and 3D Slicer apply it). In the folder,
+    volumes.csv has one row per label map, in millilitres; labels.ctbl is the colour table for 3D Slicer, and
+    labels_lut.txt the one for FreeSurfer. Every file that was written is printed. A scan that cannot be used does not
+    stop the others; the exit status is then 2.
 
-    Each result is judged: the network labels a scan in two ways, which agree where the result can be believed. A result
-    that cannot be is refused like a scan; quality.csv says why. Files that this command did not write are never replaced.
+    Each result is judged: the network labels a scan in two ways, which agree where the result is plausible. An
+    implausible result is refused like an unusable scan; quality.csv says why. Files that this command did not write are
+    not replaced unless --overwrite is given.
 
     Args:
         scans: NIfTI or .mgz files, folders of DICOM files (extra "dicom"), or folders of all these, at any spacing and
-            orientation; skull-stripped and roughly in the atlas' space, or any with --raw. Or one BIDS dataset: every T1w image is labelled as with --raw, out becomes a derivatives
-            dataset, and the command continues where it was stopped
+            orientation; skull-stripped and roughly in the space of the atlas, or of any kind with --raw. Or one BIDS
+            dataset: every T1w image is labelled as with --raw, out becomes a derivatives dataset, and the command
+            continues where it was stopped
         out: folder for the results
         register: write the registration too
-        site: site folder whose atlas and grid are used, with the weights of that site
+        site: site folder whose atlas and grid are used; give it together with that site's --weights
         weights: checkpoint; by default the one that comes with the bundle
         bundle: folder or name of the bundle
-        refine: with --register, gradient steps that fit each deformation to the labels of the scan; by default 16, with --accurate 64, and 0 gives the
-            network's own
-        raw: scans as they came from the scanner: find the brain, correct the bias field and align it to the atlas first, and draw
-            that as <scan>_alignment.png; the results are in the scan's own space all the same. Needs the extra "itk"
-        masks: with --raw, brain masks of the scans, in their order; without them the brain is found by a network
-        accurate: average the answers to each scan and to its mirror image, in twice the time
-        fast: one pass of the network per scan instead of the eight that label a fine scan voxel by voxel; borders are interpolated
+        refine: with --register, number of gradient steps that fit each deformation to the labels of the scan; by
+            default 16, or 64 with --accurate; 0 keeps the network's own deformation
+        raw: take scans as they come from the scanner: first find the brain, correct the bias field, align the brain to
+            the atlas and draw the alignment as <scan>_alignment.png. Results are still in the scan's own space. Needs
+            the extra "itk"
+        masks: with --raw, brain masks of the scans, in the same order; without them a network finds the brain
+        accurate: average the network's output for each scan and for its mirror image, which takes twice as long
+        fast: run the network once per scan instead of the eight passes that label a fine scan voxel by voxel; borders
+            are interpolated
         quality: judge the results; --no_quality saves the time of the registration
-        keep_rejected: write results that are rejected all the same, with a note <scan>_dseg.rejected; the exit status stays 2
-        overwrite: replace files that this command did not write, too
+        keep_rejected: write rejected results as well, each with a note <scan>_dseg.rejected; the exit status stays 2
+        overwrite: also replace files that this command did not write
         participant_label: participants of a BIDS dataset, with or without sub-; by default all
         session_label: sessions of a BIDS dataset, with or without ses-; by default all
-        dicom_seg: write the labels of DICOM scans as DICOM SEG too, in the study of the source series, for a PACS and its
-            viewers: <scan>_dseg.dcm, <scan> being the name of the folder. Results that are rejected get none
-        series: UID or number of the DICOM series to label, for studies with several that may be the T1 scan
-        protocol: whose borders the labels have: neuromorphometrics (the default) or freesurfer, the same 13 structures; not with --site or
-            --weights, which have the borders of the site's atlas
-        device: cpu or cuda; by default cuda where there is one
+        dicom_seg: also write the labels of DICOM scans as DICOM SEG in the study of the source series, for a PACS and
+            its viewers: <scan>_dseg.dcm, where <scan> is the name of the folder; not for rejected results
+        series: UID or number of the DICOM series to label, for studies in which several series may be the T1 scan
+        protocol: label protocol, the rules by which borders are drawn: neuromorphometrics (the default) or freesurfer,
+            with the same 13 structures; not with --site or --weights, whose protocol is that of the site's atlas
+        device: cpu, cuda or cuda:N; by default the first GPU, if there is one
 
     Example:
         fedsr segment scan1.nii.gz scan2.nii.gz --out labels --register
@@ -104,7 +109,7 @@ def segment(
 
 
 def how_to_warp(result: Result) -> str:
-    """Return the line that carries labels of the atlas over to a scan with ANTs."""
+    """Return the message that shows how to warp the atlas labels to a scan with ANTs."""
     scan = result.scan
     warp = next(file for file in result.files if file.name.endswith(("_warp.nii.gz", "_xfm.nii.gz")))
     grid = result.labels if scan.path.is_dir() else scan.path  # ANTs reads no folder

@@ -34,12 +34,13 @@ def simulate(
         shape: voxels of the grid along each axis, three numbers; needed for any other spacing
         seed: seed of all random numbers
         unseen: add a children's hospital with 7 training scans, to join when the others have trained
-        profiles: names of hospitals, instead of the first ones: adult-3t elderly-3t thick-slice adult-1t5 other-vendor
-            paediatric
+        profiles: names of the hospitals to simulate, instead of the first ones: adult-3t elderly-3t thick-slice
+            adult-1t5 other-vendor paediatric
         processes: number of worker processes, which take about 1 GB of memory each
         anatomies: folder of real label maps (*_aseg.nii.gz, FreeSurfer ids), one per person: each scan and each site's atlas is then
             one of these people, seen by the simulated scanner
-        test_anatomies: those for testing only, by number in the sorted list: 13-20 or 2,5,9-12; otherwise the last 40 %
+        test_anatomies: label maps used for testing only, by number in the sorted list, such as 13-20 or 2,5,9-12; by
+            default the last 40 %
         protocols: label protocol of each site in turn (a simulation of their difference): neuromorphometrics freesurfer-like, or
             with --anatomies freesurfer neuromorphometrics-like; by default the first for all
 

@@ -12,9 +12,10 @@ from fedsr_monai.errors import UserError
 def expand_sites(names: Sequence[str]) -> list[str]:
     """Return the site folders that `names` stand for, each once, in order.
 
-    A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these with
-    commas between. A folder that is not a site is returned too: the function that reads it says what it lacks. So is one
-    beside sites that has an atlas and no site.json: it is a site that is not complete, or has lost it.
+    A name is a site folder, a folder that holds site folders, a pattern such as `sites/*`, or several of these
+    separated by commas. A folder that is not a site is returned too, because the function that reads it says what is
+    missing. So is a folder beside sites that has an atlas but no site.json: it is a site that is incomplete or has lost
+    that file.
 
     Raises:
         UserError: a pattern matches nothing.

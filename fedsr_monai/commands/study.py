@@ -1,4 +1,4 @@
-"""`fedsr study`: run a comparison that was planned before."""
+"""`fedsr study`: run a planned comparison."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ def study(
     Args:
         plan: the plan's file, such as studies/table4.json
         out: folder for the sites, the runs, the tables and report.html
-        quick: the plan's own quick size; it shows that everything runs, and no accuracy
-        processes: runs at once
-        anatomies: folder of label maps of people (*_aseg.nii.gz): the plan's simulated sites become semi-real ones
+        quick: use the plan's own quick size, which shows that everything runs but not how accurate it is
+        processes: number of runs at once
+        anatomies: folder of real label maps (*_aseg.nii.gz), one per person, which make the plan's simulated sites
+            semi-real
         sites: site folders to take instead of the plan's
-        add: tables cases.csv of runs of the same plan on the same sites made elsewhere, such as other seeds on another machine; they count in the
-            tables, and are not made again
-        arms: arms of the plan to run now; the tables count all that are finished (default: all)
+        add: cases.csv tables of runs of the same plan on the same sites made elsewhere, such as other seeds on another
+            machine; the tables include these runs, and they are not made again
+        arms: arms of the plan to run now; the tables include all that are finished (default: all)
         seeds: seeds of the plan to run now (default: all)
 
     Example:

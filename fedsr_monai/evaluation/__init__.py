@@ -1,6 +1,6 @@
 """Measure trained networks on labelled scans: metrics, tables of them, and the evaluation of sites and runs.
 
-What is computed without labels (losses, quality of a single result) belongs to `losses` and `inference`.
+Measures that need no labels (losses, quality of a single result) belong to `losses` and `inference`.
 """
 
 from fedsr_monai.evaluation.registration import folded_percent, jacobian_determinant, ncc

@@ -1,4 +1,4 @@
-"""How well a network fits a site, by what every site has: its scans without labels, and its atlas."""
+"""How well a network fits a site, measured on what every site has: unlabelled scans and an atlas."""
 
 from __future__ import annotations
 

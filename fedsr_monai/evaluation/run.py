@@ -52,10 +52,11 @@ def models_of_run(
     Args:
         run: folder of the run.
         personalised: False for the networks of the last round alone.
-        bundle: folder of the bundle that the run trains, where it is none of those that are installed.
+        bundle: folder of the bundle that the run trains, if it is not one of those that are installed.
 
     Raises:
-        UserError: the run has no network yet, a site folder is not where it was, or run.json holds what may not be executed.
+        UserError: the run has no network yet, a site folder has moved, or run.json holds values that may not be
+            executed.
     """
     run = Path(run)
     record = read_run(run)
@@ -138,7 +139,7 @@ def load_network(model: SiteModel, device: str | torch.device = "cpu") -> FedSRN
     parser.update({"bundle_root": str(model.bundle), "dataset_dir": str(model.site.root), **model.overrides})
     try:
         network = parser.get_parsed_content("network_def")
-    except Exception as error:  # of any type: the values are of a file
+    except Exception as error:  # of any type: the values come from a file
         where = f"{model.bundle}: network_def"
         found = f"an error ({one_line(error)[:200]})"
         fix = "correct the overrides in run.json or personalised.json"
@@ -161,9 +162,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure registration and segmentation on labelled scans, write the tables, and return their summary.
 
-    Given the folder of a run, each site's final network is measured on that site's scans, and beside it what it was
-    before the rounds and after them (`earlier_models`; folders of these names in `out`). Given site folders, one set of
-    weights is measured on all of them, each with its own atlas.
+    Given the folder of a run, measures each site's final network on that site's scans, as well as the site's networks
+    before and after the rounds (`earlier_models`, in folders of the same names in `out`). Given site folders, measures
+    one set of weights on all of them, each with its own atlas.
 
     Args:
         sources: folder of a run, or one or more site folders.
@@ -173,9 +174,9 @@ def evaluate(
         device: by default the first GPU, or the CPU where there is none.
         figures: number of scans per site whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
-        bundle: folder of the bundle that the run trains, where it is none of those that are installed.
-        sa: SA features to measure with: as learned, or "permuted", "zero", "atlas" or "site" (`change_sa`), which go to
-            sa-<name>/ in the run's evaluation.
+        bundle: folder of the bundle that the run trains, if it is not one of those that are installed.
+        sa: SA features to measure with: as learned, or "permuted", "zero", "atlas" or "site" (`change_sa`), whose
+            tables go to sa-<name>/ in the run's evaluation.
 
     Returns:
         The content of metrics.json: Dice, Jaccard, volume differences (mL, %), HD95 and ASD (mm) by site and task, as
@@ -232,7 +233,7 @@ def evaluate_models(
         device: by default the first GPU, or the CPU where there is none.
         figures: number of scans per site whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
-        stage: earlier stage of a run that the models belong to, for the progress.
+        stage: earlier stage of a run that the models belong to, for the progress display.
         sa: SA features to measure with (`change_sa`).
 
     Raises:
@@ -246,7 +247,7 @@ def evaluate_models(
     ensure_fit(model.site for model in models)
     measurable = [
         model for model in models if has_labels(model.site, section)
-    ] or models  # or the first is refused by name
+    ] or models  # if none can be measured, the first is refused by name
     for model in models:
         if model not in measurable:
             if not stage:  # once, with the final networks

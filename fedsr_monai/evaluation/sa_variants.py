@@ -1,4 +1,4 @@
-"""Whether a network uses its site-aggregated (SA) features: the Dice with them changed, scan by scan."""
+"""Test whether a network uses its site-aggregated (SA) features, by how its Dice changes, scan by scan, when they are replaced."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.reader import VolumeReader
 
 LEARNED = "learned"
-# What takes the place of the SA features: their own channels in random order, zeros, what they are initialised with (the
-# pooled features of the site's atlas, by the network as it is), or the mean of the site's own training scans.
+# Replacements of the SA features: their own channels in random order, zeros, their initial values (the pooled features
+# of the site's atlas, computed by the network as it is), or the mean over the site's own training scans.
 VARIANTS = (LEARNED, "permuted", "zero", "atlas", "site")
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a change of the SA features did.
+    """The effect of a change of the SA features.
 
     Attributes:
-        difference: of the mean Dice, changed minus learned.
+        difference: difference of the mean Dice, changed minus learned.
         p: two-sided, paired t-test over the scans; nan with fewer than two.
-        scans: how many.
+        scans: number of scans.
     """
 
     difference: float
@@ -49,13 +49,13 @@ class Effect:
 
 @torch.no_grad()
 def change_sa(network: FedSRNet, variant: str, site: Site, seed: int = 0) -> None:
-    """Replace the SA features of a network, which has its site's atlas; where they have a variance over scans, it stays.
+    """Replace the SA features of a network that has its site's atlas; if they include a variance over scans, it is kept.
 
     Args:
         network: changed in place.
         variant: one of `VARIANTS`.
-        site: its training scans are read for `site`.
-        seed: of the permutation.
+        site: the site, whose training scans are read for the variant `site`.
+        seed: seed of the permutation.
 
     Raises:
         UserError: there is no such variant, or the site has no training scan.
@@ -103,7 +103,7 @@ def effect(
 
     Args:
         learned: rows of metrics.csv, one list per network (the same run with several seeds, for example).
-        changed: those of the same networks with changed SA features.
+        changed: rows of the same networks with changed SA features.
         task: registration or segmentation.
 
     Returns:

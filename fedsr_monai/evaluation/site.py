@@ -31,7 +31,7 @@ from fedsr_monai.sites.site import Site
 from fedsr_monai.spatial.nifti import volume_stem
 from fedsr_monai.spatial.reader import VolumeReader
 
-# The volumes of a scan that are kept for figures, beside the displacement.
+# The volumes of a scan that are kept for figures, in addition to the displacement.
 KEPT = ("image", "label", "segmentation", "atlas_image", "warped_image", "warped_label")
 
 
@@ -50,11 +50,11 @@ def evaluate_network(
     progress: bool = True,
     stage: str = "",
 ) -> list[dict[str, Any]]:
-    """Measure registration and segmentation on every labelled scan of a site, beside the unregistered atlas.
+    """Measure registration, segmentation and the unregistered atlas on every labelled scan of a site.
 
     Each case has three tasks: `unregistered` (the atlas labels where they are), `registration` (the warped atlas
     labels) and `segmentation` (the most likely label of each voxel). The network is evaluated on `device` with the
-    atlas that it carries, in evaluation mode; afterwards it has the mode that it had before.
+    atlas that it carries, in evaluation mode; its previous mode is restored afterwards.
 
     Args:
         network: a `FedSRNet`, or a module with its `predict`, `warp_labels`, `atlas_image`, `atlas_label`.
@@ -64,7 +64,7 @@ def evaluate_network(
         out_dir: evaluation folder. The rows of this site replace those that it had there; other sites' rows stay.
         keep_figures: number of cases whose volumes are kept for the report's figures.
         progress: whether to show progress, as a bar or in the log.
-        stage: stage of a run that the network belongs to, for the progress.
+        stage: stage of a run that the network belongs to, for the progress display.
 
     Returns:
         The rows of `metrics.csv` for this site.

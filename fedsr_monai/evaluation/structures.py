@@ -4,8 +4,8 @@ Conventions where a mask is empty:
 
 - *missed*: the reference has the structure, the prediction does not. Dice and Jaccard are 0, both distances are the
   diagonal of the image (the worst possible value), and `missed` is 1. It counts in every mean.
-- *spurious*: the prediction has it, the reference does not. Dice, Jaccard and distances likewise; `missed` is 0, and
-  the reference volume of 0 tells the two apart.
+- *spurious*: the prediction has it, the reference does not. Dice, Jaccard and distances are those of a missed
+  structure; `missed` is 0, and the reference volume of 0 tells the two apart.
 - *absent*: neither has it. There is nothing to find: all measures but the volumes are nan, and no mean counts it.
 """
 

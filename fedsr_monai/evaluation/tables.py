@@ -69,7 +69,7 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 
 def mean_dice_by_case(rows: Sequence[Mapping[str, Any]], task: str) -> dict[tuple[str, str], float]:
-    """Return the mean Dice over structures of each case in one task, by site and case, without cases of nan."""
+    """Return the mean Dice over structures of each case in one task, by site and case; cases whose mean is nan are left out."""
     dice: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row["task"] == task:

@@ -31,12 +31,12 @@ def state_of(item: Any) -> Any:
 
 
 def save_checkpoint(content: nn.Module | Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint in one step: the old file stays whole until the new one is on the disk.
+    """Write a checkpoint atomically: the old file stays whole until the new one is on the disk.
 
     Args:
-        content: a module, of which the plain state dict is written, as MONAI's model zoo, `monai.bundle.load` and
-            MONAI Label read it; or a mapping of names to tensors, modules, optimisers (which stand for their
-            `state_dict`) and plain values. For `.safetensors` names and tensors alone.
+        content: a module, whose plain state dict is written in the form that MONAI's model zoo, `monai.bundle.load` and
+            MONAI Label read; or a mapping of names to tensors, plain values, and modules or optimisers, whose
+            `state_dict` is written. A `.safetensors` file holds names and tensors only.
         path: the file; its folder is made if missing.
 
     Raises:
@@ -87,7 +87,7 @@ class AtomicCheckpoint:
         self.key_metric = key_metric
         self.sign = 1.0 if greater_is_better else -1.0
         self.best: float | None = None
-        self.saved: int | None = None  # epoch of the last save of this call of the engine
+        self.saved: int | None = None  # epoch of the last save in this call of the engine
 
     def attach(self, engine: Engine) -> None:
         """Attach the handler to a trainer, or with `key_metric` to an evaluator."""
@@ -96,8 +96,8 @@ class AtomicCheckpoint:
             return
         engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
-        # The last epochs, when their number is not a multiple of the interval; and a file that was lost or damaged, when a
-        # finished training is given again.
+        # For the last epochs, if their number is not a multiple of the interval, and for a file that was lost or
+        # damaged, if a finished training is started again.
         engine.add_event_handler(Events.COMPLETED, self.save_at_end)
 
     def begin(self, engine: Engine) -> None:

@@ -25,7 +25,7 @@ def read_history(path: str | os.PathLike) -> list[dict[str, str]]:
 
 
 def write_history(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows of a history in one step. The columns are `KEYS`, then the losses in order of appearance.
+    """Write all rows of a history atomically. The columns are `KEYS`, then the losses in order of appearance.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -85,10 +85,10 @@ class HistoryWriter:
         self.append(row)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row to the file, in one step.
+        """Add a row to the file atomically.
 
-        Rows of this round and site from this epoch on belong to a training that was killed, or is repeated: they are
-        dropped.
+        Older rows of this round and site from this epoch on are dropped: they belong to a training that was killed or
+        is being repeated.
         """
         rows = read_history(self.path) if is_there(self.path) else []
         same = {key: str(row[key]) for key in ("round", "site")}

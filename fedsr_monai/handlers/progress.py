@@ -1,6 +1,6 @@
 """The progress of a training, in the terminal or in the log.
 
-Ignite's `ProgressBar` draws one bar per epoch, so that its time left ends with the epoch; here the bar spans the run.
+Ignite's `ProgressBar` draws one bar per epoch, so its remaining time is that of the epoch; here the bar spans the run.
 """
 
 from __future__ import annotations

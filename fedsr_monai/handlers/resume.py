@@ -22,14 +22,14 @@ class ResumableCheckpoint:
     """Ignite handler that writes the whole state of a training after every epoch and, if asked, resumes from it.
 
     The state is that of all `parts`, of torch's random numbers and of the engine's counters: a training that was killed
-    and resumed ends in the same numbers as one that was not (to the bit on a CPU). The file is replaced in one step.
+    and resumed ends with the same numbers as one that was not (to the bit on a CPU). The file is replaced atomically.
     Under distributed training rank 0 writes and every rank reads; ranks other than 0 draw new random numbers.
 
     Args:
         path: the file.
         parts: modules, optimisers and schedulers by name, all with a `state_dict`; None stands for a part that is
             switched off.
-        resume: restore the file's state if the file exists; otherwise it is written over.
+        resume: whether to restore the state from the file if it exists; otherwise the file is overwritten.
 
     Raises:
         UserError: the file is damaged, or is the state of another training.
@@ -84,10 +84,10 @@ class ResumableCheckpoint:
 
 
 def check_types(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse tensors of another type than those that they replace: `load_state_dict` converts them, 0.7 to 0.
+    """Refuse tensors whose type differs from those that they replace: `load_state_dict` would convert them silently, 0.7 to 0.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: a type differs; the message names the first such tensor.
     """
     for key, tensor in own.items():
         if torch.is_tensor(tensor) and torch.is_tensor(found.get(key)) and found[key].dtype != tensor.dtype:

@@ -55,13 +55,13 @@ def make_app(
     site: str | os.PathLike | None = None,
     protocol: str | None = None,
 ) -> Path:
-    """Make the app folder in one step; an existing one is kept, with what was trained in it.
+    """Make the app folder atomically; an existing one is kept, with what was trained in it.
 
     Args:
         app: folder to make.
         weights: checkpoint to serve; by default the one that comes with the bundle.
         site: site folder whose grid and atlas are used.
-        protocol: in whose borders to label (see `protocol_head`); by default the bundle's.
+        protocol: label protocol (see `protocol_head`); by default the bundle's.
 
     Returns:
         The folder of the bundle in the app.
@@ -106,10 +106,10 @@ def copy_bundle(
     site: str | os.PathLike | None,
     protocol: str = NEUROMORPHOMETRICS,
 ) -> None:
-    """Copy the bundle, set up for labels that a person corrects: training changes the segmentation head alone.
+    """Copy the bundle and set it up for labels that a person corrects: training changes the segmentation head only.
 
-    The copy has one head, that of the protocol, in its `model.pt`. Only the atlas' labels of Neuromorphometrics are exact: a head of another
-    protocol is trained without them, on what was corrected alone.
+    The copy has one head, that of the protocol, in its `model.pt`. The atlas has exact labels in the Neuromorphometrics
+    protocol only, so a head of another protocol is trained without them, on the corrected labels alone.
 
     Raises:
         UserError: weights, site or protocol cannot be used.
@@ -119,7 +119,7 @@ def copy_bundle(
     head = protocol_head(protocol, source, checkpoint, site)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("eval", "models", "__pycache__"))
     values = {"dataset_dir": None if site is None else str(load_site(site).root)}
-    # A short training is validated too; the score reaches MONAI Label's clients by the handler.
+    # A short training is validated too; the score reaches MONAI Label's clients through the handler.
     training: dict[str, Any] = {"heads": ["segmentation"], "val_interval": 1}
     inference: dict[str, Any] = {}
     if head is not None:

@@ -1,4 +1,4 @@
-"""The verdict on the labels that MONAI Label serves: implausible ones are refused, all others say what they are worth."""
+"""Judge the labels that MONAI Label serves: implausible ones are refused, all others come with their quality."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def label_and_judge(
 
     Args:
         image: the scan.
-        folder: empty, for the results.
+        folder: an empty folder for the results.
         bundle: the served copy of the bundle.
         site: site folder whose grid and atlas are used; None for the bundle's own.
         raw: the scan is a whole head, anywhere in space.

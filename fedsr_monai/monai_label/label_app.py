@@ -77,7 +77,7 @@ class LabelApp(MONAILabelApp):
         """Label one scan.
 
         Raises:
-            HTTPException: 422 with the one line that says what is wrong with the scan; other errors stay what they are.
+            HTTPException: 422 with one line that says what is wrong with the scan; other errors are raised unchanged.
         """
         try:
             return super().infer(request, datastore)
@@ -89,9 +89,10 @@ class LabelApp(MONAILabelApp):
 
 
 class LabelTask(InferTask):
-    """Label a scan as `fedsr segment` does, under the names that 3D Slicer knows, once it has been judged.
+    """Label a scan as `fedsr segment` does, judge the result, and name the structures as 3D Slicer knows them.
 
-    MONAI Label's own task for bundles is not used: it would run the network once more beside the judging.
+    MONAI Label's own task for bundles is not used: it would run the network once more, in addition to the run that is
+    judged.
 
     Args:
         bundle: the served copy of the bundle.
@@ -123,10 +124,10 @@ class LabelTask(InferTask):
 
 
 class SubmittedTrainTask(BundleTrainTask):
-    """Train on submitted labels, with segments told apart by their names; its record is the score in `/info`."""
+    """Train on submitted labels, whose segments are identified by name; the record of the training is the score in `/info`."""
 
     def stats(self) -> dict[str, Any]:
-        """Return how far the last training is and how well it scores."""
+        """Return the progress and the score of the last training."""
         return read_stats(Path(self.bundle_path) / STATS)
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
@@ -136,7 +137,7 @@ class SubmittedTrainTask(BundleTrainTask):
             UserError: a submitted label map has a segment that is not one of the structures; it names the file.
         """
         items = []
-        # By the list of pairs: a datastore of DICOM has other names for labels than for images.
+        # From the list of pairs, because a DICOM datastore names labels differently from their images.
         for item in sorted(datastore.datalist(), key=lambda item: item["image"]):
             info = datastore.get_label_info(volume_stem(item["label"]), DefaultLabelTag.FINAL).get("label_info") or []
             label = with_own_ids(Path(item["label"]), info, Path(self.bundle_path) / "eval" / "labels")

@@ -24,7 +24,7 @@ def serve(
 ) -> None:
     """Turn this process into MONAI Label's server; does not return.
 
-    Of a PACS, MR series are listed, and what MONAI Label keeps of them lies in the app folder, unless its own environment
+    For a PACS, only MR series are listed, and MONAI Label caches them in the app folder, unless its own environment
     variables say otherwise.
 
     Raises:
@@ -64,7 +64,7 @@ def serve(
 
 
 def is_url(studies: str | os.PathLike) -> bool:
-    """Return whether scans are asked of a PACS (DICOMweb) instead of a folder."""
+    """Return whether scans come from a PACS (DICOMweb) instead of a folder."""
     return str(studies).startswith(("http://", "https://"))
 
 

@@ -1,4 +1,4 @@
-"""Record how far a training is and how well it scores, for MONAI Label's `/info` and the bars in 3D Slicer."""
+"""Record the progress and the score of a training, for MONAI Label's `/info` and the progress bars in 3D Slicer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TrainStats:
     the best mean Dice over the validation scans so far, which only a training with a validation split has.
 
     Args:
-        path: of the file; begun anew with each training.
+        path: path of the file; each training begins it anew.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Read label maps that a person submitted: segments are told apart by their names, not by their order."""
+"""Read label maps that a person submitted: segments are identified by their names, not by their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from fedsr_monai.errors import UserError
 from fedsr_monai.labels import LABELS
 
-# As 3D Slicer's anatomical terms call a structure, where they have it (both sides in one) under another name: Slicer colours by name.
+# Names of structures in 3D Slicer's anatomical terms (both sides in one), where they differ from ours: Slicer chooses
+# colours by name.
 SLICER_NAMES = {5: "cerebellar white matter"}
 SERVED = {SLICER_NAMES.get(number, name): number for number, name in LABELS.items() if number}
 IDS = {name: number for number, name in LABELS.items()} | SERVED
@@ -60,7 +61,8 @@ def with_own_ids(path: Path, label_info: Sequence[Mapping[str, Any]], out: Path)
         out: folder for the copy; made if missing.
 
     Raises:
-        UserError: the file cannot be read or holds other than whole numbers, or see `label_ids`.
+        UserError: the file cannot be read, holds values that are not whole numbers, or has segments that `label_ids`
+            refuses.
     """
     try:
         image = nib.Nifti1Image.from_filename(path)

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def svg(parts: Sequence[str], width: float, height: float, label: str, options: str = "") -> str:
-    """Return a drawing as wide as its container; `label` is read by screen readers."""
+    """Return an SVG drawing as wide as its container; `label` is read by screen readers."""
     head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" {options}>'
     return head + "".join(parts) + "</svg>"
 
@@ -63,7 +63,7 @@ def tick_text(value: float) -> str:
 
 
 def line_chart(series: Mapping[str, Points], title: str, x_title: str, styles: Mapping[str, str]) -> str:
-    """Draw a small panel with one line per series, without points that are not finite; hovering shows values."""
+    """Draw a small panel with one line per series; points that are not finite are left out, and hovering shows values."""
     width, height, left, right, top, bottom = 340, 210, 46, 10, 28, 34
     kept = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     every = [point for points in kept.values() for point in points]

@@ -34,7 +34,7 @@ Volumes = Mapping[str, np.ndarray]
 
 
 def richest_slice(label: np.ndarray, axis: int) -> int:
-    """Return the slice across `axis` with the most structures, and of these the one that shows most of them."""
+    """Return the slice across `axis` with the most structures, and among these the one that shows the largest parts of them."""
     others = tuple(a for a in range(3) if a != axis)
     if not label.any():
         return label.shape[axis] // 2
@@ -161,9 +161,9 @@ def error_figure(volumes: Volumes) -> bytes:
 def as_bright(
     atlas: np.ndarray, scan: np.ndarray, spacing: Sequence[float] | np.ndarray, reach: float = 15.0
 ) -> np.ndarray:
-    """Return the atlas [D, H, W] under the smooth gain that gives it the scan's mean brightness around each voxel.
+    """Return the atlas [D, H, W] times a smooth gain that gives it the scan's mean brightness around each voxel.
 
-    Without it the picture of an error shows mainly the coil profiles of the two scanners.
+    Without this gain, an error map would mainly show the coil profiles of the two scanners.
 
     Args:
         atlas: intensities [D, H, W].

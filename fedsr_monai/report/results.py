@@ -105,7 +105,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def simulated_note(sources: Sources) -> str:
-    """Return the note that belongs to numbers on simulated subjects; nothing if there are none."""
+    """Return the note for results on simulated subjects; empty if there are none."""
     if not sources.simulated:
         return ""
     return (
@@ -161,7 +161,7 @@ def sentence(text: str) -> str:
 
 
 def site_section(sources: Sources, name: str, opened: bool) -> str:
-    """Return the section of one site, which a click opens: pictures of its first scan, its scans and structures."""
+    """Return the section of one site, which a click opens: pictures of its first scan, and tables of its scans and structures."""
     part = sources.summary["sites"][name]
     files = sources.figures.get(name, [])
     pictures = case_pictures(files[0]) if files else ""

@@ -58,7 +58,7 @@ def read_sources(run_dir: str | os.PathLike | None, evaluation_dir: str | os.Pat
     if run_dir is not None:
         run_dir = Path(run_dir)
         if is_there(run_dir / "run.json") or is_there(run_dir / "server"):
-            read_run(run_dir)  # refuses a damaged one, and a run that has lost it
+            read_run(run_dir)  # refuses a run.json that is damaged or lost
             sources.run = read_json(run_dir / "run.json", "the settings of a run", "restore it from a copy")
         sources.history = read_table(run_dir / "history.csv", ("round", "site", "epoch"))
         sources.participation = read_table(run_dir / "participation.csv", PARTICIPATION)
@@ -97,7 +97,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """Return the rows of a table of a run as text; none if there is no file.
 
     Raises:
-        UserError: it lacks a column of `needed`, or a round or epoch is no number of one.
+        UserError: it lacks a column of `needed`, or a round or epoch is not a valid number.
     """
     if not is_there(path):
         return []

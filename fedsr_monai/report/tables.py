@@ -24,7 +24,7 @@ SHORT_TASKS = {"unregistered": "unreg.", "registration": "reg.", "segmentation":
 
 
 def number(value: float, digits: int) -> str:
-    """Return a number as text, a dash for nan."""
+    """Return a number as text, or a dash for nan."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
@@ -231,7 +231,7 @@ def size_text(count: float) -> str:
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """Return a table of names and values; the items of a nested value are below each other."""
+    """Return a table of names and values; the items of a nested value are on separate lines."""
     rows = []
     for key, value in facts.items():
         if isinstance(value, Mapping):

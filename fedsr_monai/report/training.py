@@ -63,9 +63,9 @@ def training(sources: Sources) -> str:
 
 
 def epoch_positions(history: list[dict[str, str]]) -> list[float]:
-    """Return the position of each epoch on the axis of rounds: that of the last epoch of round r is r.
+    """Return the position of each epoch on the axis of rounds: the last epoch of round r is at r.
 
-    The position of an epoch outside rounds is its number.
+    An epoch outside the rounds is at its own number.
     """
     groups: dict[tuple[str, str], int] = {}
     order = []

@@ -23,7 +23,7 @@ from fedsr_monai.study.plan import Plan
 from fedsr_monai.study.statistics import holm, paired_p
 from fedsr_monai.study.tables import START_FOLDER, TASKS, Results, case_means, matrix
 
-# by measure: heading, digits, the tasks that have it, sign of what is better
+# by measure: heading, digits, the tasks that have it, 1 if more is better or -1 if less is
 SHOWN = {
     "dice": ("Dice", 3, TASKS, 1),
     "hd95_mm": ("HD95 (mm)", 2, TASKS, -1),
@@ -69,7 +69,7 @@ def contrast_table(contrasts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def paper_tables(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one table per measure and task: arms down, sites across, mean ± sd over seeds, the best marked if it is."""
+    """Return one table per measure and task: arms in rows, sites in columns, mean ± sd over seeds; an arm that is significantly best is marked."""
     result = []
     for measure, (heading, digits, tasks, sign) in SHOWN.items():
         values = case_means(rows, measure)
@@ -229,7 +229,7 @@ def band_chart(
 
 
 def _arm_losses(plan: Plan, arm: str, run: Path, loss: str) -> dict[int, float]:
-    """Return the mean of a loss by round, with the rounds that an arm starts with by another policy."""
+    """Return the mean of a loss by round, including the first rounds that an arm makes with another policy."""
     start = plan.arms[arm].start
     if start is None:
         return _losses(run, loss)

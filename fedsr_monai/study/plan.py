@@ -17,8 +17,8 @@ from fedsr_monai.evaluation.sa_variants import VARIANTS
 from fedsr_monai.federation.policies import POLICIES
 from fedsr_monai.files import read_json
 
-SHIPPED, RANDOM = "shipped", "random"  # as `from_weights`: the weights that come with the bundle, and none
-MEMBERS, UNSEEN, ALL = "members", "unseen", "all"  # as `at`
+SHIPPED, RANDOM = "shipped", "random"  # values of `from_weights`: the bundle's own weights, and random ones
+MEMBERS, UNSEEN, ALL = "members", "unseen", "all"  # values of `at`
 NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9._+-]*")
 FIX = "see docs/studies.md for the keys of a plan"
 NAMES: dict[type, str] = {
@@ -51,11 +51,11 @@ class Arm:
         overrides: values for ids of the bundle's `train.json`, over those of the plan.
         from_weights: "shipped", a checkpoint, or "random" or None for random weights.
         personalise: whether the heads are fitted to each site after the rounds.
-        baseline: a method that is trained in the place of FedSR (docs/baselines.md).
+        baseline: a method that is trained instead of FedSR (docs/baselines.md).
         pretrain: `baseline`, `rounds` and `steps` of a pooled training beforehand, whose encoder the arm begins with.
-        start: `policy` and `rounds` of a federation with which the rounds begin: what its server has then, such as heads that are shared at first,
-            is what every site goes on from by the arm's own policy, for the rounds that are left.
-        scans: number of training scans that each site has, the first ones; None for all.
+        start: `policy` and `rounds` of a federation that makes the first rounds. Every site then continues from what
+            its server has, such as heads that are shared at first, with the arm's own policy for the remaining rounds.
+        scans: number of training scans that each site uses (the first ones); None for all.
         at: "members" or "unseen": the sites that take part in the rounds; an arm at unseen sites is one that does not wait for others.
     """
 
@@ -75,18 +75,18 @@ class Plan:
     """A study.
 
     Attributes:
-        name: of the study.
-        question: what it is to answer, one sentence.
-        sites: arguments of `simulate_sites`, where `anatomies: true` asks for semi-real sites of a folder that the user names; or
-            {"folders": [...]} for site folders that exist.
-        arms: by name.
+        name: name of the study.
+        question: the question that it is to answer, in one sentence.
+        sites: arguments of `simulate_sites`, where `anatomies: true` asks for semi-real sites made from a folder that
+            the user names; or {"folders": [...]} for site folders that exist.
+        arms: the arms by name.
         contrasts: pairs (arm, reference) that are tested.
         seeds: one run per arm and seed; seeds are the units of the tests.
         rounds, steps: communication rounds, and training steps per round and site; the pooled arm takes the steps of all
             sites.
         overrides: values for ids of the bundle's `train.json`, the same in every arm.
-        personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that do it; and `at`, "unseen" if only the
-            unseen sites fit their heads, in a study of those, "all" if not named.
+        personalise: arguments of `personalise` (`epochs`, `epoch_length`) for the arms that use it, and `at`: "all"
+            (the default), or "unseen" if only the unseen sites fit their heads, in a study of those.
         unseen: names of sites that take part in no round; they are measured, and fitted if the arm personalises.
         sa: changes of the SA features whose effect on every run is measured (`evaluation.sa_variants.VARIANTS`).
     """
@@ -110,7 +110,8 @@ def read_plan(path: str | os.PathLike, quick: bool = False) -> Plan:
 
     Args:
         path: the file.
-        quick: put the values of the plan's `quick` object over the others: the same study at a size that shows that it runs.
+        quick: replace values by those in the plan's `quick` object: the same study at a size that only shows that it
+            runs.
 
     Raises:
         UserError: a key is missing or unknown, or a value is not what it must be.

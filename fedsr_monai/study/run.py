@@ -1,4 +1,4 @@
-"""`fedsr study`: run the arms of a plan over its seeds, resumable, several at once, and write the tables."""
+"""`fedsr study`: run the arms of a plan over its seeds, several at once and resumable, and write the tables."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def run_study(
         plan: the plan's JSON file.
         out: folder for sites/, runs/<arm>/seed-<n>/, results.csv, cases.csv, summary.csv, contrasts.csv, mechanism.csv, sa.csv, cost.csv
             and report.html.
-        quick: the plan's own quick size, which shows that everything runs, and no accuracy.
-        processes: runs at once, one thread each if there are several.
+        quick: use the plan's own quick size, which shows that everything runs but not how accurate it is.
+        processes: number of runs at once, with one thread each if there are several.
         anatomies: folder of label maps of people: the plan's simulated sites become semi-real ones (docs/simulate.md).
         sites: site folders to take instead of the plan's.
-        add: tables cases.csv of runs of the same plan on the same sites that were made elsewhere; they count in the tables, and are not made
-            again.
-        arms, seeds: those of the plan's to run now, all if not named; the tables count whatever is finished.
+        add: cases.csv tables of runs of the same plan on the same sites that were made elsewhere; the tables include
+            these runs, and they are not made again.
+        arms, seeds: arms and seeds of the plan to run now; all if not named. The tables include every finished run.
 
     Raises:
         UserError: the plan or an argument is wrong, `out` belongs to another plan, or runs failed.
@@ -118,10 +118,10 @@ def run_study(
 
 
 def _jobs(study: Plan, plan: str | os.PathLike, names: Mapping[str, str], out: Path) -> list[Job]:
-    """Return the runs of a study of sites, which are folders by name.
+    """Return the runs of a study; `names` holds the site folders by name.
 
     Raises:
-        UserError: an arm is at sites that there are not, or at one with too few scans.
+        UserError: an arm is at sites that do not exist, or at a site with too few scans.
     """
     members = {name: folder for name, folder in names.items() if name not in study.unseen}
     unseen = {name: names[name] for name in study.unseen}
@@ -206,7 +206,7 @@ def _train(job: Job) -> None:
             from_weights=weights,
         )
         weights = str(find_weights(first, bundle_path("fedsr_encoder"))[0])
-        # Other random numbers than those of the first rounds, as rounds are counted from one again.
+        # The random numbers must differ from those of the first rounds, because rounds are counted from one again.
         rounds, seed = rounds - arm.start["rounds"], stable_seed(job.seed, START_FOLDER)
     federate(
         job.members,
@@ -230,7 +230,7 @@ def _train(job: Job) -> None:
     for folder in job.unseen:  # without personalisation an unseen site gets the network of the first member
         if load_site(folder).name not in measured:
             models += models_of_sites([folder], models[0].weights)
-    figures = int(job.seed == plan.seeds[0])  # of the error maps
+    figures = int(job.seed == plan.seeds[0])  # for the error maps
     evaluate_models(models, job.run / "evaluation", figures=figures, progress=False)
     for variant in plan.sa:
         evaluate_models(models, job.run / "evaluation" / f"sa-{variant}", figures=0, progress=False, sa=variant)
@@ -247,7 +247,7 @@ def _pretrained(job: Job, settings: Mapping[str, Any], overrides: Mapping[str, A
 
 
 def _of_site_bundle(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides that the personalised phase has too: what an arm switches off in the rounds stays off after them."""
+    """Return the overrides that also apply in the personalised phase: what an arm switches off in the rounds stays off after them."""
     config = ConfigParser.load_config_file(str(bundle_path("fedsr_site") / "configs" / "train.json"))
-    reserved = ("epochs", "epoch_length", "seed", "val_interval", "sa_alpha", "heads_first")  # own to the phase
+    reserved = ("epochs", "epoch_length", "seed", "val_interval", "sa_alpha", "heads_first")  # the phase has its own
     return {key: value for key, value in overrides.items() if key.split("#")[0] in config and key not in reserved}

@@ -44,10 +44,11 @@ def study_folders(
 
 
 def check_sources(plan: Plan, anatomies: str | os.PathLike | None, sites: Sequence[str | os.PathLike] | None) -> None:
-    """Check, before a study's folder is made, that its sites can be.
+    """Check that the sites of a study can be made, before its folder is made.
 
     Raises:
-        UserError: the plan needs label maps of people and no folder of them is named, or both kinds of sites are.
+        UserError: the plan needs label maps of people but no folder of them is named, or both site folders and label
+            maps are.
     """
     if sites and anatomies is not None:
         raise UserError("sites", found="it and anatomies", expected="one of the two")
@@ -61,7 +62,7 @@ def check_sources(plan: Plan, anatomies: str | os.PathLike | None, sites: Sequen
 
 
 def with_fewer_scans(folder: str | os.PathLike, out: Path, scans: int) -> Path:
-    """Make a site folder with the first `scans` training scans of another one, by links, and return it.
+    """Make a site folder with the first `scans` training scans of another one, using links, and return it.
 
     Raises:
         UserError: the site has fewer.

@@ -17,7 +17,7 @@ class Contrast:
     """The difference of two arms.
 
     Attributes:
-        mean: of the differences, over seeds and cases.
+        mean: mean difference, over seeds and cases.
         low, high: 95 % interval of the hierarchical bootstrap.
         p: two-sided, paired t-test of the seeds' mean differences; nan with fewer than two seeds.
         seeds, cases: how many of each.
@@ -36,7 +36,7 @@ def contrast(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Contrast:
 
     Args:
         first, second: a measure, [seeds, cases].
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: the shapes differ, or a value is not finite.

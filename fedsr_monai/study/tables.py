@@ -25,21 +25,22 @@ CONTRAST_COLUMNS = ("task", "site", "arm", "reference", "difference", "low", "hi
 SA_COLUMNS = ("task", "arm", "sa", "difference", "p", "scans", "seeds")
 MECHANISM_COLUMNS = ("arm", "seed", "phi_gradient", "phi_gradient_low", "phi_gradient_high", "sa_entropy", "rounds")
 COST_COLUMNS = ("arm", "seed", "rounds", "steps", "seconds", "bytes_down", "bytes_up")
-# Beside the measures of a structure: NCC of its case (of the registration), seconds and bytes of its whole run.
+# In addition to the measures of a structure: NCC of its case (nan for segmentation), seconds and bytes of its whole
+# run.
 RESULT_COLUMNS = ("arm", "seed", *METRIC_COLUMNS, "ncc", "seconds", "bytes")
-# Means over the structures of a case; all that means, contrasts and the tables of the report are made of.
+# Means over the structures of a case, from which all means, contrasts and tables of the report are computed.
 CASE_KEYS = ("arm", "seed", "site", "case", "task")
 CASE_MEASURES = ("dice", "hd95_mm", "ncc")
 MEASURED_COLUMNS = (*CASE_KEYS, *CASE_MEASURES, "missed")
 
 
-# Trainings of an arm that come before its own rounds, in the folder of its run.
+# Subfolders, in an arm's run, of the trainings that come before its own rounds.
 START_FOLDER, PRETRAINING_FOLDER = "start", "pretraining"
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report of a study shows, rows as in the tables of the same names.
+    """Everything that the report of a study shows, with rows as in the tables of the same names.
 
     Attributes:
         rows: one per arm, seed, site, case, task and structure, of the runs of this folder.
@@ -57,14 +58,17 @@ class Results:
 def write_tables(
     out: Path, plan: Plan, finished: Mapping[tuple[str, int], Path], added: Sequence[dict[str, Any]] = ()
 ) -> Results:
-    """Write results.csv, cases.csv, summary.csv, contrasts.csv and cost.csv from the evaluations of finished runs.
+    """Write the tables of a study from the evaluations of finished runs.
+
+    These are results.csv, cases.csv, summary.csv, contrasts.csv, cost.csv, mechanism.csv and, if the plan asks for
+    changes of the SA features, sa.csv.
 
     Args:
         out: folder of the study.
         plan: the study.
         finished: run folder by arm and seed.
-        added: rows of cases.csv of runs that are elsewhere (`read_cases`); all tables but results.csv, mechanism.csv, sa.csv and cost.csv
-            count them.
+        added: rows of cases.csv of runs that were made elsewhere (`read_cases`); cases.csv, summary.csv and
+            contrasts.csv include them.
     """
     rows: list[dict[str, Any]] = []
     cost = []
@@ -114,11 +118,11 @@ def measured_cases(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_cases(paths: Sequence[str | os.PathLike], plan: Plan) -> list[dict[str, Any]]:
-    """Read tables cases.csv of runs of the same plan that are elsewhere: other seeds, or another machine's.
+    """Read cases.csv tables of runs of the same plan that were made elsewhere, such as other seeds on another machine.
 
     Raises:
-        UserError: a table is damaged, has an arm that the plan does not have or a run that another one has too, or its runs
-            were measured on other cases than those of the same arm.
+        UserError: a table is damaged, has an arm that the plan does not have, repeats a run of another table, or has
+            runs that were measured on other cases than those of the same arm.
     """
     rows: list[dict[str, Any]] = []
     runs: dict[tuple[str, int], str] = {}
@@ -254,7 +258,7 @@ def sa_rows(plan: Plan, finished: Mapping[tuple[str, int], Path]) -> list[dict[s
 
 
 def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
-    """Return how far the mutual information acted in the second half of a run's rounds (`JointTrainer`)."""
+    """Return how strongly the mutual information acted in the second half of a run's rounds (`JointTrainer`)."""
     rows = read_history(run / "history.csv") if is_there(run / "history.csv") else []
     numbers = sorted({int(row["round"]) for row in rows})
     late = [row for row in rows if int(row["round"]) in numbers[len(numbers) // 2 :]]
@@ -273,7 +277,7 @@ def _mechanism(arm: str, seed: int, run: Path) -> dict[str, Any]:
 
 
 def _cost(arm: str, seed: int, run: Path) -> dict[str, Any]:
-    """Return what a run took, with the trainings that came before its rounds."""
+    """Return the cost of a run, including the trainings before its rounds."""
     folders = [run, *(folder for folder in (run / START_FOLDER, run / PRETRAINING_FOLDER) if folder.is_dir())]
     rounds = [row for folder in folders for row in read_csv(folder / "rounds.csv")]
     rows = [row for folder in folders for row in read_csv(folder / "participation.csv")]

@@ -18,7 +18,7 @@ OPERATORS = (
 
 
 def declare() -> torch.library.Library | None:
-    """Declare the operators, unless torchvision's own library provides them; they exist as long as the object returned."""
+    """Declare the operators, unless torchvision's own library provides them; they exist as long as the returned object."""
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         return None
