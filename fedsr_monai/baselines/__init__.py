@@ -1,5 +1,5 @@
-"""The systems that FedSR is compared with: networks and trainers that take the place of FedSR's own in a bundle's
-training (`configs/baselines/` of a bundle; docs/baselines.md). No rounds, no files.
+"""The systems that FedSR is compared with: networks and trainers that replace FedSR's own in a bundle's training
+(`configs/baselines/` of a bundle; docs/baselines.md). No rounds, no files.
 """
 
 from fedsr_monai.baselines.bi_jros import BiJROSTrainer

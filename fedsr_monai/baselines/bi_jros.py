@@ -1,4 +1,4 @@
-"""Bi-JROS: one encoder that is pretrained and then fixed, and two heads that learn as the two levels of one problem.
+"""Bi-JROS: one encoder that is pretrained and then frozen, and two heads that are the two levels of a bilevel problem.
 
 X. Fan et al., *Bi-level Learning of Task-Specific Decoders for Joint Registration and One-Shot Medical Image
 Segmentation*, CVPR 2024. Weights and order of the steps: its public code (Coradlut/Bi-JROS).
@@ -18,27 +18,28 @@ from fedsr_monai.networks.label_fractions import average_fractions, predicted_fr
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.synthesis.draws import uniform
 
-STYLE = (0.6, 0.95)  # how much of the scan's own intensities the made image gets
+STYLE = (0.6, 0.95)  # range of the fraction of the scan's own intensities in the fake
 
 
 class BiJROSTrainer(PairTrainer):
     """Take a step of the segmentation head (the lower level), then one of the registration head (the upper level).
 
-    Segmentation, on the scan's *fake* (appearance conformity): the scan is registered to the atlas and that image
-    back to the scan; blended with the scan it has the scan's look, and the anatomy of the warped atlas, whose labels
-    are therefore its own.
+    Segmentation learns on the scan's *fake* (appearance conformity). The scan is warped to the atlas and back, and then
+    blended with the scan itself. The result has the scan's appearance and the anatomy of the warped atlas, so that the
+    warped atlas labels are its labels.
 
-    Registration, in both directions: similarity, smoothness, the cycle (each image, warped there and back, is to be
-    itself) and the overlap of warped and predicted labels. Its gradient has the response of the lower level in it, by
-    an outer product for the inverse Hessian: the loss of the segmentation on the fake, times minus
-    <dU, dL> / <dL, dL>, with the gradients of upper and lower loss by the segmentation head.
+    Registration learns from similarity, smoothness and cycle consistency (each image, warped there and back, should equal
+    itself) in both directions, and from the overlap of warped and predicted labels. Its gradient includes the response of
+    the lower level, with an outer product in place of the inverse Hessian: the loss of the segmentation on the fake, times
+    -<dU, dL> / <dL, dL>, where dU and dL are the gradients of the upper and the lower loss with respect to the
+    segmentation head.
 
     The network is a `PairNet`.
 
     Args:
-        args, kwargs: of `JointTrainer`.
-        encoder_epochs: epochs in which the encoder still learns, with both heads, before it is fixed. The paper's
-            encoder was trained before, on scans of many sites; 0 with pretrained weights does the same.
+        args, kwargs: arguments of `JointTrainer`.
+        encoder_epochs: epochs in which the encoder still learns, with both heads, before it is frozen. The paper's
+            encoder was trained beforehand, on scans of many sites; 0 with pretrained weights does the same.
     """
 
     def __init__(self, *args: Any, encoder_epochs: int = 0, **kwargs: Any) -> None:
@@ -51,7 +52,7 @@ class BiJROSTrainer(PairTrainer):
         return self.segmentation_step(scans[:1], drawn) | self.registration_step(scans[:1], drawn)
 
     def segmentation_step(self, scan: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the segmentation head."""
+        """Take a step of the segmentation head."""
         with torch.no_grad():
             to_scan, to_atlas = self.register(scan, drawn.atlas), self.register(drawn.atlas, scan)
         report = {
@@ -61,7 +62,7 @@ class BiJROSTrainer(PairTrainer):
         return report
 
     def registration_step(self, scan: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the registration head."""
+        """Take a step of the registration head."""
         to_scan, to_atlas = self.register(scan, drawn.atlas), self.register(drawn.atlas, scan)
         losses = both_ways(self.pair_losses(to_scan, scan, drawn.atlas), self.pair_losses(to_atlas, drawn.atlas, scan))
         losses["cycle"] = sum(
@@ -78,8 +79,8 @@ class BiJROSTrainer(PairTrainer):
     def fake(
         self, scan: torch.Tensor, drawn: Drawn, to_scan: Registration, to_atlas: Registration
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return an image of the warped atlas' anatomy that looks like the scan, and its label fractions at half
-        resolution.
+        """Return an image with the anatomy of the warped atlas and the appearance of the scan, and its label fractions at
+        half resolution.
         """
         there_and_back = warp(warp(scan, to_atlas.full_ddf), to_scan.full_ddf)
         image = torch.lerp(there_and_back, scan, uniform(*STYLE))
@@ -94,7 +95,7 @@ class BiJROSTrainer(PairTrainer):
         return soft_dice(predicted, fractions) - (fractions * (predicted + 1e-6).log()).sum(dim=1).mean()
 
     def response(self, upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-        """Return <dU, dL> / <dL, dL> of the gradients by the segmentation head, as a number."""
+        """Return <dU, dL> / <dL, dL> of the gradients with respect to the segmentation head, as a scalar."""
         parameters = list(self.network.segmentation.parameters())
         of_upper, of_lower = (
             torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in (upper, lower)

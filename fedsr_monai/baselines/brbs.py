@@ -1,4 +1,4 @@
-"""BRBS: a registration that is consistent with labels and with its inverse makes labelled images for a segmentation.
+"""BRBS: a registration that is consistent with labels and with its inverse generates labelled images for a segmentation.
 
 Y. He et al., *Learning Better Registration to Learn Better Few-Shot Medical Image Segmentation: Authenticity,
 Diversity, and Robustness*, IEEE TNNLS 2022. Weights and order of the steps: its public code (YutingHe-list/BRBS).
@@ -19,24 +19,24 @@ from fedsr_monai.synthesis.draws import pick
 class BRBSTrainer(PairTrainer):
     """Take a step of the registration network, then one of the segmentation network.
 
-    Registration, on a pair drawn of the atlas and two scans, in both directions (*knowledge consistency*): similarity,
-    smoothness, overlap of warped labels with those of the other image (predicted where there are none), and the
-    difference of the backward field and the inverse of the forward one.
+    Registration learns on a pair drawn from the atlas and two scans, in both directions (*knowledge consistency*): from
+    similarity, smoothness, the overlap of warped labels with those of the other image (predicted if there are none), and
+    the composition of the two fields, which should be the identity.
 
-    Segmentation: on an image between the atlas and the scans (*space-style sampling*): the atlas with a random part of
-    one scan's intensities, and deformed by a random part of the registration to the other scan, with labels to match.
-    And on mixtures of a scan with another one that was registered to it (*mix misalignment*): the logits of a
-    mixture are to be the mixture of the logits, which holds the network back where the two do not align.
+    Segmentation learns on an image between the atlas and the scans (*space-style sampling*): the atlas with a random part
+    of one scan's intensities, deformed by a random part of the registration to the other scan, with labels to match. It
+    also learns on mixtures of a scan with another scan that was registered to it (*mix misalignment*): the logits of a
+    mixture should be the mixture of the logits, which restrains the network where the two are not aligned.
 
-    The network is a `SeparateNet` and the optimisers those of a fused step. A batch should hold two scans; one stands
-    for both where it holds one.
+    The network is a `SeparateNet`, and the optimisers are those of a fused step. A batch should hold two scans; a single
+    scan is used for both.
     """
 
     def step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
         return self.registration_step(scans, drawn) | self.segmentation_step(scans, drawn)
 
     def registration_step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the registration network."""
+        """Take a step of the registration network."""
         images = [(drawn.atlas, drawn.atlas_label), (scans[:1], None), (scans[-1:], None)]
         pair = ((0, 1), (0, 2), (2, 1))[pick(3)]
         (a, a_label), (b, b_label) = (images[i] for i in (pair if pick(2) else reversed(pair)))
@@ -50,7 +50,7 @@ class BRBSTrainer(PairTrainer):
         return report
 
     def segmentation_step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the segmentation network."""
+        """Take a step of the segmentation network."""
         first, second = scans[:1], scans[-1:]
         with torch.no_grad():
             to_atlas, to_second = self.register(drawn.atlas, first), self.register(second, drawn.atlas)
@@ -78,8 +78,8 @@ class BRBSTrainer(PairTrainer):
 
         Args:
             drawn: holds the atlas.
-            style: a scan on the atlas, whose intensities are taken in part.
-            space: the registration of the atlas to a scan, which is followed in part.
+            style: a scan registered to the atlas, whose intensities are taken in part.
+            space: the registration of the atlas to a scan, which is applied in part.
             style_part, space_part: in [0, 1]; 0 is the atlas.
         """
         ddf = resize_ddf(space_part * space.ddf, drawn.atlas.shape[2:])

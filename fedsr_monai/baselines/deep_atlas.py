@@ -19,19 +19,19 @@ from fedsr_monai.synthesis.draws import pick
 class DeepAtlasTrainer(PairTrainer):
     """Alternate a step of the registration network and one of the segmentation network, each with the other one fixed.
 
-    Registration, on a pair drawn of atlas and scans: similarity, smoothness and the anatomy loss, the overlap of
-    warped and fixed labels; labels that are missing are predicted. Segmentation, on the atlas and a scan: the
-    supervised loss on the labelled image, and the anatomy loss, whose gradient runs into the predicted labels. The
-    anatomy loss needs one true label map here: a pair of two scans teaches the registration alone.
+    Registration learns on a pair drawn from atlas and scans: from similarity, smoothness and the anatomy loss, which is the
+    overlap of warped and fixed labels; missing labels are predicted. Segmentation learns on the atlas and a scan: from the
+    supervised loss on the labelled image, and from the anatomy loss, whose gradient flows into the predicted labels. Here
+    the anatomy loss needs one true label map, so a pair of two scans trains only the registration.
 
-    The network is a `SeparateNet` and the optimisers those of a fused step: each moves one network.
+    The network is a `SeparateNet`, and the optimisers are those of a fused step: each trains one network.
     """
 
     def step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
         return self.registration_step(scans, drawn) | self.segmentation_step(scans, drawn)
 
     def registration_step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the registration network."""
+        """Take a step of the registration network."""
         images = [(drawn.atlas, drawn.atlas_label), (scans[:1], None), (scans[-1:], None)]
         pairs = [(0, 1), (1, 0), (1, 2)] if len(scans) > 1 else [(0, 1), (1, 0)]
         (moving, moving_label), (fixed, fixed_label) = (images[i] for i in pairs[pick(len(pairs))])
@@ -43,7 +43,7 @@ class DeepAtlasTrainer(PairTrainer):
         return report
 
     def segmentation_step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the segmentation network."""
+        """Take a step of the segmentation network."""
         scan = scans[:1]
         logits = self.segment(torch.cat([drawn.image, scan]))
         predicted = predicted_fractions(logits[1:])

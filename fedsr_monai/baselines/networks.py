@@ -1,6 +1,6 @@
-"""The networks of the baselines, built of FedSR's encoder and heads wherever a paper's point is not its architecture.
+"""The networks of the baselines, built from FedSR's encoder and heads unless the architecture is the point of a paper.
 
-All are `FedSRNet`s without SCIE and without label guidance: what is saved, measured and exchanged is the same.
+All are `FedSRNet`s without SCIE and without label guidance, so that they are saved, measured and exchanged in the same way.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fedsr_monai.spatial.warping import resize_ddf, warp
 
 
 class PairNet(FedSRNet):
-    """One encoder and two heads that know nothing of each other; registers any pair of images.
+    """One encoder and two heads that do not use each other's results; it registers any pair of images.
 
     Args:
-        preset, num_classes, passes, integrate: as of `FedSRNet`.
+        preset, num_classes, passes, integrate: see `FedSRNet`.
     """
 
     def __init__(self, preset: str = "small", num_classes: int = NUM_CLASSES, **options: Any) -> None:
         super().__init__(preset, num_classes, scie=False, label_guidance=False, **options)
 
     def initialise_sa(self) -> None:
-        """Leave the SA features at zero: nothing reads them."""
+        """Leave the SA features at zero, because nothing reads them."""
 
     def registration_features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features that the registration works on, five stages."""
+        """Return the features for the registration, in five stages."""
         return self.encoder(image)
 
     def segmentation_logits(self, image: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class PairNet(FedSRNet):
     def register_features(self, fixed: Sequence[torch.Tensor], moving: Sequence[torch.Tensor]) -> Registration:
         """Register an image (moving) to others (fixed), from their features."""
         batch, _, *shape = fixed[1].shape
-        unused = fixed[0].new_zeros(batch, self.num_classes, *shape)  # fractions: for the label guidance, which is off
+        unused = fixed[0].new_zeros(batch, self.num_classes, *shape)  # fractions for the label guidance, which is off
         return self.align(fixed, moving, unused, unused)
 
     def register_pair(self, fixed: torch.Tensor, moving: torch.Tensor) -> Registration:
@@ -65,7 +65,7 @@ class PairNet(FedSRNet):
 
 class SeparateNet(PairNet):
     """Two networks that share nothing: `encoder` with the segmentation head, and `registration` with an encoder of its
-    own (`registration.encoder`). One encoder more than FedSR has.
+    own (`registration.encoder`). It has one encoder more than FedSR.
     """
 
     def __init__(self, preset: str = "small", num_classes: int = NUM_CLASSES, **options: Any) -> None:
@@ -78,9 +78,10 @@ class SeparateNet(PairNet):
 
 
 class AdversarialNet(SeparateNet):
-    """`SeparateNet` with a third, small network, `augmentation`, that says how much of a transformation to apply where.
+    """`SeparateNet` with a third, small network, `augmentation`, that predicts how much of a transformation to apply at
+    each voxel.
 
-    It is needed in training alone.
+    The third network is needed only in training.
     """
 
     def __init__(self, preset: str = "small", num_classes: int = NUM_CLASSES, **options: Any) -> None:
@@ -96,8 +97,9 @@ class AdversarialNet(SeparateNet):
 class GradientHead(nn.Module):
     """Registration decoder of U-ReSNet: differences of the two images' features -> gradients of the field -> the field.
 
-    Each component of the field has one gradient, along its own axis: a sigmoid scaled to (0, 2), of which 1 is the
-    identity, summed up along the axis. A line of voxels keeps its order, so that nothing folds along the axes.
+    The head predicts one gradient per component of the deformation, along the component's own axis: a sigmoid scaled to
+    (0, 2), in which 1 is the identity. The deformation is the cumulative sum along the axis. A line of voxels keeps its
+    order, so that nothing folds along the axes.
 
     Args:
         widths: channels of the five encoder stages.
@@ -124,12 +126,12 @@ class GradientHead(nn.Module):
         x = self.levels[0](fixed[4] - moving[4])
         for stage, level in zip((3, 2, 1), self.levels[1:]):
             x = level(torch.cat([double(x), fixed[stage] - moving[stage]], dim=1))
-        stretch = 2 * self.velocities[0](x).float().sigmoid() - 1  # gradient of the field, less that of the identity
+        stretch = 2 * self.velocities[0](x).float().sigmoid() - 1  # gradient of the field minus that of the identity
         return torch.stack([stretch[:, axis].cumsum(dim=axis + 1) for axis in range(3)], dim=1)
 
 
 class UReSNet(PairNet):
-    """One encoder, the segmentation head, and `GradientHead` on the difference of the features of two images."""
+    """One encoder, the segmentation head, and `GradientHead` on the difference between the features of two images."""
 
     def __init__(self, preset: str = "small", num_classes: int = NUM_CLASSES, **options: Any) -> None:
         super().__init__(preset, num_classes, **options)

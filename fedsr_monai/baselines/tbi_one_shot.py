@@ -1,5 +1,5 @@
-"""TBIOneShot: a third network makes the augmentation of the atlas hard for the segmentation, and doubtful labels count
-less.
+"""TBIOneShot: a third network makes the augmentation of the atlas hard for the segmentation, and uncertain labels have
+less weight.
 
 X. Zhao et al., *One-Shot Traumatic Brain Segmentation with Adversarial Training and Uncertainty Rectification*,
 MICCAI 2023. Weights and order of the steps: its public code (hsiangyuzhao/TBIOneShot).
@@ -23,19 +23,19 @@ from fedsr_monai.spatial.warping import warp
 
 
 def three_optimizers(network: AdversarialNet, lr: float) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimisers of the two networks, each with its own encoder, and of the augmentation."""
+    """Return the optimisers of the two networks, each with its own encoder, and of the augmentation network."""
     parameters = list(network.augmentation.parameters())
     return head_optimizers(network, lr) | {"augmentation": torch.optim.Adam(parameters, lr, fused=True)}
 
 
 class Augmented(NamedTuple):
-    """An image made of the atlas.
+    """An image made from the atlas.
 
     Attributes:
-        image: with a scan's intensities, [1, 1, D, H, W].
+        image: the deformed atlas with changed intensities, [1, 1, D, H, W].
         plain: the same deformation with the atlas' own intensities.
-        label: its label ids.
-        back: displacement to the atlas' space, [1, 3, D, H, W].
+        label: label ids of both.
+        back: displacement that brings it back to the atlas' space, [1, 3, D, H, W].
     """
 
     image: torch.Tensor
@@ -48,20 +48,20 @@ class TBIOneShotTrainer(PairTrainer):
     """Take a step of the registration, one of the augmentation against the segmentation, and one of the segmentation.
 
     1. Registration of the atlas to a scan: similarity and smoothness.
-    2. The atlas gets the deformation to this scan and the intensities of another one: the *full* augmentation. The
-       augmentation network looks at it and predicts, voxel by voxel, how much of both to apply: the *sampled* one.
-       It learns to make the segmentations of the two, brought back to the atlas, as different as it can (cosine
+    2. The atlas gets the deformation to this scan and the intensities of another one: the *full* augmentation. From it,
+       the augmentation network predicts, voxel by voxel, how much of both to apply: the *sampled* augmentation. The
+       network learns to make the segmentations of the two, brought back to the atlas, as different as possible (cosine
        similarity of probabilities and of their edges).
-    3. The segmentation learns to make them alike; learns the warped labels on the warped atlas in both deformations;
-       and on the two augmentations, where the cross-entropy of a voxel counts by exp(-KL) of its predictions with
-       and without the scan's intensities: little where the label is doubtful. What is adversarial or uncertain is
-       ramped up over the training.
+    3. The segmentation learns to make them alike. It also learns the warped labels: on the warped atlas in both
+       deformations, and on the two augmentations, where the cross-entropy of a voxel is weighted by exp(-KL) of its
+       predictions with and without the scan's intensities, so that uncertain labels have little weight. The adversarial
+       and uncertainty terms are ramped up over the training.
 
-    The network is an `AdversarialNet`. A batch should hold two scans; one stands for both where it holds one.
+    The network is an `AdversarialNet`. A batch should hold two scans; a single scan is used for both.
 
     Args:
-        args, kwargs: of `JointTrainer`.
-        ramp_up: epochs until the losses that are ramped up have their full weight.
+        args, kwargs: arguments of `JointTrainer`.
+        ramp_up: number of epochs until the losses that are ramped up have their full weight.
     """
 
     network: AdversarialNet
@@ -85,7 +85,7 @@ class TBIOneShotTrainer(PairTrainer):
         return report | self.segmentation_step(full, intensities, ddf, drawn)
 
     def augmentation_step(self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the augmentation network."""
+        """Take a step of the augmentation network."""
         with torch.no_grad():
             of_full = self.on_atlas(self.segment(full.image), full)
         sampled = self.sampled(full, intensities, ddf, drawn)
@@ -94,7 +94,7 @@ class TBIOneShotTrainer(PairTrainer):
         return {"augmentation": {"likeness": likeness}}
 
     def segmentation_step(self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the segmentation network."""
+        """Take a step of the segmentation network."""
         with torch.no_grad():
             sampled = self.sampled(full, intensities, ddf, drawn)
         logits = self.segment(torch.cat([full.image, sampled.image, full.plain, sampled.plain]))
@@ -111,7 +111,7 @@ class TBIOneShotTrainer(PairTrainer):
         return report
 
     def ramp(self) -> float:
-        """Return exp(-5 (1 - t)^2), with t the part of the ramp that has passed."""
+        """Return exp(-5 (1 - t)^2), where t is the fraction of the ramp that has passed."""
         return math.exp(-5 * (1 - min(self.state.epoch / self.ramp_up, 1)) ** 2)
 
     def augmented(self, drawn: Drawn, intensities: torch.Tensor, ddf: torch.Tensor) -> Augmented:
@@ -120,7 +120,7 @@ class TBIOneShotTrainer(PairTrainer):
         return Augmented(warp(drawn.atlas + intensities, ddf), warp(drawn.atlas, ddf), label, inverse(ddf))
 
     def sampled(self, full: Augmented, intensities: torch.Tensor, ddf: torch.Tensor, drawn: Drawn) -> Augmented:
-        """Return the atlas with as much of both as the augmentation network lets through."""
+        """Return the atlas with as much of both changes as the augmentation network lets through."""
         of_ddf, of_intensities = self.network.masks(full.image)
         return self.augmented(drawn, of_intensities * intensities, of_ddf * ddf)
 
@@ -129,17 +129,17 @@ class TBIOneShotTrainer(PairTrainer):
         return warp(logits.softmax(dim=1), augmented.back)
 
     def likeness(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Return the mean cosine similarity of the probabilities, and half that of their edges."""
+        """Return the mean cosine similarity of the probabilities, plus half that of their edges."""
         edges, other = (self.edges(probability[0])[None] for probability in (first, second))
         return F.cosine_similarity(first, second).mean() + 0.5 * F.cosine_similarity(edges, other, eps=1e-3).mean()
 
 
 def rectified(logits: torch.Tensor, other: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of voxels that count by exp(-KL) of two predictions, plus a little of the KL.
+    """Return the mean cross-entropy, with voxels weighted by exp(-KL) of two predictions, plus a small multiple of the KL.
 
     Args:
-        logits: of an augmented image, [1, classes, D, H, W].
-        other: of the same anatomy with other intensities.
+        logits: logits of an augmented image, [1, classes, D, H, W].
+        other: logits of the same anatomy with other intensities.
         label: ids [1, 1, D, H, W] that may be wrong.
     """
     divergence = F.kl_div(logits.log_softmax(dim=1), other.softmax(dim=1), reduction="none").sum(dim=1)

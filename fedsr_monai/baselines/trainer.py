@@ -1,4 +1,4 @@
-"""What the trainers of the baselines have in common: pairs of images, and the losses between them."""
+"""The common part of the baselines' trainers: pairs of images, and the losses between them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Losses = dict[str, dict[str, torch.Tensor]]
 
 
 class PairTrainer(JointTrainer):
-    """A `JointTrainer` whose steps are a baseline's; subclasses say what one is (`step`).
+    """A `JointTrainer` that takes the steps of a baseline, which subclasses define (`step`).
 
-    Optimisers, precision, clipping, epochs and what is logged are those of `JointTrainer`. Labels of scans, which
-    FedSR takes where a person has corrected one, are not looked at.
+    Optimisers, precision, clipping, epochs and logging are those of `JointTrainer`. Labels of scans, which FedSR uses if
+    a person has corrected one, are ignored.
     """
 
     network: PairNet
-    mixes_sites = True  # the atlas goes with the first scan; the others are its partners
+    mixes_sites = True  # the atlas belongs to the site of the first scan; the other scans are its partners
 
     def _iteration(self, engine: Trainer, batchdata: Mapping[str, torch.Tensor]) -> dict[str, float]:
         self.network.train()
@@ -39,11 +39,11 @@ class PairTrainer(JointTrainer):
         return self._report(self.step(scans, self._draw()))
 
     def step(self, scans: torch.Tensor, drawn: Drawn) -> Losses:
-        """Move the network once and return the losses by head and name.
+        """Update the network once and return the losses by head and name.
 
         Args:
             scans: [B, 1, D, H, W].
-            drawn: the atlas, and an exactly labelled image: a random atlas, or the atlas where that is off.
+            drawn: the atlas, and an exactly labelled image: a random atlas, or the atlas itself if random atlases are off.
         """
         raise NotImplementedError
 
@@ -61,18 +61,18 @@ class PairTrainer(JointTrainer):
 
     @torch.no_grad()
     def fractions(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        """Return the label fractions of an image at half resolution: of its labels, else as they are predicted."""
+        """Return the label fractions of an image at half resolution: from its labels, or predicted if it has none."""
         if label is None:
             return predicted_fractions(self.segment(image))
         return label_fractions(label, self.network.num_classes)
 
     def pair_losses(self, found: Registration, fixed: torch.Tensor, moving: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return similarity and smoothness of a registration; the forms of eq. 8 and 9, the same for all methods."""
+        """Return similarity and smoothness of a registration, in the forms of eq. 8 and 9 for all methods."""
         warped = warp(moving, found.full_ddf)
         return {"similarity": local_cross_correlation(warped, fixed), "smoothness": smoothness(found.ddf)}
 
     def warped_labels(self, label: torch.Tensor, found: Registration) -> torch.Tensor:
-        """Return the label ids of an image under a registration, nearest."""
+        """Return the label ids of an image, warped by a registration with nearest-neighbour sampling."""
         return warp(label, found.full_ddf.detach(), mode="nearest")
 
     def exact(self, drawn: Drawn) -> dict[str, torch.Tensor]:
@@ -85,15 +85,15 @@ class PairTrainer(JointTrainer):
 
 
 def beta(a: float, b: float) -> float:
-    """Draw a number in [0, 1] of a Beta distribution."""
+    """Draw a number in [0, 1] from a Beta distribution."""
     return float(torch.distributions.Beta(a, b).sample())
 
 
 def both_ways(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the sums of the losses of the two directions, by name."""
+    """Return the sum of the losses of both directions, by name."""
     return {name: loss + second[name] for name, loss in first.items()}
 
 
 def overlap(fractions: torch.Tensor, found: Registration, target: torch.Tensor) -> torch.Tensor:
-    """Return the soft Dice loss of label fractions under a registration and those of its target."""
+    """Return the soft Dice loss between label fractions, warped by a registration, and those of its target."""
     return fraction_dice(warp(fractions, found.ddf), target)

@@ -1,4 +1,4 @@
-"""U-ReSNet: registration and segmentation as two outputs of one network, trained as one.
+"""U-ReSNet: registration and segmentation as two outputs of one network, which are trained together.
 
 T. Estienne et al., *U-ReSNet: Ultimate Coupling of Registration and Segmentation with Deep Nets*, MICCAI 2019. The
 form of the field and the weights: its public code (TheoEst/joint_registration_tumor_segmentation).
@@ -14,10 +14,10 @@ from fedsr_monai.losses import dice_cross_entropy
 
 
 class UReSNetTrainer(PairTrainer):
-    """Take one step down the sum of all losses: similarity, distance of the field's gradients from the identity, and
-    the segmentation of both images of the pair.
+    """Take one step down the sum of all losses: similarity, smoothness, the distance of the field's gradients from the
+    identity, and the segmentation of the scan and of the exactly labelled image.
 
-    The atlas has labels; those of the scan are the atlas' under the current field, as there are no others. They move
+    The labels of the scan are those of the atlas, warped by the current field, because there are no others. They train
     the segmentation, not the field.
 
     The network is a `UReSNet`.

@@ -1,4 +1,4 @@
-"""Ignite engines: the joint trainer and the loss search, their objectives, and the refinement of one deformation.
+"""Ignite engines: the joint trainer and the loss search, their objectives, and the refinement of a single deformation.
 Handlers are in `handlers`.
 """
 

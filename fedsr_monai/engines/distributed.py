@@ -1,7 +1,7 @@
-"""One training on several GPUs: every process takes its own scans, and gradients and SA features are averaged.
+"""Training on several GPUs: every process takes its own scans, and gradients and SA features are averaged.
 
-`DistributedDataParallel` averages what went through its `forward`; the joint step calls encoder, decoders and spatial
-transformer one by one, so the average is taken where an optimiser uses it.
+`DistributedDataParallel` averages only what went through its `forward`, but the joint step calls encoder, decoders and
+spatial transformer one by one. The gradients are therefore averaged just before an optimiser uses them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def average_gradients(
 ) -> Mapping[str, torch.optim.Optimizer]:
     """Let every step of these optimisers use the mean gradient over all processes, and return them (for configs).
 
-    All processes begin with the weights and buffers of rank 0, and stay equal because their steps are.
+    All processes begin with the weights and buffers of rank 0, and stay identical because their steps are.
     """
     with torch.no_grad():
         for tensor in [*network.parameters(), *network.buffers()]:
@@ -48,9 +48,9 @@ def average_gradients(
 
 
 class AverageSA:
-    """Ignite handler that gives every process the mean SA features of all after each iteration.
+    """Ignite handler that averages the SA features over all processes after each iteration.
 
-    As eq. 7 is linear, that is one update by the mean.
+    Because eq. 7 is linear, this equals a single update by the mean of the pooled features.
     """
 
     def __init__(self, network: nn.Module) -> None:

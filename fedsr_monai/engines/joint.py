@@ -40,8 +40,8 @@ class Drawn:
 
     Attributes:
         image: [1, 1, D, H, W] in [0, 1].
-        label: its ids [1, 1, D, H, W].
-        atlas, atlas_label: the same of the site's atlas.
+        label: its label ids [1, 1, D, H, W].
+        atlas, atlas_label: image and label ids of the site's atlas.
         atlas_fractions: label fractions of the atlas, [1, classes, D/2, H/2, W/2].
     """
 
@@ -54,7 +54,7 @@ class Drawn:
 
 @torch.no_grad()
 def sa_entropy(network: FedSRNet) -> float:
-    """Return the mean entropy of the SA vectors in nats: `ParzenMI` of each and itself, the most that Phi can be."""
+    """Return the mean entropy of the SA vectors in nats: `ParzenMI` of each with itself, the upper limit of that Phi."""
     estimator = ParzenMI()
     vectors = [profile(vector) for vector in network.sa.buffers()]
     return sum(float(estimator(vector[None], vector)) for vector in vectors) / len(vectors)
@@ -63,44 +63,45 @@ def sa_entropy(network: FedSRNet) -> float:
 class JointTrainer(Trainer):
     """Train both heads on a site's unlabelled scans and its one labelled atlas.
 
-    A batch holds `image` [B, 1, D, H, W] on the atlas' grid, and `label` where a person has corrected one (then it is
-    used as an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12);
-    `fused` takes both from one forward pass. After each, the SA features move by eq. 7. `engine.state.output` is a dict
+    A batch holds `image` [B, 1, D, H, W] on the atlas' grid, and `label` if a person has corrected one (it is then used
+    as an exact label). Each iteration takes the registration step (eq. 11) and the segmentation step (eq. 12); `fused`
+    computes both from one forward pass. After each step, the SA features move by eq. 7. `engine.state.output` is a dict
     of floats, one per loss.
 
-    In the first step of an epoch with mutual information the output also has `phi_gradient` and `sa_entropy`, which say
-    whether it still acts.
+    In the first step of each epoch that has mutual information, and regularly with a `Balanced` estimator, the output
+    also has `phi_gradient` and `sa_entropy`, which tell whether the mutual information still has an effect.
 
     Args:
         device, max_epochs, train_data_loader, train_handlers, key_train_metric: as in
             `monai.engines.SupervisedTrainer`.
-        epoch_length: iterations per epoch; each epoch begins a new pass over the data, which should be shuffled if it
-            is shorter than one.
+        epoch_length: iterations per epoch. Each epoch begins a new pass over the data, which should be shuffled if an
+            epoch is shorter than a pass.
         network: a FedSRNet with its atlas set; SA features are initialised from the atlas if they are still zero.
         optimizers: from `head_optimizers`.
-        random_atlas: draws exactly labelled images from the atlas; None leaves the atlas pair itself as the only exact
-            label.
+        random_atlas: draws exactly labelled images from the atlas; if None, the atlas itself is the only exactly
+            labelled image.
         mutual_information: estimator of Phi, or None (the ablation of Table IV).
-        registration_weights, segmentation_weights: lambdas by loss name, merged over the defaults of `objectives`.
-        heads: the heads that take their step; segmentation alone (a site that corrects labels) needs no registration
+        registration_weights, segmentation_weights: lambdas by loss name, which override the defaults of `objectives`.
+        heads: the heads that are trained; segmentation alone (at a site that corrects labels) needs no registration
             pass.
-        fused: one forward pass for both steps (default), or Algorithm 1's two.
+        fused: use one forward pass for both steps (default), or take the two steps of Algorithm 1 one after the other.
         exact_registration: fraction of iterations whose registration target is the random atlas with its exact labels,
             not the scan.
-        both_targets: register to the scan and to the random atlas in every iteration, whatever `exact_registration`.
-        sa_alpha: alpha of eq. 7; 0 leaves SA features alone (the personalised phase).
-        sa_scans_only: measure the mutual information on the site's scans alone, and move the SA features by them alone;
-            False counts the drawn images too.
+        both_targets: register to both the scan and the random atlas in every iteration; `exact_registration` is then
+            ignored.
+        sa_alpha: alpha of eq. 7; 0 leaves the SA features unchanged (the personalised phase).
+        sa_scans_only: use only the site's scans for the mutual information and for the SA features; False uses the
+            drawn images too.
         heads_first: fraction of a run's iterations in which the heads learn with the encoder frozen, before the encoder
             learns with the heads frozen (FedRep); 0 trains both together.
-        atlases: image and labels of the atlas by site, where the scans are of several sites; each scan, which needs a
+        atlases: image and labels of the atlas by site, if the scans come from several sites. Each scan, which needs a
             `name` "<site>/<scan>", is then registered with the atlas of its site.
         amp: run convolutions in bfloat16 (autocast on the network's device).
         clip: largest norm of each optimiser's gradient.
         kwargs: as in `monai.engines.Trainer`.
 
     Raises:
-        UserError: a gradient became NaN or infinite. The weights are still those before that step.
+        UserError: a gradient became NaN or infinite. The optimiser with this gradient has not taken its step.
     """
 
     mixes_sites = False  # whether a batch may hold scans of several sites
@@ -154,8 +155,8 @@ class JointTrainer(Trainer):
         self.atlases, self._atlas_of = dict(atlases or {}), ""
         self._first_iteration = 0
         self._learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        self._measuring, self._measured = False, dict[str, float]()  # once in an epoch, see _descend
-        # Not the base class' `amp`: that makes a gradient scaler for CUDA, which bfloat16 does not need.
+        self._measuring, self._measured = False, dict[str, float]()  # see _descend
+        # Not the base class' `amp`, which creates a gradient scaler for CUDA that bfloat16 does not need.
         self.bfloat16 = amp
         # The registration of the latest scan, on which the next random atlas may build; half-resolution voxels.
         self._last_ddf: torch.Tensor | None = None
@@ -168,8 +169,8 @@ class JointTrainer(Trainer):
         self._first_iteration = self.state.iteration
 
     def _begin_epoch(self, engine: Trainer) -> None:
-        # An epoch begins the same whether it follows another one or a restart of the process: with a new pass over the
-        # data.
+        # An epoch begins with a new pass over the data, so that it is the same whether it follows another epoch or a
+        # restart of the process.
         self._last_ddf = None
         self._measuring = True
         self.set_data(self.state.dataloader)
@@ -193,7 +194,7 @@ class JointTrainer(Trainer):
         return report
 
     def _begin_step(self, batchdata: Mapping[str, Any]) -> None:
-        """Take the atlas of the scan's site, and freeze encoder or heads where they take turns (`heads_first`)."""
+        """Take the atlas of the scan's site, and freeze encoder or heads if they take turns (`heads_first`)."""
         if self.atlases:
             self._take_atlas(batchdata["name"])
         if self.heads_first and any(name.startswith("encoder.") for name, _ in self._learning):
@@ -203,7 +204,7 @@ class JointTrainer(Trainer):
                 parameter.requires_grad_((not name.startswith("encoder.")) == heads_learn)
 
     def _take_atlas(self, names: Sequence[str]) -> None:
-        """Give the network the atlas of the site that the (first) scan of a batch is of."""
+        """Give the network the atlas of the site that the (first) scan of the batch comes from."""
         site, *others = [name.split("/")[0] for name in names]
         if not self.mixes_sites and set(others) - {site}:
             found = f"scans of {', '.join(sorted({site, *others}))}"
@@ -225,7 +226,7 @@ class JointTrainer(Trainer):
         with self._autocast():
             fixed, moving = self._encode(torch.cat([scan, drawn.image]), drawn)
             logits, pooled = self.network.segment(fixed)
-        # Once, for the registration's target and for the segmentation's losses.
+        # Computed once, for both the registration's target and the segmentation's losses.
         probability = logits.detach().softmax(dim=1)
         fractions = average_fractions(probability[items])
         found = self._counted(self._align([f[items] for f in fixed], moving, fractions, drawn), on, scans)
@@ -263,7 +264,7 @@ class JointTrainer(Trainer):
             self._update_sa(found.pooled, [])
         if "segmentation" in self.heads:
             if label is None and of_scans is None:
-                scan = scan[:0]  # there are no labels for it
+                scan = scan[:0]  # it has no labels
             with self._autocast():
                 features = self.network.encoder(torch.cat([scan, drawn.image]))
                 logits, pooled = self.network.segment(features)
@@ -281,14 +282,14 @@ class JointTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
-        # On grids of up to 32 voxels the coarsest features are two voxels wide, and there oneDNN's bfloat16 gradient of
-        # a 3-D convolution's weights reads memory that it never wrote (torch 2.13 on AVX512-BF16): other numbers each
-        # time, now and then NaN.
+        # On grids of up to 32 voxels the coarsest features are at most two voxels wide. There, oneDNN's bfloat16 gradient
+        # for the weights of a 3-D convolution reads memory that it never wrote (torch 2.13 on AVX512-BF16): the numbers
+        # differ each time, and are now and then NaN.
         broken = self.state.device.type == "cpu" and min(self.network.atlas_image.shape[2:]) <= 2 * STRIDE
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16 and not broken)
 
     def _draw(self) -> Drawn:
-        """Draw an exactly labelled image: a random atlas, or the atlas itself where that is off."""
+        """Draw an exactly labelled image: a random atlas, or the atlas itself if random atlases are off."""
         atlas, atlas_label = pad_to_stride(self.network.atlas_image), pad_to_stride(self.network.atlas_label)
         fractions = self.network.atlas_fractions()
         if self.random_atlas is None:
@@ -304,8 +305,8 @@ class JointTrainer(Trainer):
         return "drawn" if chance(self.exact_registration) else "scan"
 
     def _of_scans(self, pooled: list[torch.Tensor], scans: int) -> list[torch.Tensor]:
-        """Return the pooled f_d that count for mutual information and SA features, of a batch that begins with
-        `scans` scans; nothing where none does.
+        """Return the pooled f_d that are used for mutual information and SA features, from a batch that begins with
+        `scans` scans; nothing if no image of the batch is used.
         """
         if not self.sa_scans_only:
             return pooled
@@ -316,7 +317,7 @@ class JointTrainer(Trainer):
 
     def _encode(self, images: torch.Tensor, drawn: Drawn) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return encoder features of images and of the atlas, from one batch (eq. 1)."""
-        # Split, not sliced: the gradient of a slice is a batch of zeros with the slice in it.
+        # Split, not sliced, because the gradient of a slice is a whole batch of zeros that contains the slice.
         pairs = [f.split([len(images), 1]) for f in self.network.encoder(torch.cat([images, drawn.atlas]))]
         return [fixed for fixed, _ in pairs], [moving for _, moving in pairs]
 
@@ -329,8 +330,8 @@ class JointTrainer(Trainer):
     def _target(
         self, on: str, scan: torch.Tensor, label: torch.Tensor | None, drawn: Drawn, fractions: torch.Tensor
     ) -> Target:
-        """Return the registration's target: exact labels where there are any, else predicted fractions, which it does
-        not move (eq. 10).
+        """Return the registration's target, with exact labels if there are any, else with predicted fractions, which
+        take no gradient (eq. 10).
         """
         images, parts = [], []
         if on != "drawn":
@@ -351,8 +352,8 @@ class JointTrainer(Trainer):
         drawn: Drawn,
         ddf: torch.Tensor | None,
     ) -> dict[str, Labelled]:
-        """Return what the segmentation loss compares by kind of labels, from the logits of the batch [scans, drawn] and
-        their softmax, and the field from the atlas to the scans.
+        """Return the inputs of the segmentation loss by kind of labels, from the logits of the batch [scans, drawn],
+        their softmax, and the displacement from the atlas to the scans.
         """
         if label is not None:
             return {"exact": Labelled(logits, torch.cat([label, drawn.label]), probability)}
@@ -360,8 +361,8 @@ class JointTrainer(Trainer):
         (of_scans, of_drawn), (scans_probability, drawn_probability) = logits.split(sizes), probability.split(sizes)
         labelled = {"exact": Labelled(of_drawn, drawn.label, drawn_probability)}
         if ddf is not None and self.weights["segmentation"]["pseudo"]:
-            # eq. 3, nearest: an argmax over the 14 warped one-hot channels costs as much as the encoder and moves a
-            # border by under half a voxel.
+            # eq. 3 with nearest-neighbour sampling: an argmax over the 14 warped one-hot channels costs as much as the
+            # encoder, and moves a border by less than half a voxel.
             atlas_label = drawn.atlas_label.expand(scans, -1, -1, -1, -1)
             pseudo = warp(atlas_label, ddf.detach(), mode="nearest")
             labelled["pseudo"] = Labelled(of_scans, pseudo, scans_probability)
@@ -375,7 +376,7 @@ class JointTrainer(Trainer):
         drawn: Drawn,
         ddf: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Return the loss of the general branch, the segmentation without SCIE, if it has a weight."""
+        """Return the loss of the general branch (the segmentation without SCIE), or nothing if its weight is 0."""
         weights = self.weights["segmentation"]
         if not weights["general"]:
             return {}
@@ -385,7 +386,7 @@ class JointTrainer(Trainer):
         return {"general": general_loss(labelled, weights)}
 
     def _weights(self, head: str) -> dict[str, float]:
-        """Return the lambdas of a head as they count in this step."""
+        """Return the lambdas of a head for this step."""
         weights = dict(self.weights[head])
         if isinstance(self.mutual_information, Balanced):
             weights["mutual_information"] *= self.mutual_information.scale(self.state.iteration)
@@ -397,9 +398,9 @@ class JointTrainer(Trainer):
     def _descend(self, report: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Take one step of each head in `report` down the weighted sum of its losses.
 
-        In the first step of an epoch with mutual information it measures `phi_gradient`: the norm of its gradient, as a
-        fraction of the norm of all other terms' gradient. That costs one more backward pass and changes no step, but
-        the weight in those that follow if the estimator is `Balanced`.
+        If a measurement is due and there is mutual information, measure `phi_gradient`: the norm of its gradient as a
+        fraction of the norm of the gradient of all other terms. This costs one more backward pass. It does not change
+        this step, but with a `Balanced` estimator it changes the weight in later steps.
         """
         of_heads = {head: self._weights(head) for head in report}
         self.network.zero_grad(set_to_none=True)
@@ -429,7 +430,7 @@ class JointTrainer(Trainer):
             optimizer.step()
 
     def _update_sa(self, of_registration: list[torch.Tensor], of_segmentation: list[torch.Tensor]) -> None:
-        """Move the SA features (eq. 7) by what the heads pooled."""
+        """Move the SA features towards the features that the heads pooled (eq. 7)."""
         for head, vectors in (("registration", of_registration), ("segmentation", of_segmentation)):
             if vectors and self.sa_alpha:
                 self.network.sa.update(head, vectors, self.sa_alpha)

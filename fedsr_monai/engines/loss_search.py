@@ -2,7 +2,7 @@
 problem.
 
 Lower level: each head learns on one half of the site's scans, by the joint trainer's steps, under the current lambdas.
-Upper level: the lambdas are to lower the loss on the other half after such a step.
+Upper level: the lambdas are moved so as to lower the loss on the other half after such a step.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Item = TypeVar("Item")
 
 
 def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Return the scans that the heads learn on and those held out for the lambdas: every other one.
+    """Split scans alternately into those that the heads learn on and those held out for the lambdas.
 
     Raises:
-        UserError: there are fewer than two.
+        UserError: there are fewer than two scans.
     """
     if len(items) < 2:
         raise UserError(
@@ -52,10 +52,10 @@ def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 
 
 class Lambdas(nn.Module):
-    """The loss weights of one head, log-parametrised: `total * softmax(logs)`, at first the weights that are given.
+    """The loss weights of one head, parametrised by their logarithms as `total * softmax(logs)`.
 
-    Their sum stays what it was: the heads learn by Adam, which does not see the common scale of a loss, so that only
-    ratios can be searched for. A weight of 0 is left out, and stays 0.
+    Their sum is constant: the heads learn by Adam, which is blind to the scale of a loss, so that only the ratios of the
+    lambdas can be searched for. A weight of 0 is left out, and stays 0.
 
     Args:
         weights: initial values.
@@ -82,14 +82,14 @@ class Lambdas(nn.Module):
 
 
 class LossSearch:
-    """The upper level: the lambdas of both heads, and the Adam that moves their logarithms. Its state is saved with the
-    heads'.
+    """The upper level: the lambdas of both heads, and the Adam optimiser of their logarithms. Its state is saved
+    together with that of the heads.
 
     Args:
-        registration_weights, segmentation_weights: initial lambdas, merged over the defaults of `objectives`.
+        registration_weights, segmentation_weights: initial lambdas, which override the defaults of `objectives`.
         lr: learning rate of the logarithms: about the relative change of a lambda per step.
-        limit: see `Lambdas`. One unrolled step is short-sighted: terms that pay later (smoothness) lose weight to those
-            that pay at once, and this bounds how far.
+        limit: see `Lambdas`. A single unrolled step is short-sighted: terms that pay off later (smoothness) lose weight
+            to those that pay off at once, and this bounds how much they lose.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LossSearch:
         return {name: float(value.detach()) for name, value in self.lambdas[head]().items()}
 
     def step(self, slope: torch.Tensor) -> None:
-        """Move the lambdas down the gradient of `slope`, a function of theirs."""
+        """Move the lambdas down the gradient of `slope`, a differentiable function of them."""
         self.optimizer.zero_grad()
         slope.backward()
         self.optimizer.step()
@@ -130,12 +130,13 @@ class LossSearch:
 
 
 def coupling(upper: torch.Tensor, lower: torch.Tensor, output: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Return how far the lower loss g, descended along `output` s, follows the upper F: <dF/ds, dg/ds> / (<dg/ds,
-    dg/ds> + eps).
+    """Return the coefficient that couples the upper loss F to the lower loss g through `output` s: <dF/ds, dg/ds> /
+    (<dg/ds, dg/ds> + eps).
 
-    F - coupling * g is the upper loss with the lower level's response in it (after Bi-JROS, Fan et al., CVPR 2024):
-    the implicit gradient F_w - F_s g_ss^-1 g_sw, with the outer product of g_s for the Hessian g_ss. That product has
-    rank one and is not the Hessian: a direction to try, without a promise of convergence.
+    F - coupling * g is the upper loss including the lower level's response (after Bi-JROS, Fan et al., CVPR 2024). Its
+    gradient is the implicit gradient F_w - F_s g_ss^-1 g_sw, with the Hessian g_ss replaced by the outer product of g_s
+    with itself. This product has rank one and is not the Hessian, so it gives a direction to try, without a promise of
+    convergence.
     """
     (of_upper,) = torch.autograd.grad(upper, output, retain_graph=True)
     (of_lower,) = torch.autograd.grad(lower, output, retain_graph=True)
@@ -146,26 +147,26 @@ class LossSearchTrainer(JointTrainer):
     """A `JointTrainer` that searches for the lambdas while the heads learn; encoder and SA features are best frozen.
 
     Every `search_interval` iterations, after the step theta' = theta - P * gradient of sum_i lambda_i l_i(theta), the
-    lambdas move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, with P the step
-    sizes of the head's optimiser, weight by weight. This is the hypergradient of one unrolled step, the optimiser's
-    momenta taken as constants.
+    lambdas move down dU(theta')/dlambda_i = -<P * gradient of l_i(theta), gradient of U(theta')>, where P holds the step
+    size of the head's optimiser for each weight. This is the hypergradient of one unrolled step, with the optimiser's
+    momenta treated as constants.
 
-    The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. On a
-    held-out scan and a newly drawn exactly labelled atlas it sums: Dice and cross-entropy of the segmentation on the
-    drawn atlas; eq. 11 of the registration to the drawn atlas, by its exact labels; eq. 11 of the registration to the
-    scan, where the Dice of warped and predicted labels moves both heads. Smoothness is part of U because a field that
-    folds raises overlap and similarity on any scan.
+    The upper objective U is a loss at fixed `reference` lambdas, so no lambda can lower it by being small. It is computed
+    on a held-out scan and a newly drawn, exactly labelled atlas, and sums three terms: Dice and cross-entropy of the
+    segmentation on the drawn atlas; eq. 11 for the registration to the drawn atlas, with its exact labels; and eq. 11 for
+    the registration to the scan, in which the Dice of warped and predicted labels moves both heads. Smoothness is part of
+    U because a field that folds raises overlap and similarity on any scan.
 
-    `engine.state.output` gains `lambda/<head>/<loss>` and, when U was computed, `held_out`.
+    `engine.state.output` gains `lambda/<head>/<loss>` and, if U was computed, `held_out`.
 
     Args:
-        args, kwargs: of `JointTrainer`; it takes its weights from `search`.
+        args, kwargs: arguments of `JointTrainer`, whose loss weights come from `search`.
         search: the lambdas.
-        held_out: data set of the held-out scans: items with `image` [1, D, H, W] and, where a person corrected one,
+        held_out: data set of the held-out scans: items with `image` [1, D, H, W] and, if a person corrected one,
             `label`.
         search_interval: iterations between two moves of the lambdas.
-        search_start: iterations before the first one: until then Adam's step sizes are those of a handful of gradients.
-        reference: lambdas of U by head, merged over the defaults of `objectives`.
+        search_start: iterations before the first move; until then Adam's step sizes rest on only a few gradients.
+        reference: lambdas of U by head, which override the defaults of `objectives`.
         coupled: whether the registration step on predicted labels takes the segmentation's response into account
             (`coupling`).
     """
@@ -215,8 +216,8 @@ class LossSearchTrainer(JointTrainer):
             return super()._registration_losses(found, target, drawn)
         target = replace(target, fractions=target.fractions.requires_grad_())
         losses = super()._registration_losses(found, target, drawn)
-        # eq. 12 where registration and segmentation meet: label fractions at half resolution, the warped ones
-        # differentiable too.
+        # eq. 12 on what registration and segmentation share: label fractions at half resolution. The warped fractions
+        # are differentiable too.
         warped = warp(drawn.atlas_fractions.expand_as(target.fractions), found.ddf)
         lower = soft_dice(target.fractions, warped) - (warped * (target.fractions + 1e-6).log()).sum(dim=1).mean()
         response = coupling(weighted(losses, self.weights["registration"]), lower, target.fractions)
@@ -250,7 +251,9 @@ class LossSearchTrainer(JointTrainer):
         return float(objective.detach())
 
     def held_out_objective(self) -> torch.Tensor:
-        """Return U (see the class), differentiable by the heads, on a random held-out scan and a random atlas."""
+        """Return U (see the class) on a random held-out scan and a random atlas, differentiable with respect to the
+        heads.
+        """
         network = self.network
         item = self.held_out[int(torch.randint(len(self.held_out), ()))]
         scan = pad_to_stride(item["image"][None].to(self.state.device).as_subclass(torch.Tensor))
@@ -276,8 +279,8 @@ class LossSearchTrainer(JointTrainer):
 
 
 def step_sizes(optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], torch.Tensor | float]:
-    """Return a function from a parameter to how far it moves per unit of gradient: Adam's lr / (sqrt(v) + eps), or lr
-    without v.
+    """Return a function that gives a parameter's step per unit of gradient: Adam's lr / (sqrt(v) + eps), or lr if there
+    is no v yet.
     """
     rates = {id(p): (group["lr"], group.get("eps", 0.0)) for group in optimizer.param_groups for p in group["params"]}
 

@@ -1,4 +1,4 @@
-"""What the joint trainer's optimisers move, and how fast."""
+"""The optimisers of the joint trainer: what each of them trains, and at which rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedsr_monai.networks import FedSRNet
 
 
 def freeze(network: FedSRNet, parts: Iterable[str]) -> FedSRNet:
-    """Stop the gradients of whole parts ("encoder", "registration", "segmentation"), and return the network (for
+    """Freeze whole parts of the network ("encoder", "registration", "segmentation"), and return the network (for
     configs).
     """
     for part in parts:
@@ -26,21 +26,21 @@ def head_optimizers(
     registration_lr: float = 1.0,
     encoder_lr: float = 1.0,
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return one Adam per head, as Algorithm 1 has it; each also moves the encoder, except that a fused step moves it
-    once, with segmentation.
+    """Return one Adam optimiser per head, as in Algorithm 1. Each also trains the encoder, except that for a fused step
+    only that of the segmentation does.
 
     Args:
         network: its parameters are optimised.
         lr: learning rate.
         fused: for the trainer's fused step.
-        velocity_lr: learning rate of the last layers of the registration head, as a fraction of `lr`. Adam moves every
-            weight by about `lr` at its first step, whatever the gradient, and the hundreds of weights behind each
-            displacement add up to voxels: at the full rate one step undoes the initial identity, and dozens more are
-            spent on coming back.
-        registration_lr: learning rate of all that the registration's Adam moves, as a fraction of `lr`. A registration head that has
-            been trained well loses by a few dozen steps at the full rate (docs/method.md, Training).
-        encoder_lr: learning rate of the encoder, as a fraction of `lr`. What sites average drifts apart between two averages, and the
-            heads that stay at a site fit its own encoder, not the average: a slower encoder drifts less (docs/method.md, Training).
+        velocity_lr: learning rate of the last layers of the registration head, as a fraction of that of its other layers.
+            Adam moves every weight by about the learning rate in its first step, whatever the gradient, and hundreds of
+            weights contribute to each displacement, so that it moves by voxels. At the full rate, one step would destroy
+            the initial identity, and it would take dozens more to recover.
+        registration_lr: learning rate of everything that the registration's Adam trains, as a fraction of `lr`. A well-trained
+            registration head gets worse by a few dozen steps at the full rate (docs/method.md, Training).
+        encoder_lr: learning rate of the encoder, as a fraction of `lr`. The sites' encoders drift apart between two averages, and the
+            heads that stay at a site fit its own encoder, not the average; a slower encoder drifts less (docs/method.md, Training).
     """
     velocities = list(network.registration.velocities.parameters())
     last = {id(parameter) for parameter in velocities}
@@ -55,5 +55,5 @@ def head_optimizers(
         ],
         "segmentation": [{"params": list(network.segmentation.parameters()), "lr": lr}, of_encoder],
     }
-    # Adam's own `fused`: one pass over each parameter, not ten.
+    # This `fused` is Adam's own: one pass over each parameter instead of ten.
     return {head: torch.optim.Adam(parameters, fused=True) for head, parameters in groups.items()}

@@ -1,4 +1,4 @@
-"""Instance optimisation: a few gradient steps on one scan's deformation at inference, after the network's
+"""Instance optimisation: a few gradient steps on the deformation of a single scan at inference, after the network's
 prediction.
 """
 
@@ -16,31 +16,32 @@ from fedsr_monai.networks.fedsr_net import crop_to
 from fedsr_monai.spatial.warping import integrate, jacobian_determinant, resample, resize_ddf, sample, warp
 
 LEARNING_RATE = 0.08  # voxels at half resolution
-# Of Adam, with a short memory, as there are few steps.
+# Settings of Adam, with a short memory because there are only a few steps.
 ADAM = {"beta1": 0.8, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
 OVERLAP = REGISTRATION_WEIGHTS["dice"]
 SMOOTHNESS = REGISTRATION_WEIGHTS["smoothness"]
-WEAKENED = 10  # times at most that the velocity is halved around folds
+WEAKENED = 10  # how many times at most the velocity is halved around folds
 CORNERS = list(product((0, 1), repeat=3))  # of a block of 2x2x2 voxels; the last four mirror the first
 
 
 def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return a displacement, improved until the warped labels of the atlas meet those that the scan was given.
+    """Return the displacement after `steps` gradient steps that bring the warped atlas labels closer to the predicted
+    labels of the scan.
 
-    The segmentation head sees borders that the registration head's field, in one pass, does not reach. A velocity field
-    at half resolution is composed with that field and descended by Adam. What falls is the squared difference between
-    warped and predicted label fractions: unlike soft Dice (eq. 10) it is least where the two are equal also for
-    fractions between 0 and 1. Each structure weighs by one over the root of its volume. No label of the scan is used, and no
-    network is asked again.
+    The segmentation head sees borders that the registration head, in one pass, does not reach. A velocity field at half
+    resolution is composed with the predicted field and optimised by Adam. The objective is smoothness plus the squared
+    difference between warped and predicted label fractions. Unlike soft Dice (eq. 10), this difference is smallest where
+    the two are equal, even for fractions between 0 and 1. Each structure is weighted by one over the square root of its
+    volume. No true label of the scan is used, and no network is run again.
 
-    A step looks at one voxel of each block of 2x2x2, and eight steps in turn at all of them. Where the result would fold (single
-    voxels after many steps) it is drawn back to the field that was given.
+    A step uses one voxel of each block of 2x2x2, and eight successive steps use all of them. Where the result would fold
+    (single voxels after many steps), it is drawn back towards the given field.
 
     Args:
-        ddf: from the atlas to the scan, [1, 3, D, H, W] in voxels.
-        atlas: label ids [1, 1, D, H, W].
-        logits: of the scan, [1, classes, D, H, W].
-        steps: gradient steps; 0 returns the field as it is.
+        ddf: displacement from the atlas to the scan, [1, 3, D, H, W] in voxels.
+        atlas: label ids of the atlas, [1, 1, D, H, W].
+        logits: logits of the scan, [1, classes, D, H, W].
+        steps: number of gradient steps; 0 returns the field as it is.
     """
     if not steps:
         return ddf
@@ -52,9 +53,9 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
     weight = (volume * volume.sqrt().mean() ** 2).pow(-0.25)[:, None, None, None]  # squared with the difference
     predicted, one_hot = predicted * weight, one_hot * weight
     velocity = torch.zeros(1, 3, *half, device=ddf.device, requires_grad=True)
-    # torch's function, not its class, whose first instance in a process imports torch.compile's machinery for 1 to 2 seconds.
+    # torch's function `adam`, not its class, whose first instance in a process takes 1 to 2 seconds to import torch.compile's machinery.
     moment, square, count = [torch.zeros_like(velocity)], [torch.zeros_like(velocity)], [torch.zeros(())]
-    # Neighbours in time are opposite corners of a block, so that together they pull to no side.
+    # Successive steps use opposite corners of a block, so that together they do not pull to one side.
     lattices = [corner for pair in zip(CORNERS[:4], CORNERS[:3:-1]) for corner in pair]
     with torch.enable_grad():
         for step in range(steps):
@@ -71,7 +72,7 @@ def refine_registration(ddf: torch.Tensor, atlas: torch.Tensor, logits: torch.Te
 
 @torch.no_grad()
 def _without_new_folds(ddf: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-    """Return the displacement of `velocity` and then `ddf`; where it folds and `ddf` does not, the velocity is weakened."""
+    """Return the composition of the displacement of `velocity` with `ddf`; where it folds but `ddf` does not, weaken `velocity`."""
     before = jacobian_determinant(ddf) <= 0
     for _ in range(WEAKENED):
         moved = resize_ddf(integrate(velocity), tuple(ddf.shape[2:]))
@@ -86,14 +87,14 @@ def _without_new_folds(ddf: torch.Tensor, velocity: torch.Tensor) -> torch.Tenso
 
 
 def _even(volume: torch.Tensor) -> torch.Tensor:
-    """Repeat the last voxels of [B, C, D, H, W] where a side is odd: a field goes on there, and does not stop as with zeros."""
+    """Repeat the last voxels of [B, C, D, H, W] along odd sides, so that a field continues there instead of dropping to zero."""
     depth, height, width = volume.shape[2:]
     return F.pad(volume, (0, width % 2, 0, height % 2, 0, depth % 2), mode="replicate")
 
 
 def _on_lattice(ddf: torch.Tensor, moved: torch.Tensor, corner: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the voxels 2 j + corner of the scan, and their displacement to the atlas under `moved`, a displacement at half
-    resolution, and `ddf` after it; both [1, 3, D/2, H/2, W/2] in voxels.
+    """Return the voxels 2 j + corner of the scan, and their displacement to the atlas under `moved` (a displacement at half
+    resolution) followed by `ddf`; both [1, 3, D/2, H/2, W/2] in voxels.
     """
     half = [torch.arange(n, device=ddf.device) for n in moved.shape[2:]]
     scan = torch.stack(torch.meshgrid([2 * line + start for line, start in zip(half, corner)], indexing="ij"))[None]

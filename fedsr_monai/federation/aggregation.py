@@ -1,7 +1,7 @@
-"""The server's rules: from the sites' tensors to the next global ones. Pure functions, registered in `RULES`.
+"""The server's aggregation rules: pure functions that turn the sites' tensors into the next global ones, registered in `RULES`.
 
 `mean` is Algorithm 1 of the paper; the others bound what a minority of hostile sites can do. Sums run in float64 over the sites in
-sorted order, so the result does not depend on who answered first. A new rule is one more entry of `RULES`.
+sorted order, so the result does not depend on who answered first. To add a rule, add an entry to `RULES`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ Weights = Mapping[str, float]
 MutualInformation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 WEIGHTINGS = ("images", "uniform")
-TRIMMED = 0.25  # fraction that the trimmed mean leaves out at each end
+TRIMMED = 0.25  # fraction of the sites that the trimmed mean leaves out at each end
 
 
 def site_weights(
     images: Mapping[str, int], weighting: str = "images", declared: Collection[str] = ()
 ) -> dict[str, float]:
-    """Return the sites' weights, which sum to one: by number of images (McMahan et al. 2017), or 1/N as in Algorithm 1 (`uniform`).
+    """Return the sites' weights, which sum to one.
 
-    A count that was not agreed on beforehand is a claim. It counts for at most the median of the other sites' counts, so a claim
-    can never outweigh the others.
+    They are proportional to the number of images (McMahan et al. 2017), or all 1/N as in Algorithm 1 (`uniform`). A count that was not
+    agreed on beforehand is only a claim. It is capped at the median of the other sites' counts, which limits what a site can
+    gain by an inflated claim.
 
     Args:
-        images: training images by site.
+        images: number of training images by site.
         weighting: `images` or `uniform`.
-        declared: the sites whose number was agreed on; it counts in full.
+        declared: the sites whose number was agreed on beforehand; it counts in full.
 
     Raises:
         ValueError: unknown weighting.
@@ -67,7 +68,7 @@ def weighted_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str
 
 
 def coordinate_median(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
-    """Return the median over the sites of every single weight (Yin et al. 2018), whatever the sites' weights."""
+    """Return the coordinate-wise median over the sites (Yin et al. 2018); `weights` is ignored."""
     median = {}
     for key, ordered in _ordered(updates, sent).items():
         count = len(ordered)
@@ -78,11 +79,11 @@ def coordinate_median(updates: Updates, weights: Weights, sent: Tensors) -> dict
 def trimmed_mean(
     updates: Updates, weights: Weights, sent: Tensors, trimmed: float = TRIMMED
 ) -> dict[str, torch.Tensor]:
-    """Return the mean over the sites of every single weight without its largest and smallest values (Yin et al. 2018).
+    """Return the coordinate-wise mean over the sites, without the largest and smallest values (Yin et al. 2018).
 
     Args:
-        updates, weights, sent: see `weighted_mean`; the sites' weights do not matter.
-        trimmed: fraction of the sites left out at each end, rounded down, but at least one site where there are three or more.
+        updates, weights, sent: see `weighted_mean`; `weights` is ignored.
+        trimmed: fraction of the sites left out at each end, rounded down, but at least one site if there are three or more.
     """
     count = len(updates)
     out = max(int(trimmed * count), 1 if count >= 3 else 0)
@@ -90,9 +91,10 @@ def trimmed_mean(
 
 
 def clipped_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str, torch.Tensor]:
-    """Return the weighted mean of differences to `sent` that are clipped to the median norm over the sites, tensor by tensor.
+    """Return `sent` plus the weighted mean of the sites' differences to it, each tensor clipped to its median norm over the sites.
 
-    Norm clipping (Sun et al. 2019) with a threshold that the sites set themselves, and per tensor, as small tensors matter too.
+    This is norm clipping (Sun et al. 2019), except that the threshold comes from the updates themselves, and that each tensor is
+    clipped on its own, because small tensors matter too.
     """
     sites = sorted(updates)
     clipped = {}
@@ -109,8 +111,9 @@ def clipped_mean(updates: Updates, weights: Weights, sent: Tensors) -> dict[str,
 def krum_sites(updates: Updates, sent: Tensors) -> list[str]:
     """Return the sites that multi-Krum (Blanchard et al. 2017) keeps: those nearest to their neighbours.
 
-    With n sites, f = max(1, floor((n - 3) / 2)) of them are taken to be hostile. A site's score is the sum of its n - f - 2 (at
-    least one) smallest squared distances to other sites; the n - f best are kept. Fewer than four sites are all kept.
+    Of n sites, f = max(1, floor((n - 3) / 2)) are assumed to be hostile. A site's score is the sum of its n - f - 2 (at least
+    one) smallest squared distances to other sites. The n - f sites with the lowest scores are kept. With fewer than four
+    sites, all are kept.
     """
     sites = sorted(updates)
     count = len(sites)
@@ -134,7 +137,7 @@ def all_sites(updates: Updates, sent: Tensors) -> list[str]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of aggregation: which sites count, and how their tensors become one.
+    """An aggregation rule: which sites count, and how their tensors are combined.
 
     Attributes:
         combine: `(updates, weights, sent)` -> the next tensors by key, in float64.
@@ -164,15 +167,15 @@ def aggregate_sa(
 ) -> torch.Tensor:
     """Return the next global SA vector: argmax_f sum_n w_n Phi(f_n, f) (Algorithm 1).
 
-    The ascent begins at f0 and takes `steps` steps of length `lr` * |f0| along the gradient, so that it means the same at every
-    scale of the features. A step that does not raise the sum is halved: the result is never worse than f0. The moving
-    average of eq. 7 runs at the sites alone, which begin each round with the global vector.
+    The ascent begins at f0 and takes `steps` steps of length `lr` * |f0| along the gradient, so that `lr` means the same at every
+    scale of the features. A step that does not raise the sum is rejected, and the step length is halved; the result is therefore
+    never worse than f0. The moving average of eq. 7 runs only at the sites, which begin each round with the global vector.
 
     Args:
         site_vectors: the vector [C] of each site.
         weights: by site, sum 1.
         mutual_information: Phi(pooled [1, C], sa [C]) -> scalar, differentiable in `sa`.
-        steps, lr: of the ascent.
+        steps, lr: number of steps, and their initial length as a fraction of |f0|.
         start: f0 [C]; by default the weighted mean of the sites' vectors.
     """
     sites = sorted(site_vectors)
@@ -215,7 +218,7 @@ def aggregate(
         updates: tensors by site, all with the keys and shapes of `sent`.
         weights: by site, sum 1.
         sent: the tensors that the sites started from.
-        mutual_information: where given, `sa.*` ascends it (`aggregate_sa`) from what the rule makes of the sites' vectors.
+        mutual_information: if given, `sa.*` ascends it (`aggregate_sa`), starting from the result of `rule` on the sites' vectors.
         rule: a key of `RULES`.
     """
     chosen = RULES[rule].select(updates, sent)
@@ -228,7 +231,7 @@ def aggregate(
     if mutual_information is not None:
         for key in result:
             if key.startswith("sa."):
-                # Mean and variance over scans [2, C]: the mean is what mutual information is about.
+                # An SA tensor of shape [2, C] holds mean and variance over scans; mutual information concerns only the mean.
                 mean: Any = 0 if sent[key].ndim == 2 else ...
                 vectors = {site: update[key][mean] for site, update in kept.items()}
                 result[key][mean] = aggregate_sa(vectors, weights, mutual_information, start=following[key][mean])
@@ -236,7 +239,7 @@ def aggregate(
 
 
 def _ordered(updates: Updates, sent: Tensors) -> dict[str, torch.Tensor]:
-    """Return the sites' values of every weight in ascending order, [sites, ...] by key, in float64."""
+    """Return each tensor's values over the sites in ascending order, [sites, ...] by key, in float64."""
     return {
         key: torch.stack([updates[site][key].double() for site in sorted(updates)]).sort(dim=0).values
         for key in sorted(sent)

@@ -1,4 +1,4 @@
-"""The site's side of the federation: MONAI's `ClientAlgo` with an allow-list between the site and the world.
+"""The site's side of the federation: MONAI's `ClientAlgo` with an allow-list of what may leave the site.
 
 `fedsr federate` and NVIDIA FLARE run it, and so can anything else that drives a `ClientAlgo`.
 """
@@ -35,13 +35,13 @@ from fedsr_monai.handlers import HistoryWriter, save_checkpoint
 from fedsr_monai.networks.weights import load_weights
 
 ROUND = "round"  # key of `extra`; MONAI's ExtraItems has none for the round
-# Handlers of the bundle whose part the federation plays: a loaded checkpoint would undo each round's weights, a saved one replace the
-# bundle's own, and the bars and histories of all sites and rounds would mix.
+# Handlers of the bundle that the federation replaces: loading a checkpoint would undo each round's weights, saving one would replace the
+# bundle's own, and the progress bars and histories of all sites and rounds would be mixed up.
 REPLACED_HANDLERS = ("Checkpoint", "HistoryWriter", "TrainingProgress")
 
 
 class EpochLosses(HistoryWriter):
-    """Keep the rows of `HistoryWriter` (epoch, iteration, mean losses) in memory, as they travel."""
+    """Keep the rows of `HistoryWriter` (epoch, iteration, mean losses) in memory, because they are sent to the server."""
 
     def __init__(self) -> None:
         super().__init__(path="", site="")
@@ -55,22 +55,22 @@ class EpochLosses(HistoryWriter):
 class FedSRAlgo(MonaiAlgo):
     """Train a bundle at one site, and let out only what the exchange policy names.
 
-    `MonaiAlgo` returns every local key, decoders included, and evaluates another network than it trains. Here one bundle workflow
-    serves both, what arrives must have exactly the keys that were shared, and what leaves is the allow-list. All that a
-    round needs from the rounds before is read from `folder` when it begins, so a restart of the site, or a new
-    process for each round, changes nothing; random numbers are seeded anew by (seed, site, round).
+    `MonaiAlgo` returns every local key, decoders included, and evaluates a network other than the one it trains. Here one bundle
+    workflow does both. What arrives must have exactly the shared keys, and only the keys on the allow-list leave. At the start
+    of a round, everything that it needs from earlier rounds is read from `folder`, so a restart of the site, or a new process
+    for each round, changes nothing. Random numbers are seeded anew by (seed, site, round).
 
     Args:
         bundle_root: folder of the bundle.
-        folder: private to this site; its states are kept here. Never sent.
+        folder: folder for this site's states. It is private and never sent.
         policy: a key of `fedsr_monai.federation.policies.POLICIES`.
         local_epochs: epochs of the bundle's trainer in each round.
-        seed: of the run, the same at all sites, so that they start from the same network.
+        seed: seed of the run, the same at all sites, so that they start from the same network.
         overrides: values for ids of the bundle's configuration, at least `dataset_dir`.
         weights: checkpoint to start from, a state dict or safetensors; its atlas is left out.
         config_train_filename: configuration file(s) relative to `bundle_root`.
         config_filters_filename: MONAI's exchange filters, applied after the allow-list.
-        privacy: clip norms and noise of what leaves the site (see `fedsr_monai.federation.privacy`), applied last; None for neither.
+        privacy: clip norms and noise for what leaves the site (see `fedsr_monai.federation.privacy`), applied last; None for neither.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class FedSRAlgo(MonaiAlgo):
             ExtraItems.STATS_SENDER, None
         )  # the base class would attach it to engines not built yet
         with warnings.catch_warnings():
-            # The bundle comes from this machine, not from the server.
+            # MONAI warns about bundles that come from a server; this one comes from this machine.
             warnings.filterwarnings("ignore", message=".*bundle.*", category=UserWarning)
             super().initialize(extra)
         self.build()
@@ -139,7 +139,7 @@ class FedSRAlgo(MonaiAlgo):
         self.restore()
 
     def build(self) -> None:
-        """Build workflow, trainer and network anew; the same seed gives the same network at every site.
+        """Build workflow, trainer and network from scratch; the same seed gives the same network at every site.
 
         Raises:
             UserError: the bundle or the site folder is wrong.
@@ -185,10 +185,10 @@ class FedSRAlgo(MonaiAlgo):
         self.stale = False
 
     def restore(self, round: int | None = None) -> None:
-        """Return to the state in which `round` can begin; by default the newest.
+        """Restore the state from which `round` can begin; by default the newest.
 
         Raises:
-            UserError: the site is ahead of `round`, or its state is damaged or of another network.
+            UserError: the site is ahead of `round`, or its state is damaged or belongs to another network.
         """
         if self.stale:
             self.build()
@@ -205,7 +205,7 @@ class FedSRAlgo(MonaiAlgo):
             tensors: torch tensors or numpy arrays by key.
 
         Raises:
-            UserError: a key is missing, foreign, mis-shaped, of another type, or not finite. Nothing is loaded then.
+            UserError: a key is missing or foreign, or its tensor has another shape or type or is not finite. Nothing is loaded then.
         """
         network = self.trainer.network
         shared = self.policy.shared_tensors(network.state_dict())
@@ -219,7 +219,7 @@ class FedSRAlgo(MonaiAlgo):
                 own[key].copy_(torch.as_tensor(value))
 
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
-        """Play one round: load the global tensors, train `local_epochs` epochs, write the site's state.
+        """Run one round: load the global tensors, train for `local_epochs` epochs, and write the site's state.
 
         Args:
             data: the global tensors.
@@ -227,7 +227,7 @@ class FedSRAlgo(MonaiAlgo):
 
         Raises:
             UserError: the tensors do not fit this network and policy.
-            RuntimeError: the training ended early (aborted) or in NaN. The site's state is still that of the round's beginning.
+            RuntimeError: the training ended early (it was aborted), or gave NaN or Inf. The saved state is still that of the round's beginning.
         """
         extra = extra or {}
         started = time.perf_counter()
@@ -274,12 +274,12 @@ class FedSRAlgo(MonaiAlgo):
         save_state(self.folder, self.round, trainer, self.handlers)
 
     def get_weights(self, extra: dict | None = None) -> ExchangeObject:
-        """Return the allow-listed tensors of the current network with the statistics of the last round; nothing else leaves.
+        """Return the allow-listed tensors of the current network, with the statistics of the last round; nothing else leaves.
 
-        A request for a checkpoint (`ExtraItems.MODEL_TYPE`), which `MonaiAlgo` answers with the whole file, gets the same.
+        A request for a checkpoint (`ExtraItems.MODEL_TYPE`) gets the same answer, whereas `MonaiAlgo` would send the whole file.
 
         Raises:
-            UserError: `privacy` allows no (further) result.
+            UserError: `privacy` allows no result, or no further one.
         """
         self.phase = FlPhase.GET_WEIGHTS
         result = ExchangeObject(
@@ -295,10 +295,10 @@ class FedSRAlgo(MonaiAlgo):
         return result
 
     def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Return the metrics of the global tensors with the site's own heads on its validation scans; single numbers only.
+        """Return the metrics of the global tensors with the site's own heads on its validation scans; only scalar metrics are sent.
 
         Raises:
-            UserError: the tensors do not fit, the bundle has no evaluator, or `privacy` is set, as metrics have no noise.
+            UserError: the tensors do not fit, the bundle has no evaluator, or `privacy` is set, because metrics get no noise.
         """
         extra = extra or {}
         if self.privacy is not None:
@@ -308,7 +308,7 @@ class FedSRAlgo(MonaiAlgo):
         for filter_ in filters:
             data = filter_(data, extra)
         self.phase = FlPhase.EVALUATE
-        self.restore()  # may build the workflow anew
+        self.restore()  # may rebuild the workflow
         self.load_shared(data.weights or {})
         if self.evaluator is None:
             self.evaluator = self.train_workflow.evaluator
@@ -329,7 +329,7 @@ class FedSRAlgo(MonaiAlgo):
         return result
 
     def save_model(self, tensors: Mapping[str, Any], path: str | Path) -> None:
-        """Write the site's whole network for its own use: the global tensors, its heads, its atlas, as a plain state dict.
+        """Write the site's whole network for its own use, as a plain state dict: the global tensors, its heads and its atlas.
 
         Raises:
             UserError: the tensors do not fit, or the file cannot be written.

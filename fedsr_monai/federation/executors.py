@@ -1,4 +1,4 @@
-"""The sites of an embedded federation: what each needs to know, what it answers, and how to run them one after the other."""
+"""The sites of a federation on one machine: what each needs to know, what it returns, and how to run them one after the other."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SiteJob:
-    """Describe all that one site needs to take part; plain values, so that another process can be given it as JSON.
+    """Hold everything that one site needs to take part, in plain values that can be passed to another process as JSON.
 
     Attributes:
-        name: of the site.
-        dataset_dir: its site folder, or several, separated by commas (a policy that pools images).
-        folder: private to the site, below the run folder.
+        name: name of the site.
+        dataset_dir: its site folder, or several, separated by commas (with a policy that pools images).
+        folder: private folder of the site, below the run folder.
         bundle_root: folder of the bundle.
-        settings: of the run.
-        images: training scans.
+        settings: settings of the run.
+        images: number of training scans.
         weights: checkpoint to start from; None for random weights.
-        overrides: values for ids of the bundle's configuration that count at this site only; they win over the run's.
-        privacy: clip norms and noise of what it sends; None for neither.
+        overrides: values for ids of the bundle's configuration at this site only; they take precedence over the run's.
+        privacy: clip norms and noise for what the site sends; None for neither.
     """
 
     name: str
@@ -55,7 +55,7 @@ class SiteJob:
             UserError: the bundle, the weights to start from or the site's state do not fit.
         """
         for name in ("monai.fl.client.monai_algo", "monai.bundle.workflows"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # three lines per site that say nothing to a user
+            logging.getLogger(name).setLevel(logging.ERROR)  # else three lines per site of no use to a user
         root = Path(self.bundle_root)
         files = [str(path.relative_to(root)) for path in training_files(root, self.settings.baseline)]
         own = {"dataset_dir": self.dataset_dir, "output_dir": self.folder}
@@ -93,14 +93,14 @@ class ClientResult:
 
 
 class Executor(Protocol):
-    """Run the sites of a federation; how and where is its own business."""
+    """Run the sites of a federation; each implementation decides how and where."""
 
     def initial(self) -> Tensors:
-        """Return the tensors to begin with: those of the first site's network, as all sites build the same one."""
+        """Return the tensors to begin with: those of the first site's network, because all sites build the same one."""
         ...
 
     def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
-        """Yield the result of one round at each of `sites` as it is ready; a site's failure is a result, not an exception."""
+        """Yield the result of one round at each of `sites` as soon as it is ready; a site's failure is a result, not an exception."""
         ...
 
     def save_models(self, tensors: Tensors) -> None:
@@ -113,7 +113,7 @@ class Executor(Protocol):
 
 
 class SequentialExecutor:
-    """Run the sites one after the other in this process; each is built when it is first asked.
+    """Run the sites one after the other in this process; each is built when it is first needed.
 
     Args:
         jobs: the sites.

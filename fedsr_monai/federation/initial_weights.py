@@ -1,4 +1,4 @@
-"""What a server without a scan takes from the bundle that the sites train: the initial tensors and the estimator of Phi."""
+"""What a server, which has no scans, takes from the sites' bundle: the initial tensors and the estimator of Phi."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsr_monai.networks.weights import load_weights
 
 
 def train_config(root: Path, overrides: Mapping[str, Any], baseline: str | None = None) -> ConfigParser:
-    """Return the bundle's training configuration with `overrides`, of a baseline if one is named; nothing in it is built yet."""
+    """Return the bundle's training configuration with `overrides` (that of `baseline` if given); nothing in it is built yet."""
     parser = ConfigParser(ConfigParser.load_config_files(training_files(root, baseline)))
     parser.update(dict(overrides))
     return parser
@@ -30,10 +30,10 @@ def estimator(root: Path, overrides: Mapping[str, Any], baseline: str | None = N
     Args:
         root: folder of the bundle.
         overrides: values for ids of its configuration.
-        baseline: of the run, see `training_files`.
+        baseline: baseline of the run, see `training_files`.
 
     Returns:
-        `Phi(pooled [1, C], sa [C]) -> scalar`, or None where the bundle has none.
+        `Phi(pooled [1, C], sa [C]) -> scalar`, or None if the bundle has none.
 
     Raises:
         UserError: the configuration holds a user's mistake.
@@ -46,7 +46,7 @@ def estimator(root: Path, overrides: Mapping[str, Any], baseline: str | None = N
 
 
 def missing_sa(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the SA vectors among initial tensors if a site's labelled atlas has to give them first (they are zeros); else nothing."""
+    """Return the SA vectors among initial tensors if all are zero, so that a site's labelled atlas has to provide them; else nothing."""
     sa = {key: value for key, value in tensors.items() if key.startswith("sa.")}
     return {} if any(value.any() for value in sa.values()) else sa
 
@@ -61,15 +61,15 @@ def initial_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors that a run begins with, built without a site: every site builds the same network from the same seed.
 
-    The random numbers are drawn as `FedSRAlgo.build` draws them, because the network is the first thing that takes any.
+    The random numbers are the same as in `FedSRAlgo.build`, because nothing draws any before the network does.
 
     Args:
         root: folder of the bundle.
         policy: what the run exchanges.
-        seed: of the run.
+        seed: seed of the run.
         overrides: values for ids of the bundle's configuration.
         weights: checkpoint to start from instead of random weights.
-        baseline: of the run, see `training_files`.
+        baseline: baseline of the run, see `training_files`.
 
     Returns:
         The shared tensors by key, in float32.
@@ -86,13 +86,13 @@ def initial_tensors(
 def initial_network(
     root: Path, seed: int, overrides: Mapping[str, Any], baseline: str | None = None
 ) -> torch.nn.Module:
-    """Return the untrained network of a run, as every site of it builds it.
+    """Return the untrained network of a run, as each of its sites builds it.
 
     Args:
         root: folder of the bundle.
-        seed: of the run.
+        seed: seed of the run.
         overrides: values for ids of the bundle's configuration.
-        baseline: of the run, see `training_files`.
+        baseline: baseline of the run, see `training_files`.
 
     Raises:
         UserError: the configuration holds a user's mistake.

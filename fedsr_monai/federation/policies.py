@@ -1,8 +1,8 @@
 """The exchange policies: what travels between the sites and the server, and how it is aggregated.
 
-The network is a dictionary of named tensors here. Its keys start with `encoder.`, `registration.`, `segmentation.` (the two
-heads), `sa.` (the site-aggregated vectors) or `atlas_` (the labelled image, which no policy shares). A new policy is one more
-entry of `POLICIES`.
+Here the network is a dictionary of named tensors. Its keys start with `encoder.`, `registration.`, `segmentation.` (the two
+heads), `sa.` (the site-aggregated vectors) or `atlas_` (the labelled image, which no policy shares). To add a policy, add an
+entry to `POLICIES`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Policy:
     """Say what a run exchanges.
 
     Attributes:
-        name: as on the command line.
+        name: name on the command line.
         shares: key prefixes of the tensors that leave a site; no other key ever does.
         ascends_sa: whether the server moves the `sa.*` vectors along the gradient of the mutual information (Algorithm 1 of the
             paper), instead of averaging them like everything else.
-        pools_images: whether all images are trained on in one place, as if the sites were one.
+        pools_images: whether one client trains on all images, as if the sites were one.
         heads_first: fraction of a round's steps in which the heads learn with the encoder frozen, before the encoder
             learns with the heads frozen; 0 trains both together.
     """
@@ -45,14 +45,14 @@ class Policy:
 
     @property
     def shares_heads(self) -> bool:
-        """Whether the heads travel, which a site may want to agree to."""
+        """Whether the heads travel too, which a site may want to agree to first."""
         return any(prefix in HEADS for prefix in self.shares)
 
     def shared_tensors(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the part of `state_dict` that leaves a site: copies in float32 on the CPU, sorted by key.
 
         Raises:
-            UserError: a shared tensor is not of floating point (it has no average).
+            UserError: a shared tensor does not hold floating-point numbers, so that it cannot be averaged.
         """
         shared = {}
         for key in sorted(key for key in state_dict if key.startswith(self.shares)):
@@ -70,8 +70,8 @@ class Policy:
 
 # The paper's method and its two federated baselines: FedRep (Collins et al. 2021) shares a representation, and heads and
 # representation learn in turn; FedAvg shares everything that is trained. FedPer (Arivazhagan et al. 2019) shares the same
-# as FedRep and trains it together with the heads. The two ends between which they are: every site alone, and all images in
-# one place.
+# as FedRep, but trains it together with the heads. `local` and `pooled` are the two extremes: every site alone, and all
+# images in one place.
 POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (

@@ -1,15 +1,16 @@
-"""Differential privacy of what a site sends: clip, Gaussian noise, a count of the results, and what they add up to.
+"""Differential privacy of what a site sends: clipping, Gaussian noise, a count of the results, and their total privacy loss.
 
-The site itself clips and adds noise, so the guarantee holds against everybody, the server included (the local model). A result has
-two parts, the SA vectors and all other shared tensors, which is the encoder under `fedsr` and `fedrep`. Of each part the
-*difference* to what the server sent is clipped as one vector to the norm C and gets noise of the standard deviation z C per value:
+The site itself clips and adds noise, so the guarantee holds against everybody, including the server (local differential privacy). A
+result has two parts: the SA vectors, and all other shared tensors (under `fedsr` and `fedrep` the encoder). For each part, the
+*difference* to what the server sent is clipped as one vector to the norm C, and noise with standard deviation z C is added to each value:
 
     sent + min(1, C / |d|) d + N(0, (z C)^2),    d = trained - sent.
 
-The protected unit is a **site**: epsilon compares two sites that share nothing, neither scans nor labelled atlas nor heads. Their
-clipped differences are at most 2 C apart, so one result is a Gaussian mechanism of noise z / 2 in units of its sensitivity, and k
-results are one of z / (2 sqrt(k)): composition is exact, also where the server chooses what it sends. One scan of a site is protected
-at least as well, and no better: a bound for a scan that is stronger than the site's needs clipping of every scan's gradient (DP-SGD).
+The protected unit is a **site**: epsilon compares two sites that have nothing in common, neither scans nor labelled atlas nor heads.
+Their clipped differences are at most 2 C apart, so one result is a Gaussian mechanism with noise z / 2 in units of its sensitivity, and
+k results together are one with noise z / (2 sqrt(k)). This composition is exact, even if the server chooses adaptively what it sends.
+A single scan of a site is protected at least as well, but no stronger bound holds for it: that would need clipping of every scan's
+gradient (DP-SGD).
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ LEAST = {"clip": "above 0", "clip_sa": "above 0", "noise": "at least 0", "noise_
 
 @dataclass(frozen=True)
 class Privacy:
-    """Say how far a site's result may be from what it was sent, and how much noise it gets.
+    """Say how far a site's result may be from what it was sent, and how much noise is added.
 
     Attributes:
-        clip: largest norm of the difference in all shared tensors but the SA vectors.
+        clip: largest norm of the difference in all shared tensors except the SA vectors.
         noise: standard deviation of their noise, in units of `clip`; 0 only clips, which promises nothing.
         clip_sa: largest norm of the difference in all SA vectors.
         noise_sa: standard deviation of their noise, in units of `clip_sa`.
-        releases: the most results that a site sends in a run; None for any number.
+        releases: the largest number of results that a site sends in a run; None for no limit.
 
     Raises:
         UserError: a value is not what it must be.
@@ -69,11 +70,11 @@ class Privacy:
 
 
 def read_privacy(content: Mapping[str, Any] | None, where: str = "privacy") -> Privacy | None:
-    """Make `Privacy` from plain values; None where there are none.
+    """Return `Privacy` made from plain values; None if there are none.
 
     Args:
         content: the attributes of `Privacy` by name.
-        where: before the name in a message.
+        where: what stands before the name in an error message.
 
     Raises:
         UserError: a value is missing, unknown or not what it must be.
@@ -90,15 +91,15 @@ def read_privacy(content: Mapping[str, Any] | None, where: str = "privacy") -> P
 
 
 class GaussianPrivacy(Filter):
-    """Filter what a site sends, as one of MONAI's exchange filters: clip, noise, no losses, and one more release in the ledger.
+    """Filter what a site sends, as one of MONAI's exchange filters: clip, add noise, remove losses, and record the release in the ledger.
 
-    Losses, epochs and seconds are left out because they have no noise. The number of images and of iterations stays: it counts as
-    public. The noise comes from the operating system's generator, not from the run's seed, which the server knows; so a round that is
-    asked for twice gets different noise, and counts twice.
+    Losses, epochs and seconds are left out because they get no noise. The numbers of images and iterations stay, because they are
+    considered public. The noise comes from the operating system's generator, not from the run's seed, which the server knows. A round that
+    is requested twice therefore gets different noise, and counts twice.
 
     Args:
         privacy: clip norms and noise.
-        folder: of the site's states; the ledger is kept there.
+        folder: folder of the site's states; the ledger is kept there.
     """
 
     def __init__(self, privacy: Privacy, folder: str | Path) -> None:
@@ -110,10 +111,10 @@ class GaussianPrivacy(Filter):
 
         Args:
             data: the tensors after the allow-list, and the statistics.
-            extra: under `sent`, what the round began with; nothing else is a reference that the server knows already.
+            extra: under `sent`, the tensors that the round began with: the only reference that the server already knows.
 
         Raises:
-            UserError: there is nothing to compare with, the run was begun with other values, or the site has sent as many
+            UserError: there is nothing to compare with, the run was begun with other values, or the site has already sent as many
                 results as it allows.
         """
         sent = (extra or {}).get(SENT)
@@ -134,7 +135,7 @@ class GaussianPrivacy(Filter):
         )
 
     def count(self) -> None:
-        """Add one release to the ledger, before anything is sent: a crash in between counts one too many, never one too few.
+        """Add one release to the ledger before anything is sent: a crash in between leads to a count too high, never too low.
 
         Raises:
             UserError: see `__call__`.
@@ -152,10 +153,10 @@ class GaussianPrivacy(Filter):
 
 
 def read_ledgers(run: str | Path) -> list[tuple[str, Privacy, int]]:
-    """Return name, settings and number of results of each site of a run that has privacy.
+    """Return the name, settings and number of results of each site of a run with privacy.
 
     Args:
-        run: folder of the run, or a FLARE site's folder of it: that above `sites`.
+        run: folder of the run, or the folder in which a FLARE site keeps it; in either case the parent folder of `sites`.
 
     Raises:
         UserError: no site has a ledger, or one is damaged.
@@ -180,10 +181,10 @@ def protect(
     """Return the tensors of a result, clipped and with noise, each in its own type.
 
     Args:
-        trained: by key, after the round.
-        sent: by the same keys, before the round.
+        trained: tensors by key, after the round.
+        sent: tensors by the same keys, before the round.
         privacy: clip norms and noise.
-        generator: of the noise.
+        generator: random generator for the noise.
     """
     result: dict[str, torch.Tensor] = {}
     for is_sa, clip, noise in (
@@ -200,13 +201,13 @@ def protect(
 def clip_and_noise(
     values: Mapping[str, np.ndarray], clip: float, noise: float, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return arrays, scaled so that their joint norm is at most `clip`, with noise N(0, (noise clip)^2), in float64.
+    """Return the arrays in float64, scaled so that their joint norm is at most `clip`, and with added noise N(0, (noise clip)^2).
 
     Args:
-        values: by key, any shapes.
-        clip: largest norm of all of them as one vector.
-        noise: in units of `clip`.
-        generator: of the noise.
+        values: arrays by key, of any shapes.
+        clip: largest norm of all arrays taken as one vector.
+        noise: standard deviation of the noise, in units of `clip`.
+        generator: random generator for the noise.
     """
     norm = math.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in values.values()))
     scale = min(1.0, clip / norm) if norm > 0 else 1.0
@@ -219,16 +220,17 @@ def clip_and_noise(
 def epsilon(noise: float, releases: int, delta: float = DELTA, sites: int = 1) -> float:
     """Return the epsilon at which the results of one site are (epsilon, delta)-differentially private.
 
-    Two sites with any contents are compared (see the top of this file). The value is exact (Balle and Wang 2018, by Google's
-    dp-accounting), not a bound.
+    It compares two sites with arbitrary contents (see the top of this file). The value is exact (Balle and Wang 2018, computed by
+    Google's dp-accounting), not a bound.
 
     Args:
-        noise: z, in units of the clip norm; of two parts together see `joint_noise`.
-        releases: results of the site that are seen, one per round.
-        delta: probability that is left out.
-        sites: 1 for those who see the site's own results, the server first of all. n for one of n sites, if it sees nothing but
-            plain means of all n with equal weights, none rejected, and does not conspire: the noise of the n - 1 others adds up,
-            and one site's data count for 1 / n. Not for `sa.*`, whose ascent looks at single results, nor under a robust rule.
+        noise: z, in units of the clip norm; for two parts together see `joint_noise`.
+        releases: number of the site's results that are seen, one per round.
+        delta: probability with which the guarantee may fail.
+        sites: 1 for those who see the site's own results, above all the server. n for one of n sites that sees only plain means of
+            all n results with equal weights, none of them rejected, and that does not collude: the noise of the n - 1 others adds
+            up, and one site's data count for 1 / n. This does not apply to `sa.*`, whose ascent uses single results, nor to
+            robust rules.
 
     Raises:
         UserError: an argument is out of range, or dp-accounting is not installed.
@@ -241,12 +243,12 @@ def epsilon(noise: float, releases: int, delta: float = DELTA, sites: int = 1) -
 
 
 def noise_for(epsilon: float, releases: int, delta: float = DELTA, parts: int = 1) -> float:
-    """Return the least noise with which `releases` results are (epsilon, delta)-differentially private; see `epsilon`.
+    """Return the smallest noise with which `releases` results are (epsilon, delta)-differentially private; see `epsilon`.
 
     Args:
-        epsilon: of all parts together.
+        epsilon: epsilon of all parts together.
         releases, delta: see `epsilon`.
-        parts: with the same noise each; 2 for encoder and SA vectors.
+        parts: number of parts, each with this noise; 2 for encoder and SA vectors.
 
     Raises:
         UserError: an argument is out of range, or dp-accounting is not installed.
@@ -258,7 +260,7 @@ def noise_for(epsilon: float, releases: int, delta: float = DELTA, parts: int = 
 
 
 def joint_noise(*noises: float) -> float:
-    """Return the noise that parts with these noises have together: 1 / sqrt(sum of 1 / z^2), 0 if one of them has none."""
+    """Return the joint noise of several parts: 1 / sqrt(sum of 1 / z^2), or 0 if any part has no noise."""
     return 0.0 if min(noises) == 0 else 1 / math.sqrt(math.fsum(noise**-2 for noise in noises))
 
 
@@ -273,7 +275,7 @@ def _check(releases: int, delta: float, count: int) -> None:
 
 def _accounting() -> Any:
     try:
-        import dp_accounting  # only who asks for epsilon needs it; sites do not
+        import dp_accounting  # needed only to compute epsilon, which sites do not do
     except ImportError as error:
         fix = "run pip install 'fedsr-monai[privacy]'"
         raise UserError("dp-accounting", found="no such package", expected="it, for epsilon", fix=fix) from error

@@ -1,6 +1,6 @@
-"""One process per site: the same sites as with `SequentialExecutor`, side by side, where one that dies or hangs does not stop the others.
+"""One process per site: the same work as with `SequentialExecutor`, but in parallel, and a site that dies or hangs does not stop the others.
 
-Orders and replies are JSON over a pipe and tensors are safetensors files: nothing is unpickled from a site.
+Orders and replies are JSON over a pipe, and tensors are safetensors files, so nothing that comes from a site is unpickled.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fedsr_monai.federation.storage import read_tensors, write_tensors
 
 
 class ProcessExecutor:
-    """Run the sites at the same time, each in a process of its own, started when first asked and after a failure.
+    """Run the sites in parallel, each in a process of its own, which is started when first needed and again after a failure.
 
-    The CPU threads are divided among the sites. The same number of threads gives the same bits as `SequentialExecutor`.
+    The CPU threads are divided among the sites. With the same number of threads, the result is bit for bit that of `SequentialExecutor`.
 
     Args:
         jobs: the sites.
-        timeout: seconds that a site has for a round, including the start of its process; None waits for ever.
+        timeout: seconds that a site has for a round, including the start of its process; None for no limit.
     """
 
     def __init__(self, jobs: Sequence[SiteJob], timeout: float | None = None) -> None:
@@ -56,7 +56,7 @@ class ProcessExecutor:
         return take(path)
 
     def train(self, sites: Sequence[str], round: int, tensors: Tensors) -> Iterator[ClientResult]:
-        """Yield the result of one round at each of `sites` as it is ready; see `Executor`."""
+        """Yield the result of one round at each of `sites` as soon as it is ready; see `Executor`."""
         orders = {}
         for site in sites:
             write_tensors(self.file(site, "down"), tensors)
@@ -72,7 +72,7 @@ class ProcessExecutor:
         """Write every site's whole network to its `model.pt`.
 
         Raises:
-            UserError: a site cannot write it; the rounds are complete all the same.
+            UserError: a site cannot write its file; the rounds are complete nevertheless.
         """
         orders = {}
         for site, job in self.jobs.items():
@@ -93,18 +93,18 @@ class ProcessExecutor:
             self.stop(site, grace=5.0)
 
     def file(self, site: str, name: str) -> Path:
-        """Return the path by which tensors travel to or from a site."""
+        """Return the path of a file in which tensors travel to or from a site."""
         return Path(self.jobs[site].folder) / f"{name}.safetensors"
 
     def start(self, site: str) -> Connection:
-        """Return the pipe to a site's process, which is started if it does not run."""
+        """Return the pipe to a site's process, which is started if it is not running."""
         if site not in self.running:
-            # Fresh interpreters without what this process holds, yet torch and MONAI are imported once, not once per site.
+            # The sites get fresh interpreters without this process's state, yet torch and MONAI are imported once, not once per site.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
             ours, theirs = context.Pipe()
             threads = max(1, torch.get_num_threads() // len(self.jobs))
-            # Not a daemon: a daemon may not start the workers of a data loader.
+            # Not a daemon, because a daemon may not start the workers of a data loader.
             process = context.Process(
                 target=serve, args=(json.dumps(asdict(self.jobs[site])), threads, theirs), name=site
             )
@@ -123,7 +123,7 @@ class ProcessExecutor:
         return process.exitcode
 
     def ask(self, orders: dict[str, dict[str, Any]]) -> Iterator[ClientResult]:
-        """Give each site its order, then yield the results; a site that dies or is too slow is stopped and named."""
+        """Give each site its order, then yield the results; a site that dies or is too slow is stopped, and its result says so."""
         started = time.perf_counter()
         waiting: dict[Any, str] = {}
         for site, order in orders.items():
@@ -166,7 +166,7 @@ def take(path: Path) -> Tensors:
 
 
 def serve(job: str, threads: int, connection: Connection) -> None:
-    """Carry out orders until the pipe is closed: the site's process.
+    """Carry out orders until the pipe is closed; this is the main function of a site's process.
 
     Args:
         job: a `SiteJob` as JSON.
@@ -193,7 +193,7 @@ def serve(job: str, threads: int, connection: Connection) -> None:
 
 
 def carry_out(algo: FedSRAlgo, order: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one order (`initial`, `train` or `save`) and return the reply; tensors go through the files that it names."""
+    """Carry out one order (`initial`, `train` or `save`) and return the reply; tensors are exchanged in the files that the order names."""
     if order["order"] == "save":
         algo.save_model(read_tensors(order["from"]), order["to"])
         return {}

@@ -1,4 +1,4 @@
-"""What a run folder says about itself: `run.json`, and the tables by round and site."""
+"""The records in a run folder: `run.json`, and the tables by round and site."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ COUNTS = ("images", "iterations", "bytes_down", "bytes_up")
 PARTICIPATION = ["round", "site", "status", "reason", "images", "iterations", "seconds", "bytes_down", "bytes_up"]
 ROUNDS = ["round", "seconds", "server_seconds", "bytes_down", "bytes_up"]
 
-# They change nothing that was computed so far, so they may differ when a run is resumed.
+# These change nothing that was computed so far, so they may differ when a run is resumed.
 SETTINGS_THAT_MAY_CHANGE = ("rounds", "min_sites", "timeout", "processes", "versions")
 
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:
     """Write `run.json`, or check that the run in `out` was begun with the same settings.
 
-    A run whose server has not written its first checkpoint has not begun: its settings are replaced, and so is what its sites
-    have written before their first round.
+    A run whose server has not yet written a checkpoint has not begun. Its settings are then replaced, and states that its sites wrote
+    before their first round are deleted.
 
     Raises:
         UserError: a setting differs, or `run.json` is damaged.
@@ -75,9 +75,9 @@ def participation_row(round: int, site: str, result: Participation, bytes_down: 
 
     Args:
         round: counted from 0.
-        site: its name.
-        result: what became of it.
-        bytes_down: sent to each site that was asked.
+        site: name of the site.
+        result: the outcome of the round for this site.
+        bytes_down: bytes sent to each site that was asked.
     """
     asked = result.status != "absent"
     return {
@@ -101,14 +101,14 @@ def mean_losses(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def read_history(path: Path, history: Any) -> list[Record]:
-    """Return the records of a server state after a check of their form, as tables are written from them.
+    """Check the form of the records in a server state and return them; tables are written from them.
 
     Args:
-        path: of the state, for the message.
-        history: what was read from it.
+        path: path of the state, for the error message.
+        history: the records as they were read from it.
 
     Raises:
-        UserError: a record is not of the form in which the server writes it.
+        UserError: a record does not have the form in which the server writes it.
     """
     fix = "restore it from a copy"
     if not isinstance(history, list):
@@ -157,7 +157,7 @@ def _is_epoch(row: Any, number: int) -> bool:
 
 
 def sites_left_out(out: str | Path) -> list[str]:
-    """Return one line per site that was asked in a round but is not in its result: the rounds, and the last reason."""
+    """Return one line for each site that was asked in some round but is not part of its result: the rounds, and the last reason."""
     rounds: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     for row in read_csv(Path(out) / "participation.csv", PARTICIPATION):
@@ -170,8 +170,8 @@ def sites_left_out(out: str | Path) -> list[str]:
 def write_tables(out: Path, history: Sequence[Record], open_round: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write participation.csv, rounds.csv and history.csv from the records of the complete rounds.
 
-    The tables count rounds from 1, as the checkpoints do: round_0001 is the state after round 1. (In a table of losses, round 0 is
-    a training outside of any round.)
+    The tables count rounds from 1, as the checkpoints do: round_0001 is the state after round 1. (In a table of losses, round 0
+    stands for training outside of any round.)
 
     Args:
         out: run folder.
@@ -187,7 +187,7 @@ def write_tables(out: Path, history: Sequence[Record], open_round: Sequence[Mapp
 
 
 def _from_one(rows: Sequence[Mapping[str, Any]], digits: bool = False) -> list[dict[str, Any]]:
-    """Return rows with rounds counted from 1, seconds with three decimals, and with `digits` other numbers with six digits."""
+    """Return rows with rounds counted from 1 and seconds to three decimals; with `digits`, other floats have six significant digits."""
     return [{**{key: _cell(key, cell, digits) for key, cell in row.items()}, "round": row["round"] + 1} for row in rows]
 
 

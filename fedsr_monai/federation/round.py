@@ -1,4 +1,4 @@
-"""One round of an embedded federation: draw the sites, send, train, receive, close."""
+"""One round of a federation on one machine: draw the sites, send, train, receive, close."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fedsr_monai.federation.site_state import stable_seed
 
 
 def draw_sites(names: Sequence[str], count: int, seed: int, round: int) -> list[str]:
-    """Return the sites asked in `round`: `count` of `names`, sorted; the same draw whenever it is made."""
+    """Return the sites asked in `round`: `count` of `names`, sorted. The same arguments always give the same draw."""
     return sorted(random.Random(stable_seed(seed, "participation", round)).sample(sorted(names), count))
 
 
 def play_round(
     server: Server, executor: Executor, asked: Sequence[str], sites: Sequence[str], out: Path, bar: tqdm
 ) -> None:
-    """Play one round.
+    """Run one round.
 
     Args:
         server: holds the global tensors.

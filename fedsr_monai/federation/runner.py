@@ -1,4 +1,4 @@
-"""`fedsr federate`: the whole federation on one machine, resumable at any moment."""
+"""`fedsr federate`: the whole federation on one machine, resumable at any time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedsr_monai.progress import Progress
 from fedsr_monai.sites.check import ensure_fit
 from fedsr_monai.sites.site import Site, load_site
 
-# Ids that a run sets from its own arguments.
+# Ids of the bundle's configuration that a run sets itself.
 GIVEN = ("bundle_root", "dataset_dir", "output_dir", "initial_weights", "resume", "rank", "world_size")
 
 
@@ -54,39 +54,39 @@ def federate(
     """Run Algorithm 1, or one of the policies it is compared with, over site folders on this machine.
 
     In every round the server sends what `policy` shares, the sites train, and the server aggregates what they return. The run
-    folder always holds the last complete round: the same command on the same `out` resumes from there and ends in the same
-    numbers as a run that was never stopped (to the bit on a CPU with the same number of threads).
+    folder always holds the last complete round. The same command with the same `out` resumes from there, and gives the same
+    numbers as a run that was never interrupted (to the bit on a CPU with the same number of threads).
 
     Args:
         sites: site folders.
         out: run folder (see the README): run.json, server/, sites/, participation.csv, rounds.csv, history.csv.
-        rounds: communication rounds in all; a finished run continues when it is given more (with a learning rate scheduled over
-            the run, it is then not the run that had them from the start).
+        rounds: communication rounds in total. A finished run continues if it is given more; if the learning rate is scheduled over
+            the run, the result differs from that of a run with this number from the start.
         bundle: folder or name of the bundle that the sites run.
         policy: fedsr, fedrep, fedper, fedavg, local (nothing is exchanged) or pooled (one client with all images); by default
             fedsr, and pooled with a baseline.
         local_epochs: epochs per round at each site.
-        weighting: of the sites, by number of `images` or `uniform`.
-        min_sites: fewest acceptable results that make a round; by default half of those asked.
+        weighting: weights of the sites, by number of `images` or `uniform`.
+        min_sites: the fewest acceptable results that complete a round; by default half of the sites asked.
         timeout: seconds that a site has for a round; only with `processes`.
         processes: run one process per site, all at once, instead of one site after the other. Scripts that set this need the usual
             `if __name__ == "__main__":`, because each process imports them.
         participation: fraction of the sites asked in a round, drawn anew for each round.
-        seed: of everything random.
+        seed: seed of all random numbers, except the noise of `privacy`.
         overrides: values for ids of the bundle's configuration, for example `{"train#trainer#epoch_length": 10}`.
         from_weights: checkpoint that all sites start from instead of random weights.
         aggregation: the server's rule: mean, median, trimmed_mean, clipped_mean or krum (docs/security.md).
         privacy: `clip`, `noise`, `clip_sa`, `noise_sa` (and `releases`) of `fedsr_monai.federation.privacy.Privacy`: each site clips what
-            it sends and adds noise; needs `from_weights`. None for neither. The noise is not of `seed`.
-        baseline: a method that is trained in the place of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet or synthseg
+            it sends and adds noise. None for neither. If the policy shares SA features, this needs `from_weights`.
+        baseline: a method that is trained in place of FedSR: deep_atlas, brbs, bi_jros, tbi_one_shot, u_resnet or synthseg
             (docs/baselines.md).
 
     Returns:
         `out`. Every site's network is in `sites/<name>/model.pt` as a plain state dict.
 
     Raises:
-        UserError: an argument is wrong, a site violates the contract (all violations are named), `out` holds a run with
-            other settings, or too few sites answered.
+        UserError: an argument is wrong, a site folder violates the contract (all violations are named), `out` holds a run with
+            other settings, or too few sites returned acceptable results.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -168,10 +168,10 @@ def _check_arguments(timeout: float | None, processes: bool, participation: floa
 
 
 def _public_tensors(root: Path, settings: RunSettings, weights: str | Path | None) -> dict[str, torch.Tensor]:
-    """Return the tensors that a run with privacy begins with: they come from no site.
+    """Return the tensors that a run with privacy begins with, none of which may come from a site.
 
     Raises:
-        UserError: they would have to, or nothing is exchanged that could be protected.
+        UserError: SA vectors would have to come from a site, or nothing is exchanged that could be protected.
     """
     if not settings.exchange.exchanges:
         found = f"the policy {settings.policy!r}, which exchanges nothing"

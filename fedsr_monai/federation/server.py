@@ -1,6 +1,6 @@
-"""The server of the federation: the global tensors, round by round, with a checkpoint after each.
+"""The server of the federation: the global tensors, round by round, with a checkpoint after each round.
 
-It knows neither the network nor how tensors travel: `fedsr federate` and the components for NVIDIA FLARE drive the same `Server`.
+It knows neither the network nor how tensors travel: `fedsr federate` and the components for NVIDIA FLARE use the same `Server`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ CHECKPOINT = re.compile(r"round_\d{4,9}\.safetensors")
 
 
 class TooFewResults(UserError):
-    """Report fewer acceptable results than `min_sites`; the round stays open."""
+    """Report that there are fewer acceptable results than `min_sites`; the round stays open."""
 
 
 @dataclass(frozen=True)
 class Participation:
-    """What became of one site in a round; `status` is ok, rejected, failed, timeout or absent, and `reason` says why it is not ok."""
+    """The outcome of a round for one site; `status` is ok, rejected, failed, timeout or absent, and `reason` says why it is not ok."""
 
     status: str
     reason: str = ""
@@ -60,18 +60,18 @@ class Server:
     Nothing is averaged before all results have arrived, so their order cannot matter.
 
     Args:
-        folder: where checkpoints go: `round_NNNN.safetensors` (NNNN rounds are complete) and `state.json`, which names the last.
+        folder: folder for checkpoints: `round_NNNN.safetensors` (after NNNN rounds) and `state.json`, which names the last one.
         tensors: the initial global tensors; only what `policy` shares is kept.
         policy: a key of `fedsr_monai.federation.policies.POLICIES`.
         weighting: `images` or `uniform`.
         aggregation: a key of `fedsr_monai.federation.aggregation.RULES`.
-        min_sites: the fewest accepted results that make a round.
+        min_sites: the fewest accepted results that complete a round.
         mutual_information: Phi for the SA ascent of a policy that has one; None averages `sa.*` like everything else.
         declared_images: image counts agreed on beforehand, by site. Other claims are rejected.
         max_images: the largest image count accepted from a site that declared none.
 
     Attributes:
-        round: the number of complete rounds, which is the open round counted from 0.
+        round: the number of complete rounds, which is also the number of the open round, counted from 0.
         history: one record per complete round, kept with the checkpoint (see `fedsr_monai.federation.records`).
     """
 
@@ -93,10 +93,10 @@ class Server:
         self.open_round()
 
     def open_round(self, asked: Sequence[str] | None = None, absent: Mapping[str, str] | None = None) -> None:
-        """Forget the results of the open round, and begin (or repeat) it.
+        """Discard the results of the open round, and begin (or repeat) it.
 
         Args:
-            asked: the sites that the tensors are sent to; results of others are refused. None for any.
+            asked: the sites that the tensors are sent to; results of other sites are refused. None for any site.
             absent: sites that are not asked, with the reason.
         """
         self.started = time.perf_counter()
@@ -107,7 +107,7 @@ class Server:
         self.seconds = time.perf_counter() - self.started
 
     def send(self) -> dict[str, torch.Tensor]:
-        """Return copies of the tensors that every site starts the open round from."""
+        """Return copies of the tensors from which every site starts the open round."""
         return {key: tensor.clone() for key, tensor in self.tensors.items()}
 
     def receive(
@@ -119,7 +119,7 @@ class Server:
         seconds: float | None = None,
         bytes_up: int | None = None,
     ) -> list[str]:
-        """Take one site's result, or return why not (see `validate_update`). Never raises, whatever a site sent.
+        """Accept one site's result, or return the reasons to reject it (see `validate_update`). Never raises, whatever a site sent.
 
         Args:
             site: the authenticated name of the sender.
@@ -127,7 +127,7 @@ class Server:
             update: tensors by key.
             statistics: `images`, and what `parse_statistics` reads.
             seconds: since the round began; by default until now.
-            bytes_up: that the result took on the way; by default the size of its tensors, if they are acceptable.
+            bytes_up: size of the result as it was transferred; by default the size of its tensors, if they are acceptable.
         """
         clock = time.perf_counter()
         accepted: dict[str, torch.Tensor] = {}
@@ -147,14 +147,14 @@ class Server:
                 max_images=self.max_images,
             )
             if not reasons:
-                # Clones: what the sender does to its tensors afterwards must not reach the average.
+                # Clones, so that nothing the sender does to its tensors afterwards can change the average.
                 dense = {key: plain_tensor(update[key]) for key in sorted(self.tensors)}
                 accepted = {key: tensor.clone() for key, tensor in dense.items() if tensor is not None}
-        except Exception as error:  # whatever a site sends must not end the run of the others
+        except Exception as error:  # nothing that one site sends may end the run for the others
             found = f"a result that cannot be read ({type(error).__name__})"
             reasons = [f"site {brief(site)}: found {found}, expected tensors by key"]
         reasons = [" ".join(reason.split())[:LONGEST_REASON] for reason in reasons]
-        # A late or second result says nothing against the one that counts, and an unknown sender has no row in the tables.
+        # A late or second result must not change the record of the accepted one, and an unknown sender has no row in the tables.
         known = is_name(site) and (self.asked is None or site in self.asked)
         if known and site not in self.updates:
             plausible = images is not None and is_whole_number(images, 1) and images <= self.max_images
@@ -175,7 +175,7 @@ class Server:
         """Note that a site has no result for the open round.
 
         Args:
-            site: its name; one whose result has been accepted keeps that.
+            site: name of the site; if its result has been accepted already, nothing changes.
             status: failed, timeout, rejected or absent.
             reason: one line.
             seconds: since the round began; by default until now.
@@ -207,7 +207,7 @@ class Server:
         following = aggregate(self.updates, weights, self.tensors, phi, self.aggregation)
         record = self._record()
         history = [*self.history, record]
-        # so far: the checkpoint holds this record, the tables one that counts its writing too
+        # The checkpoint holds the times up to here; the record for the tables also counts the time to write the checkpoint.
         record |= {"seconds": self._elapsed(), "server_seconds": self.seconds + time.perf_counter() - clock}
         self.save(following, self.round + 1, history)
         record |= {"seconds": self._elapsed(), "server_seconds": self.seconds + time.perf_counter() - clock}
@@ -215,14 +215,14 @@ class Server:
         self.open_round()
 
     def participation(self) -> list[dict[str, Any]]:
-        """Return the rows of the open round for the table of participation."""
+        """Return the rows of the open round for the participation table."""
         return [
             participation_row(self.round, site, result, self.bytes_down)
             for site, result in sorted(self.results.items())
         ]
 
     def begin(self) -> None:
-        """Write the checkpoint of the very beginning, or resume from the one that exists (see `resume`)."""
+        """Resume from the existing checkpoint (see `resume`), or write the initial one if there is none."""
         if not self.resume():
             self.save(self.tensors, self.round, self.history)
 
@@ -241,7 +241,7 @@ class Server:
         remove_all_but(list(self.folder.glob("round_*.safetensors")), KEPT_CHECKPOINTS)
 
     def resume(self) -> bool:
-        """Continue from the last complete round in `folder`; False if there is none.
+        """Load the last complete round in `folder`; return False if there is none.
 
         Raises:
             UserError: the checkpoint is damaged, or it belongs to another network or policy.
@@ -316,10 +316,10 @@ class Server:
 
 
 def checkpoint_file(path: Path, state: Mapping[str, Any]) -> Path:
-    """Return the checkpoint that the server state at `path` names, after a look at its checksum.
+    """Return the checkpoint that the server state at `path` names, after a check of its checksum.
 
     Raises:
-        UserError: the state names no checkpoint in its own folder, or the file has other bytes.
+        UserError: the state names no checkpoint in its own folder, or the file is missing or has another checksum.
     """
     name, digest = state.get("file"), state.get("sha256")
     if not (isinstance(name, str) and CHECKPOINT.fullmatch(name)):

@@ -1,4 +1,4 @@
-"""What defines a run, once: the sites' jobs, a job for NVIDIA FLARE and `run.json` are made from it."""
+"""The settings that define a run, in one place: the sites' jobs, a job for NVIDIA FLARE and `run.json` are made from them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fedsr_monai.federation.policies import Policy, find_policy
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Describe a run by plain values, which travel as JSON; nothing in it is a path or is executed by itself.
+    """Describe a run in plain values, which travel as JSON; none of them is a path or is executed by itself.
 
     Attributes:
-        rounds: communication rounds in all.
+        rounds: communication rounds in total.
         policy: what is exchanged, a key of `fedsr_monai.federation.policies.POLICIES`.
         local_epochs: epochs that a site trains in each round.
-        seed: of everything random.
-        weighting: of the sites in the aggregation, by number of `images` or `uniform`.
+        seed: seed of all random numbers.
+        weighting: weights of the sites in the aggregation, by number of `images` or `uniform`.
         aggregation: the server's rule, a key of `fedsr_monai.federation.aggregation.RULES`.
-        min_sites: fewest acceptable results that make a round.
+        min_sites: the fewest acceptable results that complete a round.
         overrides: values for ids of the bundle's configuration.
-        baseline: a method that takes the place of FedSR: a file of the bundle's `configs/baselines/`, without its ending.
+        baseline: a method that takes the place of FedSR: a file in the bundle's `configs/baselines/`, without its extension.
 
     Raises:
         UserError: a value is not what it must be.
     """
 
-    where: ClassVar[str] = ""  # before the name of a setting in a message
+    where: ClassVar[str] = ""  # what stands before the name of a setting in an error message
 
     rounds: int
     policy: str = "fedsr"
@@ -57,15 +57,15 @@ class RunSettings:
 
     @property
     def exchange(self) -> Policy:
-        """The policy itself."""
+        """The `Policy` object that `policy` names."""
         return find_policy(self.policy)
 
     def site_overrides(self) -> dict[str, Any]:
         """Return the values that every site sets in the bundle's configuration."""
-        # A schedule over the bundle's `epochs` spans the run, not the round.
+        # A learning rate schedule over the bundle's `epochs` thus spans the run, not the round.
         return {"epochs": self.rounds * self.local_epochs, "seed": self.seed, **self.overrides}
 
 
 def run_settings(settings: RunSettings) -> dict[str, Any]:
-    """Return the settings of a run alone, by name, from a subclass that holds more."""
+    """Return only the fields of `RunSettings`, by name; a subclass may have more."""
     return {item.name: getattr(settings, item.name) for item in fields(RunSettings)}

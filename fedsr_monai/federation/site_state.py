@@ -1,7 +1,7 @@
 """What a site remembers between rounds: its whole network, optimisers, mutual information queue and counters, on its own disk.
 
-`state_NNNN.pt` is the state in which round NNNN can begin. The last two are kept, so a server that was killed and asks for the
-last round again gets the same answer to the bit.
+`state_NNNN.pt` is the state from which round NNNN can begin. The last two are kept, so that a server that was killed and asks for the
+last round again gets the same answer, to the bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def stable_seed(*parts: object) -> int:
 
 
 def seed_everything(seed: int, dataset: Any = None) -> None:
-    """Seed Python, numpy, torch and MONAI, and every random transform of `dataset`, which has a generator of its own."""
+    """Seed Python, numpy, torch and MONAI, and every random transform of `dataset`, each of which has its own generator."""
     set_determinism(seed)
     if dataset is not None:
         set_rnd(dataset, seed)
@@ -45,13 +45,13 @@ def optimizers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:
 
 
 def stateful(handlers: Iterable[Any]) -> list[Any]:
-    """Return what has a state among a trainer's handlers; MONAI's `LrScheduleHandler` keeps it in its `lr_scheduler`."""
+    """Return those of a trainer's handlers that have a state; MONAI's `LrScheduleHandler` keeps its own in `lr_scheduler`."""
     parts = [getattr(handler, "lr_scheduler", handler) for handler in handlers]
     return [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
 
 
 def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
-    """Return the state of a local training: tensors, numbers and names only, so that `torch.load(weights_only=True)` reads it."""
+    """Return the state of local training; it holds only tensors, numbers and names, so `torch.load(weights_only=True)` can read it."""
     state = {
         "network": {
             key: value for key, value in trainer.network.state_dict().items() if not key.startswith(ATLAS_PREFIX)
@@ -66,16 +66,16 @@ def collect_state(trainer: Trainer, handlers: Sequence[Any]) -> dict[str, Any]:
 
 
 def restore_state(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], source: Path) -> None:
-    """Put a state back into a trainer and its handlers.
+    """Restore a state into a trainer and its handlers.
 
     Args:
-        trainer: of the bundle.
-        handlers: those of it that have a state.
+        trainer: the bundle's trainer.
+        handlers: its handlers that have a state.
         state: see `collect_state`.
-        source: the file that it is from, for messages.
+        source: the file that the state was read from, for error messages.
 
     Raises:
-        UserError: the state is of another network or trainer than the bundle's.
+        UserError: the state belongs to a network or trainer other than the bundle's.
     """
     try:
         _restore(trainer, handlers, state, source)
@@ -116,7 +116,7 @@ def _restore(trainer: Trainer, handlers: Sequence[Any], state: dict[str, Any], s
 
 
 def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[Any]) -> None:
-    """Write the state in which `round` can begin, in one step, and delete all but the last two.
+    """Write the state from which `round` can begin, in one step, and delete all but the last two.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -128,12 +128,14 @@ def save_state(folder: Path, round: int, trainer: Trainer, handlers: Sequence[An
 def load_state(
     folder: Path, round: int | None = None, device: torch.device | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest state in which `round` can begin (a site may have missed rounds), or None for an empty folder.
+    """Return the file and content of the newest state from which `round` can begin (a site may have missed rounds).
+
+    The result is None if the folder holds no states.
 
     Args:
-        folder: of the site.
-        round: None for the newest of all.
-        device: where the tensors are wanted.
+        folder: folder of the site.
+        round: None for the newest state of all.
+        device: device to load the tensors to.
 
     Raises:
         UserError: the site is ahead of the server, or the file is damaged.

@@ -1,4 +1,4 @@
-"""What a site says about its training, brought into one fixed form: it is written into tables and JSON, and shown in reports."""
+"""A site's statistics about its training, brought into one fixed form, because they are written to tables and JSON and shown in reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_COUNT = 10**9
 MOST_LOSSES = 50
 MOST_EPOCHS = 1000
 LOSS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,49}")
-# Columns of the tables that losses are written beside: a loss of such a name would take the place of the server's own number.
+# Other columns of the tables of losses: a loss with such a name would overwrite the server's own number.
 RESERVED_NAMES = ("round", "site", "epoch", "iteration", "seconds", "server_seconds", "bytes_down", "bytes_up")
 
 
@@ -31,8 +31,9 @@ class Statistics(TypedDict):
 def parse_statistics(content: Any) -> Statistics:
     """Return the statistics in `content`, which may be anything; what does not fit is left out.
 
-    Counts are 0 to 10^9, other numbers are finite and at most 1e30; there are at most 50 losses, whose names are words of up to
-    50 characters and none of the tables' own columns, and at most 1000 epochs. Nothing that a site sends makes this raise.
+    Counts are 0 to 10^9, and other numbers are finite and at most 1e30 in magnitude. There are at most 1000 epochs and at most 50
+    losses; the name of a loss is a word of up to 50 characters that is not a column of the tables. This never raises, whatever a
+    site sends.
     """
     fields: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     rows = _get(fields, "epochs")
@@ -47,12 +48,12 @@ def parse_statistics(content: Any) -> Statistics:
 def _get(fields: Mapping[Any, Any], key: str) -> Any:
     try:
         return fields.get(key)
-    except Exception:  # a mapping of a class of its own
+    except Exception:  # a mapping of some foreign class may raise anything
         return None
 
 
 def parse_epoch(row: Any) -> dict[str, int | float]:
-    """Return a row of `epochs`, or an empty one where it has no valid `epoch` and `iteration`."""
+    """Return a row of `epochs`, or an empty one if it has no valid `epoch` and `iteration`."""
     if not isinstance(row, dict):
         return {}
     epoch, iteration = _count(row.get("epoch")), _count(row.get("iteration"))
@@ -60,7 +61,7 @@ def parse_epoch(row: Any) -> dict[str, int | float]:
 
 
 def parse_losses(values: Any) -> dict[str, float]:
-    """Return the losses by name among `values`."""
+    """Return the entries of `values` that are valid losses, by name."""
     losses: dict[str, float] = {}
     for name, value in values.items() if isinstance(values, dict) else ():
         number = _number(value)
@@ -76,6 +77,6 @@ def _number(value: Any) -> float | None:
 
 
 def _count(value: Any) -> int | None:
-    """Return a whole number from an int or a float that is one (the means of an epoch travel as floats)."""
+    """Return an int, or a float with an integer value, as int (an epoch's numbers travel as floats); None for anything else."""
     number = _number(value)
     return int(number) if number is not None and number == int(number) and 0 <= number <= LARGEST_COUNT else None

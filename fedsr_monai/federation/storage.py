@@ -1,4 +1,4 @@
-"""Tensors on disk as safetensors files: names and numbers, nothing that runs when it is read."""
+"""Tensors on disk as safetensors files, which hold names and numbers, but no code that could run when they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsr_monai.files import check_regular, write_bytes
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Write `tensors` in one step (the old file or the new one, never half) and return the bytes written.
+    """Write `tensors` in one step (the file is either the old or the new one, never a part) and return the bytes written.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -25,7 +25,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> byte
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file, sorted by key.
+    """Return the tensors of a safetensors file, sorted by key.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -42,5 +42,5 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def size_in_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Return the bytes of `tensors` in the safetensors format; 0 when there are none."""
+    """Return the size of `tensors` in the safetensors format, in bytes; 0 if there are none."""
     return len(save(dict(tensors))) if tensors else 0

@@ -1,9 +1,8 @@
-"""What the server checks in a site's result before it may touch the global tensors. Pure functions.
+"""The server's checks of a site's result before it may touch the global tensors, as pure functions.
 
-A site may be broken or hostile. The checks find numbers that are not finite, keys and shapes that are not those that were sent,
-claims about images out of range, results of another round, and updates far larger than the others'. They do not find a site
-that sends plausible, finite, well-sized but wrong numbers; the robust rules of `fedsr_monai.federation.aggregation` bound what such
-a site can do.
+A site may be broken or hostile. The checks find numbers that are not finite, keys and shapes that differ from those that were sent,
+image counts out of range, results of another round, and updates far larger than those of the other sites. They do not detect a site
+that sends wrong numbers of plausible size; the robust rules of `fedsr_monai.federation.aggregation` bound what such a site can do.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ LONGEST_REASON = 200
 MOST_FOREIGN = 3  # foreign keys named one by one
 NORM_FACTOR = 10.0
 NORM_FLOOR = 0.002
-NEAR_ZERO = 0.01  # root mean square below which a tensor says nothing about how far a step may go
+NEAR_ZERO = 0.01  # root mean square below which a tensor's norm says nothing about how large a step may be
 
 
 def plain_tensor(value: Any) -> torch.Tensor | None:
-    """Return an array or tensor as a dense tensor on the CPU; None for anything else (sparse, nested, meta, objects, subclasses)."""
+    """Return an array or tensor as a dense CPU tensor; None for anything else (sparse, nested or meta tensors, subclasses, objects)."""
     if type(value) is np.ndarray:
         if value.dtype.kind not in "fiub" or not value.dtype.isnative:
             return None
@@ -40,12 +39,14 @@ def plain_tensor(value: Any) -> torch.Tensor | None:
 
 
 def check_tensors(tensors: Any, reference: Mapping[str, torch.Tensor], who: str) -> list[str]:
-    """Compare named tensors with the keys, shapes and types of `reference`; one line per violation, empty when there is none.
+    """Compare named tensors with the keys, shapes and types of `reference`, and return one line per violation.
+
+    NaN and infinite values are violations too.
 
     Args:
-        tensors: what arrived; torch tensors or numpy arrays by key, or anything else.
+        tensors: what arrived: torch tensors or numpy arrays by key, or anything else.
         reference: what was sent.
-        who: the sender, the beginning of each line.
+        who: the sender, with which each line begins.
     """
     if not isinstance(tensors, Mapping):
         return [f"{who}: found {type(tensors).__name__}, expected tensors by key"]
@@ -85,19 +86,19 @@ def validate_update(
     declared_images: int | None = None,
     max_images: int = MAX_IMAGES,
 ) -> list[str]:
-    """Return the reasons to reject one site's result, each naming site and key; empty when it is acceptable by itself.
+    """Return the reasons to reject one site's result, each naming the site and the key; empty if it is acceptable by itself.
 
     Args:
         update: the tensors that the site returned.
         reference: the tensors that were sent to it.
         site: the authenticated name of the sender, not a name found inside the result.
-        images: the number of training images behind the update: its weight in the average.
+        images: the number of training images that the site claims, which determines its weight in the average.
         update_round: the round that the result is for.
-        current_round: the round that is being collected.
-        received: the sites whose result of this round has arrived already.
-        asked: the sites that were asked in this round; None for any.
+        current_round: the open round.
+        received: the sites whose result for this round has already been accepted.
+        asked: the sites that were asked in this round; None for any site.
         declared_images: the image count agreed on beforehand; any other claim is rejected.
-        max_images: the largest claim accepted where none was declared.
+        max_images: the largest claim accepted if no count was declared.
     """
     if not is_name(site):
         return [f"site {brief(site)}: found a name that no site can have, expected letters, digits, '.', '_' and '-'"]
@@ -126,25 +127,26 @@ def screen_norms(
     factor: float = NORM_FACTOR,
     floor: float = NORM_FLOOR,
 ) -> dict[str, list[str]]:
-    """Return reasons, by site, to reject updates that move the weights far more than the others do.
+    """Return the reasons, by site, to reject updates that move the weights far more than those of the other sites do.
 
     Every tensor is screened by itself, so that a small one (a first layer, an SA vector) cannot hide behind large ones. With
-    d_n = |update_n - sent| and g = |sent| of a tensor, an update is rejected when
+    d_n = |update_n - sent| and g = |sent| for a tensor, an update is rejected if
 
-        d_n > factor * max(median of the other sites' d, r * g, floor * g)      with at least two others,
-        d_n > factor * max(g, 0.01 sqrt(number of values))                      with fewer: nobody to compare with.
+        d_n > factor * max(median of the other sites' d, r * g, floor * g)      with at least two other sites,
+        d_n > factor * max(g, 0.01 sqrt(number of values))                      with fewer, which are too few to compare with.
 
-    The medians withstand a minority of bad sites. r is what the others move a tensor by, relative to its norm, on the whole: the median over
-    the tensors of their medians. A part of the network that hardly acts (the attention of SCIE) is moved by noise, which differs between
-    honest sites by more than `factor`. The floor keeps a site from being rejected where the others hardly move anything, and 0.01 per
-    value keeps it from being rejected for the last layers of the registration, which begin so near zero that any step is large beside them.
-    Where everything sent is zero, sqrt(number of values) stands in for g.
+    The medians withstand a minority of bad sites. r is the typical relative movement of a tensor: for each tensor, the median of the other
+    sites' d / g is taken, and r is the median of these over all tensors. It is needed because a part of the network that hardly acts (the
+    attention of SCIE) is moved only by noise, which may differ between honest sites by more than `factor`. The floor keeps a site from being
+    rejected if the others hardly move anything. The term of 0.01 per value keeps a site from being rejected for the last layers of the
+    registration, which start so near zero that any step is large in comparison. If a tensor was sent as all zeros, g is
+    sqrt(number of values).
 
     Args:
         updates: tensors by site; they have passed `validate_update`.
         reference: the tensors that were sent.
         factor: how many times as far as the others a site may move a tensor.
-        floor: the least movement that the others are taken to make, as a fraction of the tensor's norm.
+        floor: the smallest movement attributed to the other sites, as a fraction of the tensor's norm.
     """
     if not reference:
         return {}
@@ -177,7 +179,7 @@ def _median_of_others(moved: Mapping[str, float], site: str) -> float:
 
 
 def brief(value: Any) -> str:
-    """Return a value as at most 60 characters, whatever it is."""
+    """Return a short text for any value, of at most 60 characters."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 40
     try:

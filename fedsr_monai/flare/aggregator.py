@@ -31,7 +31,7 @@ class FedSRAggregator(Installed, Aggregator):
     def __init__(self, persistor_id: str = "persistor") -> None:
         super().__init__()
         self.persistor_id = persistor_id
-        # Results arrive in threads of their own, a late one even while the round is aggregated.
+        # Each result arrives in a thread of its own, and a late one may even arrive during the aggregation.
         self.lock = threading.Lock()
 
     def server(self, fl_ctx: FLContext) -> Server:
@@ -83,7 +83,7 @@ class FedSRAggregator(Installed, Aggregator):
                 tensors, statistics = read_update(shareable, server.tensors)
                 # FLARE's client returns the task's cookies: they name the round that the result is for.
                 number, size = shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND), size_of(shareable)
-            except Exception as error:  # whatever one site sends must not end the run for the others
+            except Exception as error:  # nothing that one site sends may end the run for the others
                 found = f"found a result that cannot be read ({_text(error)})"
                 reasons = [f"site {site!r}: {found}, expected encoder and SA features"]
                 server.report(site, "rejected", reasons[0])
@@ -102,7 +102,7 @@ class FedSRAggregator(Installed, Aggregator):
         """Return the next global tensors, after the checkpoint and the tables have been written.
 
         Raises:
-            UserError: too few acceptable results. FLARE then ends the job with this line; the last complete round stands.
+            UserError: too few acceptable results. FLARE then ends the job with this message; the last complete round stands.
         """
         with self.lock:
             server = self.server(fl_ctx)
@@ -121,5 +121,5 @@ class FedSRAggregator(Installed, Aggregator):
 
 
 def _text(error: Exception) -> str:
-    """Return an error as a short line: the message of a `ValueError`, the type alone of anything else."""
+    """Return an error as a short line: the message of a `ValueError`, but only the type of any other error."""
     return " ".join(str(error).split())[:200] if type(error) is ValueError else type(error).__name__

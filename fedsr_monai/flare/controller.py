@@ -1,4 +1,4 @@
-"""Control a run: FLARE's scatter-and-gather with authenticated names, resumed rounds, and a final task that saves the sites' models."""
+"""Control a run: FLARE's scatter-and-gather, with authenticated names, resumable rounds, and a final task that saves the sites' models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsr_monai.flare.executor import ERROR, INITIAL, SAVE, TRAIN
 from fedsr_monai.flare.installed import Installed
 
 FIRST_ANSWER = (
-    600  # seconds that a site has for its first one at least: its process imports and builds everything before
+    600  # least time in seconds for a site's first answer, because its process first imports and builds everything
 )
 
 
@@ -26,8 +26,8 @@ class FedSRController(Installed, ScatterAndGather):
     """Run `ScatterAndGather` with six changes.
 
     - Each result is accepted under the name that FLARE authenticated, not under one that the result claims.
-    - A new run begins with the SA vectors of the first site's atlas (by name; of the next site, if the first one fails).
-    - A job resumes after the last round that an earlier job completed; `rounds` counts all of them.
+    - A new run begins with the SA vectors of the first site's atlas (first by name; if that site fails, the next one's).
+    - A job resumes after the last round that an earlier job completed; `rounds` includes the earlier rounds.
     - A site that FLARE reports as disconnected is not asked, so that it does not cost the waiting time in every round.
     - When a job is aborted in the middle of a round, the table of participation shows that round too.
     - After the last round the sites receive the global tensors once more, and save their models.
@@ -73,7 +73,7 @@ class FedSRController(Installed, ScatterAndGather):
             fl_ctx.set_prop(AppConstants.NUM_ROUNDS, self._num_rounds, private=True, sticky=False)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Begin or resume the run, play its rounds, and let every site save its model."""
+        """Begin or resume the run, run its rounds, and let every site save its model."""
         if not self.persistor.begun and not self.begin_run(abort_signal, fl_ctx):
             return
         super().control_flow(abort_signal, fl_ctx)
@@ -98,7 +98,7 @@ class FedSRController(Installed, ScatterAndGather):
         """Ask one site after another for the initial SA vectors.
 
         Returns:
-            False if the job has to end.
+            False if the job has to end, because it was aborted or no site gave acceptable vectors.
         """
 
         def receive(client_task: ClientTask, fl_ctx: FLContext) -> None:
@@ -143,7 +143,7 @@ class FedSRController(Installed, ScatterAndGather):
 
 
 def error_text(code: Any, result: Shareable) -> str:
-    """Return one line about a result that is an error; of what the site wrote, a plain word at most."""
+    """Return one line about a result that is an error; it repeats at most one plain word of what the site wrote."""
     kind = result.get_header(ERROR)
     word = kind[:60] if isinstance(kind, str) and kind.isidentifier() else str(code)[:60]
     return f"{word} at the site; see its log"

@@ -20,22 +20,22 @@ WEIGHTS_PART, SA_PART = "weights", "sa"
 KINDS = {WEIGHTS_PART: DataKind.WEIGHT_DIFF, SA_PART: DataKind.APP_DEFINED}
 STATISTICS = "statistics"
 IMAGES = "images"
-# of what a message repeats
+# The most characters of a name that an error message repeats.
 MAX_NAME_LENGTH = 50
 
 
 def difference(trained: torch.Tensor, sent: torch.Tensor) -> np.ndarray:
     """Return `trained - sent` in float64, from which `add` recovers `trained` to the last bit.
 
-    float32 would not do: the rounding error of the difference would be as large as the last bits of the weight. In float64,
-    difference and sum err by at most 2^-53 of |difference| and |trained|. The nearest float32 is then `trained` itself as long as
-    this is less than a quarter of its last bit, which holds for |sent| < 2^26 |trained| (and for trained = 0, where nothing is
-    rounded). A weight that shrinks in one round to less than 1/67,108,864 of itself without becoming 0 is off by at most
+    float32 is not enough: the rounding error of the difference would be as large as the last bits of the weight. In float64, the
+    relative errors of the difference and the sum are at most 2^-53. The nearest float32 is then `trained` itself, as long as the
+    total error is less than a quarter of its last bit, which holds for |sent| < 2^26 |trained| (and for trained = 0, where nothing
+    is rounded). A weight that shrinks in one round to less than 1/67,108,864 of itself without becoming 0 is off by at most
     2^-52 |sent|.
 
     Args:
-        trained: weights after the round, any shape, float32.
-        sent: weights that the round began with, same shape.
+        trained: weights after the round, of any shape, float32.
+        sent: weights that the round began with, of the same shape.
     """
     return trained.detach().cpu().double().numpy() - sent.detach().cpu().double().numpy()
 
@@ -51,7 +51,7 @@ def global_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
 
 
 def global_tensors(shareable: Shareable) -> dict[str, torch.Tensor]:
-    """Return what a site received, as copies, because FLARE may hand out the same arrays twice."""
+    """Return copies of the tensors that a site received, because FLARE may hand out the same arrays twice."""
     return {key: torch.tensor(value) for key, value in from_shareable(shareable).data.items()}
 
 
@@ -61,11 +61,11 @@ def update_dxo(
     """Return a site's result of a round: differences, SA vectors and statistics.
 
     Args:
-        tensors: after the allow-list.
+        tensors: tensors by key, after the allow-list.
         sent: what the round began with, by the same keys.
-        statistics: of `FedSRAlgo`; `images` is the site's weight in the average.
+        statistics: statistics of `FedSRAlgo`; `images` determines the site's weight in the average.
     """
-    # Filters such as PercentilePrivacy bound the step of one iteration, so this is the number of iterations, not of images.
+    # Filters such as PercentilePrivacy bound the change per iteration, so they need the number of iterations, not of images.
     meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: statistics["iterations"]}
     diff = {key: difference(value, sent[key]) for key, value in tensors.items() if not key.startswith("sa.")}
     sa = {key: value.numpy() for key, value in tensors.items() if key.startswith("sa.")}
@@ -84,9 +84,9 @@ def initial_dxo(tensors: Mapping[str, torch.Tensor]) -> DXO:
 
 
 def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read tensors and statistics from a site's result, without checking them.
+    """Read tensors and statistics from a site's result, without checking the tensors.
 
-    A difference that fits a tensor of `sent` is added to it; anything else is passed on unchanged, for the server's checks to name.
+    A difference that fits a tensor of `sent` is added to it; anything else is passed on unchanged, for the server's checks to report.
 
     Args:
         shareable: the result as it arrived.
@@ -96,7 +96,7 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
         Tensors by key, and the statistics (`images`, `losses`, `epochs`, `iterations`, `seconds`).
 
     Raises:
-        ValueError: it is not a result of this kind; the message repeats nothing of its content but a name.
+        ValueError: it is not a result of this kind; the message repeats nothing of its content except a name.
     """
     dxo = from_shareable(shareable)
     if dxo.data_kind != DataKind.COLLECTION:
@@ -128,7 +128,7 @@ def read_update(shareable: Shareable, sent: Mapping[str, torch.Tensor]) -> tuple
 
 
 def size_of(shareable: Shareable) -> int:
-    """Return the bytes of the arrays in a result."""
+    """Return the total size of the arrays in a result, in bytes."""
 
     def size(value: Any) -> int:
         if isinstance(value, DXO):

@@ -39,11 +39,11 @@ ERROR = "fedsr_error"  # header of a reply that is an error: the error's type
 class FedSRExecutor(Installed, Executor):
     """Execute `initial_features` (SA vectors of the atlas), `train` (one round) and `save_model` with the site's own data.
 
-    What a round needs from earlier rounds is on disk, in `<state>/<run>/sites/<name>`, so a new process each round changes
-    nothing, and a site that was away continues with its own heads.
+    Everything that a round needs from earlier rounds is on disk, in `<state>/<run>/sites/<name>`. So it makes no difference if each
+    round runs in a new process, and a site that missed rounds continues with its own heads.
 
     Args:
-        settings: of the run, see `fedsr_monai.flare.settings.Settings`. Data and paths are in the site's `local/fedsr.json`.
+        settings: settings of the run, see `fedsr_monai.flare.settings.Settings`. Data and paths are in the site's `local/fedsr.json`.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class FedSRExecutor(Installed, Executor):
         self.algo: FedSRAlgo | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Execute a task; never raises. The server learns the type of an error only, as its text may contain a file name."""
+        """Execute a task; never raises. The server learns only the type of an error, because its text may contain a file name."""
         try:
             if task_name not in (INITIAL, TRAIN, SAVE):
                 return make_reply(ReturnCode.TASK_UNKNOWN)
@@ -105,7 +105,7 @@ def site_job(settings: Settings, config: SiteConfig, name: str) -> SiteJob:
     """Return what `FedSRAlgo` needs, from the job's settings and the site's own configuration.
 
     Raises:
-        UserError: the site does not name its data, does not allow the policy, or has another bundle than the run's.
+        UserError: the site does not name its data, does not allow the policy, or has a bundle other than the run's.
     """
     if config.site is None:
         expected = f"the site folder of {name!r}"
@@ -136,7 +136,7 @@ def site_job(settings: Settings, config: SiteConfig, name: str) -> SiteJob:
 
 @contextmanager
 def interrupted_by(signal: Signal, algo: FedSRAlgo) -> Iterator[None]:
-    """Stop the training when FLARE aborts the task while the block runs."""
+    """Stop the training if FLARE aborts the task while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
@@ -154,10 +154,10 @@ def interrupted_by(signal: Signal, algo: FedSRAlgo) -> Iterator[None]:
 
 
 def forget_seed() -> None:
-    """Seed the random generators from the operating system.
+    """Reseed the random generators from the operating system.
 
     A round seeds them with (seed, site, round), which the server knows too. FLARE's privacy filters draw their noise from numpy's
-    generator after the round: whoever knows that seed could subtract the noise.
+    generator after the round, so anyone who knows that seed could subtract the noise.
     """
     random.seed()
     np.random.seed(np.frombuffer(os.urandom(64), np.uint32))

@@ -1,4 +1,4 @@
-"""Filter SA vectors by FLARE's own privacy policy; FLARE's filters act on weight differences and leave them alone."""
+"""A filter of SA vectors for FLARE's own privacy policy; FLARE's filters act only on weight differences and leave SA vectors alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from fedsr_monai.flare.installed import Installed
 
 
 class SAPrivacy(Installed, DXOFilter):
-    """Clip all SA vectors together to a length and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
+    """Clip the joint norm of all SA vectors and add Gaussian noise: f <- f min(1, clip / |f|) + N(0, (sigma clip)^2).
 
-    It acts on what a site sends (`task_result_filters` of the site's `privacy.json`, direction out) and on `sa.*` only. The noise comes
-    from the operating system's generator, not from the run's seed. `fedsr_monai.federation.privacy.epsilon(sigma, results)` holds for
-    it; FLARE counts no results. It sees the vectors themselves: `privacy` in the site's `fedsr.json` acts on their differences to
-    what the server sent, which are far smaller, so that the same epsilon costs less noise, and on the encoder.
+    It acts on what a site sends (`task_result_filters` of the site's `privacy.json`, direction out), and only on `sa.*`. The noise
+    comes from the operating system's generator, not from the run's seed. `fedsr_monai.federation.privacy.epsilon(sigma, results)`
+    applies to it, but FLARE does not count results. This filter acts on the vectors themselves. In contrast, `privacy` in the site's
+    `fedsr.json` acts on their differences to what the server sent, and on the encoder too. These differences are far smaller, so
+    the same epsilon needs less noise.
 
     Args:
-        clip: largest length |f| of all vectors as one; features are of order 1, so sqrt(all channels) leaves most unchanged.
-        sigma: noise in units of `clip`; 0 only clips.
+        clip: largest norm |f| of all vectors taken as one; features are of order 1, so sqrt(all channels) leaves most unchanged.
+        sigma: standard deviation of the noise in units of `clip`; 0 only clips.
 
     Raises:
         ValueError: `clip` is not above 0, or `sigma` is below 0.

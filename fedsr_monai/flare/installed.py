@@ -1,4 +1,4 @@
-"""Keep the source of this package out of jobs: it is installed at every site."""
+"""Keep the source code of this package out of jobs, because the package is installed at every site."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ PACKAGE = "fedsr_monai"
 class Installed:
     """A component of a FLARE job whose class is installed at the sites.
 
-    `FedJob` copies the source of every class that is not FLARE's own into the job, unless its package is declared as installed;
-    sites rightly refuse jobs with code. This base class, which stands before FLARE's, declares it when the component is added.
+    `FedJob` copies the source of every class that is not FLARE's own into the job, unless its package is declared as installed, and
+    sites rightly refuse jobs with code. This class makes the declaration when the component is added; it must stand before
+    FLARE's own base class.
     """
 
     def add_to_fed_job(self, job: FedJob, ctx: JobCtx, **kwargs: Any) -> Any:

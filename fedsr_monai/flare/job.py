@@ -22,7 +22,7 @@ def export_job(out: str | Path, sites: Sequence[str] | Mapping[str, int | None],
         `out`.
 
     Raises:
-        UserError: an argument is wrong, or `out` holds something else than a job.
+        UserError: an argument is wrong, or `out` holds something other than a job.
     """
     out = Path(out).absolute()
     recipe = FedSRRecipe(out.name, rounds, sites, **options)

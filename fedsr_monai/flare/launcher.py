@@ -1,9 +1,9 @@
-"""Restart a site's job process that was killed, so that the run goes on with this site.
+"""Restart a site's job process if it was killed, so that the run goes on with this site.
 
-Since FLARE 2.8 a job process that dies at one site fails the whole job, however many sites are left. A job launcher is FLARE's
-extension point for how a site runs its job processes. This one starts the process again: it connects under the same name, FLARE sends it
-the task that it had, and `FedSRExecutor` resumes from the state on disk. It imports FLARE only, because the site's parent process,
-which lives on between jobs, loads it.
+Since FLARE 2.8, a job process that dies at one site fails the whole job, however many sites are left. A job launcher is FLARE's
+extension point for how a site runs its job processes. This one starts the process again. The new process connects under the same name,
+FLARE sends it the task that the old one had, and `FedSRExecutor` resumes from the state on disk. This module imports nothing but FLARE,
+because it is loaded by the site's parent process, which lives on between jobs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nvflare.app_common.job_launcher.process_launcher import ProcessHandle
 class RestartingJobLauncher(ClientProcessJobLauncher):
     """Launch job processes like FLARE's `ClientProcessJobLauncher`, and restart those that a signal has killed.
 
-    `fedsr flare-site` puts it into the site's `local/resources.json` in place of FLARE's own. A process that ends by itself is not
-    restarted, whatever its exit code.
+    `fedsr flare-site` puts it into the site's `local/resources.json` in place of FLARE's own launcher. A process that ends by itself is
+    not restarted, whatever its exit code.
 
     Args:
-        restarts: per job. Once they are used up the job continues without this site, unless it needs the site.
+        restarts: largest number of restarts per job. Once they are used up, the job continues without this site, unless it needs it.
         delay: seconds before a restart.
     """
 
@@ -50,7 +50,7 @@ class RestartingHandle(JobHandleSpec):
 
     Args:
         start: starts the process.
-        code_file: FLARE's processes leave their exit code here when they end by themselves; some then kill themselves.
+        code_file: file in which FLARE's processes leave their exit code when they end by themselves; some then kill themselves.
         restarts, delay: see `RestartingJobLauncher`.
     """
 
@@ -60,18 +60,18 @@ class RestartingHandle(JobHandleSpec):
         self.code_file = code_file
         self.restarts = restarts
         self.delay = delay
-        self.ended = threading.Event()  # by FLARE: not to be restarted
+        self.ended = threading.Event()  # set when FLARE ends the process, which must not be restarted then
         self.lock = threading.Lock()
         self.logger = logging.getLogger(type(self).__name__)
         self.process = start()
 
     def killed(self) -> bool:
-        """Return whether a signal has ended the process, other than by FLARE's or its own will."""
+        """Return whether a signal killed the process, without FLARE or the process itself having ended it."""
         code = self.process.adapter.poll()
         return code is not None and code < 0 and not self.ended.is_set() and not self.code_file.exists()
 
     def wait(self) -> None:
-        """Wait until the process has ended by itself, or was killed once more than it may be restarted."""
+        """Wait until the process has ended by itself or by FLARE, or was killed with no restarts left."""
         self.process.wait()
         while self.killed() and self.restarts > 0:
             signal = -self.process.adapter.poll()
@@ -87,7 +87,7 @@ class RestartingHandle(JobHandleSpec):
             self.process.wait()
 
     def poll(self) -> int:
-        """Return FLARE's return code; "unknown" for a killed process, which FLARE does not report as the failure of the job."""
+        """Return FLARE's return code; for a killed process it is "unknown", which FLARE does not report as a failure of the job."""
         return JobReturnCode.UNKNOWN if self.killed() else self.process.poll()
 
     def terminate(self) -> None:

@@ -29,12 +29,12 @@ RESULT = "fedsr"  # folder in the job's result
 class FedSRPersistor(Installed, LearnablePersistor):
     """Make the `Server` of a run, or resume it where an earlier job of the same run ended.
 
-    The run folder, `<state>/<run>`, is that of `fedsr federate`: run.json, server/, participation.csv, rounds.csv, history.csv. At the
-    end of the job it is copied into the job's result, which FLARE keeps and hands out.
+    The run folder, `<state>/<run>`, has the form of one of `fedsr federate`: run.json, server/, participation.csv, rounds.csv,
+    history.csv. At the end of the job it is copied into the job's result, which FLARE keeps and hands out.
 
     Args:
-        settings: of the run, see `fedsr_monai.flare.settings.Settings`.
-        images: training scans by site as agreed beforehand; another count is rejected.
+        settings: settings of the run, see `fedsr_monai.flare.settings.Settings`.
+        images: number of training scans by site, as agreed beforehand; any other count is rejected.
     """
 
     def __init__(self, settings: Mapping[str, Any], images: Mapping[str, int] | None = None) -> None:
@@ -48,7 +48,7 @@ class FedSRPersistor(Installed, LearnablePersistor):
         """Return the global tensors to begin or resume with.
 
         Raises:
-            UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this line.
+            UserError: the settings, the installed bundle or an earlier state do not fit. FLARE then ends the job with this message.
         """
         settings = settings_from_job(self.settings)
         check_privacy_policy(fl_ctx.get_workspace())
@@ -62,7 +62,7 @@ class FedSRPersistor(Installed, LearnablePersistor):
         return self.learnable()
 
     def missing(self) -> dict[str, torch.Tensor]:
-        """Return the SA vectors that a site's labelled atlas has to give first (they are zeros); empty if none is missing."""
+        """Return the SA vectors that a site's labelled atlas has to provide first (they are zeros); empty if none are missing."""
         return missing_sa(self.server.tensors)
 
     def begin(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -103,7 +103,7 @@ class FedSRPersistor(Installed, LearnablePersistor):
         )
 
     def save(self, learnable: ModelLearnable, fl_ctx: FLContext) -> None:
-        """Do nothing: checkpoint and records are written when the round is aggregated."""
+        """Do nothing, because checkpoint and records are written when the round is aggregated."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Copy the run folder into the job's result at the end of the job, however it ended."""

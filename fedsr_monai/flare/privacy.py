@@ -1,4 +1,4 @@
-"""Refuse to run where FLARE would ignore a site's privacy policy, as its simulator does without a word."""
+"""Refuse to run if FLARE would ignore a site's privacy policy, as its simulator silently does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_privacy_policy(workspace: Workspace) -> None:
     """Refuse a workspace with a `local/privacy.json` that this process has not loaded.
 
     Raises:
-        UserError: there is such a file; the job processes of a deployment load it, those of the simulator do not.
+        UserError: there is such a file. The job processes of a deployment load it; those of the simulator do not.
     """
     policy = Path(workspace.get_site_privacy_file_path())
     if policy.exists() and PrivacyService.get_manager() is None:
@@ -22,7 +22,7 @@ def check_privacy_policy(workspace: Workspace) -> None:
 
 
 def ignored_policy(policy: Path) -> UserError:
-    """Return the mistake of giving the simulator a privacy policy."""
+    """Return the error for a privacy policy that was given to the simulator."""
     return UserError(
         policy,
         found="a privacy policy, which FLARE's simulator ignores",

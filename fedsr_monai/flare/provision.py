@@ -14,11 +14,11 @@ from fedsr_monai.flare.startup_kit import prepare_startup_kit
 class FedSRBuilder(Builder):
     """Do for the server and all sites of a project what `fedsr flare-site` does for one startup kit.
 
-    It stands in `project.yml` after `StaticFileBuilder`, whose files it extends, and before `SignatureBuilder`. Without `site` each
-    hospital still names its own data with `fedsr flare-site`.
+    It belongs in `project.yml` after `StaticFileBuilder`, whose files it extends, and before `SignatureBuilder`. Without `site`, each
+    hospital still has to name its own data with `fedsr flare-site`.
 
     Args:
-        site: site folder of every site, with `{SITE_NAME}` for its name.
+        site: path of every site's folder, in which `{SITE_NAME}` stands for its name.
         state: folder for the states of runs; by default `fedsr` in each startup kit.
     """
 

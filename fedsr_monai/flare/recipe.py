@@ -1,4 +1,7 @@
-"""Describe a run as a FLARE recipe: executed in a simulator or a deployment, or exported as a job of three JSON files without code or paths."""
+"""A run as a FLARE recipe, which can be executed in a simulator or a deployment, or exported as a job.
+
+The job consists of three JSON files without code or paths.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ from fedsr_monai.flare.settings import Settings, file_digest
 from fedsr_monai.flare.startup_kit import prepare_startup_kit
 
 APP = "app"  # FLARE's name for an app that server and sites share
-SITE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what FLARE's provisioning accepts as the name of a site
+SITE = re.compile(r"[A-Za-z0-9_-]{1,100}")  # the names of sites that FLARE's provisioning accepts
 SERVER = "server"
 BUILDER = "fedsr_monai.flare.provision.FedSRBuilder"
 
 
 class CodelessJob(FedJob):
-    """A job without code, which FLARE takes it for only if there is no folder for code either."""
+    """A job without code. FLARE recognises it as such only if it has no folder for code either."""
 
     def export_job(self, job_root: str) -> None:
         """Write the job below a folder, without the empty folder for code that FLARE 2.7 leaves in it."""
@@ -46,18 +49,18 @@ class CodelessJob(FedJob):
 
 
 class FedSRRecipe(Recipe):
-    """A run of FedSR across sites, in FLARE's current convention.
+    """A run of FedSR across sites, as a recipe, which is FLARE's current way to define jobs.
 
     Args:
-        name: of the job.
+        name: name of the job.
         rounds: communication rounds in total; a later job of the same run resumes after those that are complete.
-        sites: the sites' FLARE names, as a list, or as a mapping to their numbers of training scans where these are agreed
-            beforehand (None where not). Empty: every connected site takes part.
-        run: name of the run, under which server and sites keep its state; by default the job's.
+        sites: the sites' FLARE names, as a list, or as a mapping to the numbers of training scans agreed on beforehand (None if
+            none was agreed on). If empty, every connected site takes part.
+        run: name of the run, under which server and sites keep its state; by default the name of the job.
         bundle: name of an installed bundle, or the folder of one that all sites have configured under that folder's name.
         policy, local_epochs, seed: see `Settings`.
-        weighting: of the average, by number of `images` or `uniform`.
-        min_sites: fewest acceptable results that complete a round; by default half of `sites`.
+        weighting: weights of the sites in the average, by number of `images` or `uniform`.
+        min_sites: the fewest acceptable results that complete a round; by default half of `sites`.
         wait: seconds that the other sites have once `min_sites` have answered.
         timeout: seconds that a round may take in total; 0 for no limit.
         start_from_bundle: begin with the weights that come with the bundle, instead of random ones.
@@ -125,7 +128,7 @@ class FedSRRecipe(Recipe):
             check_whole_number(f"{argument} (seconds)", value, 0)
 
         self.job_name = name
-        # One app for all sites, named or not; FLARE's own way to name sites makes a copy of it for each.
+        # One app for all sites, whether they are named or not; FLARE's own way to name sites would make a copy for each.
         deploy_map = {APP: [SERVER, *self.sites]} if self.sites else {APP: ["@ALL"]}
         job = CodelessJob(name, min_clients=min_sites, meta_props={"deploy_map": deploy_map})
         settings = asdict(self.settings)
@@ -150,8 +153,8 @@ class FedSRRecipe(Recipe):
         `SimEnv(extra={"site": ..., "state": ...})` names the site folders and the folder for states as `fedsr flare-site` does.
 
         Raises:
-            UserError: a site folder is missing or wrong, the workspace has a privacy policy, which the simulator would ignore, or
-                `env` is a `PocEnv` whose project file lacks this package's builder: no site would have named its data.
+            UserError: a site folder is missing or wrong; the workspace has a privacy policy, which the simulator would ignore; or
+                `env` is a `PocEnv` whose project file lacks this package's builder, so that no site would have named its data.
         """
         if isinstance(env, PocEnv) and not has_builder(env.project_conf_path):
             raise UserError(
@@ -175,10 +178,10 @@ def has_builder(project: str) -> bool:
 
 
 def check_sites(sites: Sequence[str] | Mapping[str, int | None]) -> dict[str, int | None]:
-    """Return numbers of training scans by site name.
+    """Return the number of training scans by site name, None if it is not known.
 
     Raises:
-        UserError: a name is given twice or cannot be that of a site, or a number is not a whole number of at least 1.
+        UserError: a name is given twice or is not a valid site name, or a number is not a whole number of at least 1.
     """
     images = dict(sites) if isinstance(sites, Mapping) else dict.fromkeys(sites)
     if len(images) < len(sites):
@@ -196,7 +199,7 @@ def check_min_sites(min_sites: int | None, sites: int) -> int:
     """Return the fewest results that complete a round; by default half of the named sites.
 
     Raises:
-        UserError: it is missing where no sites are named, not a whole number of at least 1, or above the number of sites.
+        UserError: `min_sites` is missing although no sites are named, is not a whole number of at least 1, or exceeds the number of sites.
     """
     if min_sites is None:
         if not sites:

@@ -1,4 +1,4 @@
-"""Describe a run in a job, and check it where it arrives: a site trusts its own files, not the job."""
+"""The settings of a run in a job, and their checks where the job arrives: a site trusts its own files, not the job."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Settings(RunSettings):
     All values are plain: they travel as JSON, and none is a path or is executed.
 
     Attributes:
-        run: name of the run; its state is kept under it, so that a second job with the same name resumes it.
-        version: of this package; a participant with another version refuses, as it may train differently.
+        run: name of the run, under which its state is kept, so that a second job with the same name resumes it.
+        version: version of this package; a participant with another version refuses the job, because it may train differently.
         bundle: name of the bundle that the sites have installed.
-        bundle_digest: of its train.json (see `file_digest`); a participant with another one refuses.
-        weights_digest: of the weights that come with the bundle, to begin with them; None begins with random ones.
+        bundle_digest: digest of its train.json (see `file_digest`); a participant with another one refuses the job.
+        weights_digest: digest of the bundle's own weights, if the run begins with them; None for random weights.
 
     Raises:
         UserError: a value is not what it must be.
@@ -74,7 +74,7 @@ class Settings(RunSettings):
         """Compare the package and the bundle that are installed here with those of the run.
 
         Raises:
-            UserError: another version, train.json or weights, or an override that a job may not set.
+            UserError: the version, train.json or weights differ, or an override is one that a job must not set.
         """
         if self.version != __version__:
             found, expected = f"version {__version__}", f"{self.version!r} (job)"
@@ -94,17 +94,17 @@ class Settings(RunSettings):
             check_job_override(key, value, values)
 
     def weights(self, root: Path) -> Path | None:
-        """Return the file of the weights to begin with, below the bundle; None for random weights."""
+        """Return the file in the bundle that holds the initial weights; None for random weights."""
         return None if self.weights_digest is None else root / "models" / "model.pt"
 
 
 def file_digest(path: Path) -> str:
-    """Return `sha256:` and the digest of a file; without the prefix FLARE warns that a job seems to hold a secret."""
+    """Return `sha256:` and the digest of a file; without this prefix FLARE warns that a job seems to contain a secret."""
     return f"sha256:{sha256(path)}"
 
 
 def settings_from_job(content: Mapping[str, Any]) -> Settings:
-    """Make `Settings` from the JSON of a job.
+    """Return the `Settings` in the JSON of a job.
 
     Raises:
         UserError: a key is missing or unknown, or a value is not what it must be.
@@ -120,15 +120,15 @@ def settings_from_job(content: Mapping[str, Any]) -> Settings:
 
 
 def check_job_override(key: str, value: Any, config: Mapping[str, Any]) -> None:
-    """Refuse an override that could be more than a hyper-parameter (see `check_plain`), or that each machine sets for itself.
+    """Refuse an override that could be more than a hyper-parameter (see `check_plain`), or of an id that each machine sets for itself.
 
     Args:
         key: id of the bundle's configuration, with `#` or `::` between its parts.
         value: the job's value.
-        config: the bundle's configuration; what the override replaces must be plain too.
+        config: the bundle's configuration; the value that the override replaces must be plain too.
 
     Raises:
-        UserError: the override is of another kind, or each site sets the id for itself.
+        UserError: the override is not of this kind, or each site sets the id for itself.
     """
     if id_parts(key)[0] in IDS_OF_THE_MACHINE:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Read a participant's own configuration: `local/fedsr.json` in its FLARE folder, beside FLARE's own `privacy.json`.
+"""Read a participant's own configuration: `local/fedsr.json` in its FLARE folder, next to FLARE's own `privacy.json`.
 
-It is a file of its own because FLARE >= 2.8 sends the content of `resources.json` to the server, and the path of a hospital's data
+It is a separate file because FLARE >= 2.8 sends the content of `resources.json` to the server, and the path of a hospital's data
 must not leave the hospital.
 """
 
@@ -19,7 +19,7 @@ from fedsr_monai.files import is_there, read_json
 from fedsr_monai.run_record import is_path
 
 FILE = "fedsr.json"
-# fedavg sends the heads too: a site has to allow it.
+# fedavg is missing because it sends the heads too: a site has to allow it explicitly.
 POLICIES = ("fedsr", "fedrep", "fedper")
 SITE_NAME = "{SITE_NAME}"
 KINDS = {"site": str, "state": str, "bundles": dict, "overrides": dict, "policies": list, "privacy": dict}
@@ -37,7 +37,7 @@ class SiteConfig:
         overrides: values for ids of the bundle's configuration that apply at this participant only, such as `device`. They take
             precedence over the job's.
         policies: exchange policies that this site takes part in.
-        privacy: clip norms and noise of what this site sends; None for neither. No job can change it.
+        privacy: clip norms and noise for what this site sends; None for neither. No job can change it.
     """
 
     state: Path
@@ -67,7 +67,7 @@ def read_site_config(workspace: str | Path, name: str) -> SiteConfig:
         name: the participant's FLARE name.
 
     Raises:
-        UserError: the file is damaged, has an unknown key or a value of another type, or a path in it is not absolute.
+        UserError: the file is damaged, has an unknown key or a value of the wrong type, or a path in it is not absolute.
     """
     path = Path(workspace) / "local" / FILE
     content: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Set up a participant's startup kit: name its data, allow this package's components, and restart job processes that are killed."""
+"""Set up a participant's startup kit: name its data, allow this package's components, and let killed job processes be restarted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RESTARTING_LAUNCHER = PACKAGE + "launcher.RestartingJobLauncher"
 
 
 def prepare_startup_kit(kit: str | Path, site: str | Path | None = None, state: str | Path | None = None) -> list[Path]:
-    """Write `local/fedsr.json` of a startup kit, and the allowed classes and the job launcher in its `local/resources.json`.
+    """Write `local/fedsr.json` of a startup kit, and the allowed classes and the job launcher to its `local/resources.json`.
 
-    Other entries of these files are kept, as is a launcher that is not FLARE's own for processes (Docker, Kubernetes).
+    Other entries of these files are kept, and so is any launcher other than FLARE's own for processes (Docker, Kubernetes).
 
     Args:
         kit: the participant's FLARE folder, which holds `startup` and `local`; for the simulator, its workspace.
-        site: the participant's site folder, may contain `{SITE_NAME}`; None for the server.
+        site: the participant's site folder, which may contain `{SITE_NAME}`; None for the server.
         state: folder for the states of runs; by default `fedsr` in `kit`.
 
     Returns:
@@ -57,7 +57,7 @@ def prepare_startup_kit(kit: str | Path, site: str | Path | None = None, state: 
 
 
 def allowing(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return FLARE's resources with this package's components among the allowed classes, where FLARE has such a list.
+    """Return FLARE's resources with this package's components among the allowed classes, if FLARE has such a list.
 
     Raises:
         UserError: FLARE is not installed.
@@ -69,7 +69,7 @@ def allowing(resources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restarting(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return FLARE's resources with the launcher that restarts killed job processes, in place of FLARE's own at a site."""
+    """Return FLARE's resources with the launcher that restarts killed job processes in place of FLARE's own launcher for sites."""
     components = [
         {**item, "path": RESTARTING_LAUNCHER} if item.get("path") == CLIENT_LAUNCHER else item
         for item in resources.get("components", [])
@@ -78,7 +78,7 @@ def restarting(resources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_classes() -> list[str] | None:
-    """Return what FLARE allows where a site says nothing: a list since 2.8, everything (None) before.
+    """Return the classes that FLARE allows by default: a list since version 2.8, everything (None) before.
 
     Raises:
         UserError: FLARE is not installed.

@@ -1,4 +1,4 @@
-"""Losses of eq. 6 and 8 to 12, as functions of tensors. They know neither network nor training."""
+"""Losses of eq. 6, 8, 9 and 12, as functions and modules on tensors. They know neither the network nor the training."""
 
 from fedsr_monai.losses.mutual_information import (
     Balanced,

@@ -1,7 +1,7 @@
 """Phi(f_d, f) of eq. 6: mutual information of globally pooled features and the site-aggregated (SA) vector.
 
-The estimators have one call, `estimator(pooled, sa, key, spread) -> scalar` in nats, larger is better. None
-differentiates the SA vector unless that asks for a gradient (the server's ascent does; local training passes a buffer).
+All estimators share one call, `estimator(pooled, sa, key, spread) -> scalar` in nats; larger is better. The SA vector
+gets a gradient only if it requires one (it does in the server's ascent; local training passes a buffer).
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from fedsr_monai.checks import check_choice
 
 
 def _to_unit_range(vectors: torch.Tensor) -> torch.Tensor:
-    # MONAI's histogram wants [0, 1]. A z-score and a sigmoid are monotone and smooth: no channel sits at a bound
-    # without a gradient.
+    # MONAI's histogram expects [0, 1]. A z-score and a sigmoid are monotone and smooth, so that no channel sits at a
+    # bound without a gradient.
     centred = vectors - vectors.mean(dim=-1, keepdim=True)
-    # Inside the root, so that constant vectors have a gradient.
+    # The small constant is inside the root, so that constant vectors have a gradient.
     return torch.sigmoid(1.5 * centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt())
 
 
 class ParzenMI(nn.Module):
     """Parzen-window mutual information with the channels as samples; our choice for eq. 6, which names no estimator.
 
-    No negatives, no weights of its own, and defined at batch size 1. It is high where one profile over channels
-    predicts the other, which is what SCIE's channel gates read. The histogram is MONAI's `GlobalMutualInformationLoss`.
-    How little this says once pooled features and SA vector have the same profile is in `docs/method.md`.
+    It needs no negatives, has no weights of its own, and is defined at batch size 1. It is high if one profile over
+    channels predicts the other, which is what SCIE's channel gates read. The histogram is MONAI's
+    `GlobalMutualInformationLoss`. `docs/method.md` shows how little this says once pooled features and SA vector have the
+    same profile.
 
     Args:
-        num_bins: of the histogram.
+        num_bins: number of bins of the histogram.
     """
 
     def __init__(self, num_bins: int = 8) -> None:
@@ -43,7 +44,7 @@ class ParzenMI(nn.Module):
     def forward(
         self, pooled: torch.Tensor, sa: torch.Tensor, key: str = "", spread: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the mean over the batch, of pooled features [B, C] and an SA vector [C]; the rest is not used."""
+        """Return the mean over the batch for pooled features [B, C] and an SA vector [C]; `key` and `spread` are not used."""
         pooled = _to_unit_range(pooled.float())
         return -self.histogram(pooled[:, None], _to_unit_range(sa.float()).expand_as(pooled)[:, None])
 
@@ -54,8 +55,8 @@ class Queued(nn.Module):
     The queues are state: they are saved with the site.
 
     Args:
-        queue: features that are kept per key.
-        temperature: of the softmax over scores.
+        queue: number of features that are kept per key.
+        temperature: temperature of the softmax over scores.
     """
 
     def __init__(self, queue: int, temperature: float) -> None:
@@ -65,7 +66,7 @@ class Queued(nn.Module):
         self.queues: dict[str, torch.Tensor] = {}
 
     def remember(self, key: str, features: torch.Tensor) -> None:
-        """Add features [B, C] to the queue of a key, in training mode."""
+        """Add features [B, C] to the queue of a key; do nothing outside training mode or without a key."""
         if key and self.training:
             earlier = self.queues.get(key)
             latest = features.detach() if earlier is None else torch.cat([earlier, features.detach()])
@@ -81,7 +82,7 @@ class Queued(nn.Module):
 
 
 def contrastive_bound(positive: torch.Tensor, negative: torch.Tensor | None) -> torch.Tensor:
-    """Return the InfoNCE bound [B] of the scores of the positives [B] among those of the negatives [B, N].
+    """Return the InfoNCE bound [B] from the scores of the positives [B] and of the negatives [B, N].
 
     Without negatives it is the score of the positive.
     """
@@ -94,12 +95,12 @@ def contrastive_bound(positive: torch.Tensor, negative: torch.Tensor | None) -> 
 class InfoNCE(Queued):
     """Normalised InfoNCE: tell the pooled feature from a queue of earlier ones by its similarity to the SA vector.
 
-    A lower bound of mutual information capped at log(queue + 1). Without a key, or with an empty queue (the server's
-    ascent), it is the scaled cosine similarity.
+    It is a lower bound of the mutual information, and at most log(queue + 1). Without a key, or with an empty queue (the
+    server's ascent), it is the scaled cosine similarity.
 
     Args:
-        queue: earlier features that are kept per key.
-        temperature: of the softmax over similarities.
+        queue: number of earlier features that are kept per key.
+        temperature: temperature of the softmax over similarities.
     """
 
     def __init__(self, queue: int = 16, temperature: float = 0.1) -> None:
@@ -128,16 +129,16 @@ class InfoNCE(Queued):
 class ScanNCE(Queued):
     """InfoNCE across scans: tell what is common to all sites, the SA vector, from the profiles of other scans.
 
-    The score of two profiles is minus their mean squared difference in units of the spread over scans, so that channels
-    count alike and an offset that all profiles share says nothing (cosine similarities of pooled features are 0.99 and
-    more). The scan is the anchor, the SA vector its positive, and the site's earlier scans are the negatives: the bound
-    rises when a scan comes nearer to what is common than to the other scans of its own site. Capped at log(queue + 1).
-    Without a key, or with an empty queue (the server's ascent, whose maximum is then the mean of the sites), it is the
-    score alone.
+    The score of two profiles is minus their mean squared difference in units of the spread over scans. In these units all
+    channels count equally, and an offset that all profiles share has no effect (cosine similarities of pooled features
+    are 0.99 and more). The scan is the anchor, the SA vector is its positive, and the site's earlier scans are the
+    negatives. The bound rises if a scan comes closer to the SA vector than to the other scans of its own site; it is at
+    most log(queue + 1). Without a key, or with an empty queue (the server's ascent, whose maximum is then the mean of the
+    sites), it is the score alone.
 
     Args:
-        queue: earlier profiles that are kept per key.
-        temperature: of the softmax over scores.
+        queue: number of earlier profiles that are kept per key.
+        temperature: temperature of the softmax over scores.
     """
 
     def __init__(self, queue: int = 16, temperature: float = 1.0) -> None:
@@ -152,8 +153,8 @@ class ScanNCE(Queued):
             pooled: profiles [B, C].
             sa: SA vector [C].
             key: names the queue ("segmentation.0"); empty for none.
-            spread: standard deviation over scans, [C]; by default that of the queue, or one number for all channels
-                where the queue is too short for it.
+            spread: standard deviation over scans, [C]; by default that of the queue, or, if the queue is too short, the
+                root mean square of `sa` for all channels.
         """
         pooled, sa = pooled.float(), sa.float()
         earlier = self.queues.get(key) if key else None
@@ -171,14 +172,15 @@ class ScanNCE(Queued):
 
 
 class Balanced(nn.Module):
-    """An estimator whose weight follows the size of its gradient, so that it neither rules the others nor vanishes.
+    """An estimator whose weight is adapted to the size of its gradient, so that it neither dominates the other terms nor
+    vanishes.
 
     The trainer multiplies the weight of the mutual information by `scale`, and reports what it measured to `measured`.
     The factor is state: it is saved with the site.
 
     Args:
-        estimator: of the mutual information.
-        fraction: the norm of its gradient as a fraction of that of all other terms that is aimed at.
+        estimator: estimator of the mutual information.
+        fraction: target for the norm of its gradient, as a fraction of the norm of the gradient of all other terms.
         warmup: steps over which the weight rises from 0.
         interval: steps between two measurements; each costs one more backward pass.
     """
@@ -197,15 +199,15 @@ class Balanced(nn.Module):
         return self.estimator(pooled, sa, key, spread)
 
     def ramp(self, iteration: int) -> float:
-        """Return how much of the weight counts at an iteration, from 1 on."""
+        """Return the fraction of the weight that applies at an iteration (counted from 1)."""
         return min(1.0, iteration / self.warmup) if self.warmup else 1.0
 
     def scale(self, iteration: int) -> float:
-        """Return what the weight is multiplied by at an iteration."""
+        """Return the factor by which the weight is multiplied at an iteration."""
         return float(self.factor) * self.ramp(iteration)
 
     def measured(self, fraction: float, iteration: int) -> None:
-        """Move the factor by what was measured, by no more than a hundredfold at once, and within 1e-4 to 1e4."""
+        """Adapt the factor to a measured fraction, by no more than a hundredfold at once, and within 1e-4 to 1e4."""
         found = fraction / self.ramp(iteration)
         if found > 0 and math.isfinite(found):
             self.factor.mul_(min(100.0, max(0.01, self.fraction / found))).clamp_(1e-4, 1e4)
@@ -219,7 +221,7 @@ def mutual_information_estimator(name: str, fraction: float | None = None, warmu
 
     Args:
         name: a key of `ESTIMATORS`.
-        fraction, warmup: see `Balanced`; without a fraction the weight stays what it is.
+        fraction, warmup: see `Balanced`; without a fraction the weight is not adapted.
 
     Raises:
         UserError: there is no such estimator.

@@ -1,5 +1,5 @@
-"""Registration losses: local cross-correlation (eq. 9) and smoothness (eq. 8). Label overlap (eq. 10) is
-`monai.losses.DiceLoss`.
+"""Registration losses: local cross-correlation (eq. 9) and smoothness (eq. 8). For label overlap (eq. 10) see
+`fedsr_monai.engines.objectives`, which uses `monai.losses.DiceLoss`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 
 def box_mean_plain(volume: torch.Tensor, radius: int) -> torch.Tensor:
-    """Average a volume [B, C, D, H, W] over the part of each voxel's cubic window of 2 radius + 1 voxels that is inside
-    it.
+    """Average a volume [B, C, D, H, W] over a cubic window of side 2 radius + 1 around each voxel; voxels outside the
+    volume do not count.
     """
     single = volume.flatten(0, 1)[:, None]
     kernel = single.new_ones(1, 1, *[2 * radius + 1] * 3)
@@ -25,8 +25,8 @@ def local_cross_correlation_plain(
 ) -> torch.Tensor:
     """Return the negative mean squared local cross-correlation, by the formula: -mean of cov(a, b)^2 / (var(a) var(b)).
 
-    Means, variances and covariance are those of the cubic window around each voxel. Subtracting local means makes it
-    blind to brightness, and keeps it in [-1, 0] (Cauchy-Schwarz) for any input.
+    Means, variances and covariance are those of the cubic window around each voxel. Because local means are subtracted,
+    the loss does not depend on brightness and stays in [-1, 0] (Cauchy-Schwarz) for any input.
 
     Args:
         moving, fixed: warped atlas and scan, [B, 1, D, H, W].
@@ -44,10 +44,10 @@ def local_cross_correlation_plain(
 def local_cross_correlation(
     moving: torch.Tensor, fixed: torch.Tensor, window: int = 9, eps: float = 1e-4
 ) -> torch.Tensor:
-    """Compute `local_cross_correlation_plain` fast and in float32; l_sim of eq. 9.
+    """Compute `local_cross_correlation_plain` fast and in float32; this is l_sim of eq. 9.
 
-    `monai.losses.LocalNormalizedCrossCorrelationLoss` takes many times the network's own time on a CPU with its 3-D
-    kernels, and leaves [-1, 0] for z-scored images.
+    `monai.losses.LocalNormalizedCrossCorrelationLoss`, with its 3-D kernels, takes many times as long as the network on a
+    CPU, and leaves [-1, 0] for z-scored images.
 
     Args:
         moving, fixed: warped atlas and scan, [B, 1, D, H, W].
@@ -64,9 +64,9 @@ def local_cross_correlation(
             f"local_cross_correlation() 'moving' has shape {tuple(moving.shape)}, 'fixed' {tuple(fixed.shape)}; "
             "they must match"
         )
-    # The middle of the range is subtracted first: variances are then differences of small numbers.
+    # The middle of the range is subtracted first, so that variances are differences of small numbers.
     a, b = moving.float() - 0.5, fixed.float() - 0.5
-    # Two calls, so that what depends on the fixed image alone is not differentiated.
+    # Two calls, so that what depends only on the fixed image is not differentiated.
     mean_b, mean_bb = _BoxMean.apply(torch.stack([b, b * b]).flatten(0, 1), window // 2).chunk(2)
     mean_a, mean_aa, mean_ab = _BoxMean.apply(torch.stack([a, a * a, a * b]).flatten(0, 1), window // 2).chunk(3)
     variance_a = (mean_aa - mean_a * mean_a).clamp_min(0)
@@ -76,17 +76,18 @@ def local_cross_correlation(
 
 
 def smoothness(ddf: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared gradient of a displacement field [B, 3, D, H, W] (eq. 8, with the mean over voxels for
-    the sum).
+    """Return the mean squared gradient of a displacement field [B, 3, D, H, W] (eq. 8, with the mean over voxels
+    instead of the sum).
 
-    Forward differences: `monai.losses.DiffusionLoss` takes central ones, to which a checkerboard costs nothing.
+    It uses forward differences, because the central differences of `monai.losses.DiffusionLoss` do not penalise a
+    checkerboard pattern.
     """
     along_d, along_h, along_w = (ddf.diff(dim=dim).square().mean() for dim in (2, 3, 4))
     return along_d + along_h + along_w
 
 
 class _BoxMean(torch.autograd.Function):
-    """`box_mean_plain`, fast. The sum over a window is its own adjoint, so the gradient is the same sum."""
+    """A fast `box_mean_plain`. The sum over a window is its own adjoint, so the gradient is computed by the same sum."""
 
     @staticmethod
     def forward(ctx: Any, volume: torch.Tensor, radius: int) -> torch.Tensor:
@@ -99,8 +100,8 @@ class _BoxMean(torch.autograd.Function):
 
 
 def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
-    # A window of 2r+1 is summed by doubling (1, 2, 4, ... voxels), log2 additions per axis: exact to rounding, unlike
-    # differences of cumulative sums, and far cheaper than a 3-D kernel.
+    # A window of 2r+1 voxels is summed by doubling (1, 2, 4, ... voxels), which needs only about log2(2r+1) additions per
+    # axis. This is exact to rounding, unlike differences of cumulative sums, and far cheaper than a 3-D kernel.
     width = 2 * radius + 1
     for dim in (2, 3, 4):
         pad = [0] * 6
@@ -123,7 +124,7 @@ def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _window_sizes(shape: torch.Size, radius: int, device: torch.device) -> torch.Tensor:
-    # Voxels of each window that are inside the volume, [D, H, W].
+    # The number of voxels of each window that are inside the volume, [D, H, W].
     sides = []
     for n in shape[2:]:
         position = torch.arange(n, device=device)

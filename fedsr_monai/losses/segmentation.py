@@ -12,9 +12,9 @@ from torch.nn import functional as F
 def dice_cross_entropy_plain(logits: torch.Tensor, label: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     """Return the mean soft Dice loss over the foreground classes plus the mean cross-entropy, by the formula.
 
-    With p the probabilities and t the one-hot map, summed over batch and voxels:
-    mean over classes c >= 1 of 1 - (2 sum p_c t_c + smooth) / (sum p_c + sum t_c + smooth), plus mean of -log p_true.
-    It is what `monai.losses.DiceCELoss` computes with `to_onehot_y`, `softmax`, `batch` and without background.
+    With p the probabilities, t the one-hot map, and sums over batch and voxels, it is the
+    mean over classes c >= 1 of 1 - (2 sum p_c t_c + smooth) / (sum p_c + sum t_c + smooth), plus the mean of -log p_true.
+    `monai.losses.DiceCELoss` computes the same with `to_onehot_y`, `softmax`, `batch` and without background.
 
     Args:
         logits: [B, C, D, H, W].
@@ -31,22 +31,22 @@ def dice_cross_entropy_plain(logits: torch.Tensor, label: torch.Tensor, smooth: 
 def dice_cross_entropy(
     logits: torch.Tensor, label: torch.Tensor, smooth: float = 1.0, probability: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute `dice_cross_entropy_plain` in a third of the time, in float32.
+    """Compute `dice_cross_entropy_plain` in float32, in a third of the time.
 
     One softmax serves both parts, overlaps are gathered at the true label without a one-hot map, and the gradient is
-    written out.
+    written out by hand.
 
     Args:
         logits: [B, C, D, H, W].
         label: class ids [B, 1, D, H, W].
         smooth: added to numerator and denominator; classes absent on both sides cost nothing.
-        probability: the softmax of `logits`, float32, where it has been computed already.
+        probability: the softmax of `logits`, float32, if it has been computed already.
     """
     return _DiceCrossEntropy.apply(logits, label, smooth, probability)
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
-    """`dice_cross_entropy` with its gradient: probabilities are computed once, and read once on the way back."""
+    """`dice_cross_entropy` with its gradient: probabilities are computed once, and read once in the backward pass."""
 
     @staticmethod
     def forward(
@@ -62,15 +62,15 @@ class _DiceCrossEntropy(torch.autograd.Function):
         dice = (2 * overlap + smooth) / union
         ctx.save_for_backward(probability, target, true, dice, union)
         ctx.shape, ctx.dtype = logits.shape, logits.dtype
-        # The gradient below is exact however small a probability is; only the value shown ends at 87 nats per voxel.
+        # The gradient below is exact however small a probability is; only the reported value is capped, at 87 nats per voxel.
         return (1 - dice[1:]).mean() - true.clamp_min(torch.finfo(true.dtype).tiny).log().mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         probability, target, true, dice, union = ctx.saved_tensors
-        # With p the probabilities and t the true class, d loss / d p_c = by_class_c + [c = t] (by_true_t - 1 / (voxels
-        # p_t)), and through the softmax d loss / d logit_c = p_c (d loss / d p_c - sum_k p_k d loss / d p_k).
+        # With p the probabilities and t the true class, d loss / d p_c = by_class_c + [c = t] (by_true_t - 1 / (voxels *
+        # p_t)), and through the softmax, d loss / d logit_c = p_c (d loss / d p_c - sum_k p_k d loss / d p_k).
         of_class = gradient / (len(dice) - 1)
         by_class, by_true = of_class * dice / union, -2 * of_class / union
         by_class[0] = by_true[0] = 0

@@ -1,5 +1,5 @@
-"""The network: encoder, SCIE decoders, site-aggregated features, their assembly, and loading weights into it. No
-losses, no training.
+"""The network: encoder, SCIE decoders, site-aggregated features, their assembly, and the loading of weights. No losses,
+no training.
 """
 
 from fedsr_monai.networks.fedsr_net import PRESETS, FedSRNet, Prediction, Registration

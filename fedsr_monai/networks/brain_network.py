@@ -11,16 +11,17 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.resampling import sample, voxel_map
 
 SPACING = 3.0  # mm
-MULTIPLE = 8  # each axis of the network's input: three halvings
+MULTIPLE = 8  # each side of the network's input is a multiple of this, because it is halved three times
 BRIGHTEST = 99.5  # percentile of the intensities that becomes 1
-EMPTY = 0.02  # of that: darker is nothing
+EMPTY = 0.02  # fraction of that percentile; darker voxels count as empty
 
 
 def brain_network() -> UNet:
-    """Return the U-Net, untrained: an image [1, 1, D, H, W] from `scaled` to the logit of brain, of the same shape.
+    """Return the untrained U-Net, which maps an image [1, 1, D, H, W] from `scaled` to the logits of brain, of the same
+    shape.
 
     Its first layer halves the resolution, so that most of the work is done on voxels of 6 mm. Instance normalisation
-    makes it indifferent to the scale of the intensities.
+    makes it insensitive to the scale of the intensities.
     """
     return UNet(
         spatial_dims=3,
@@ -35,19 +36,20 @@ def brain_network() -> UNet:
 
 
 def scaled(image: torch.Tensor) -> torch.Tensor:
-    """Scale an image's intensities, 0 or above, to [0, 1]; its brightest 0.5 % become 1."""
+    """Scale an image's intensities, which must be 0 or above, to [0, 1]; the brightest 0.5 % become 1."""
     return (image / max(float(np.percentile(image.numpy(), BRIGHTEST)), 1e-6)).clamp(0, 1)
 
 
 def network_input(volume: np.ndarray, affine: np.ndarray) -> tuple[torch.Tensor, Grid]:
-    """Bring a scan to what the network sees, whatever its voxels and their orientation.
+    """Convert a scan to the network's input, whatever the size and orientation of its voxels.
 
     Args:
-        volume: the scan [D, H, W], 0 or above.
-        affine: of the scan.
+        volume: the scan [D, H, W], with values of 0 or above.
+        affine: affine of the scan.
 
     Returns:
-        The image [1, d, h, w], scaled, and its grid: 3 mm, along the axes of space, over all of the scan that is not empty.
+        The scaled image [1, d, h, w] and its grid, which has voxels of 3 mm along the axes of space and covers all of the scan
+        that is not empty.
     """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     pool = [int(min(max(1, SPACING // size), n)) for size, n in zip(sizes, volume.shape)]
@@ -62,7 +64,10 @@ def network_input(volume: np.ndarray, affine: np.ndarray) -> tuple[torch.Tensor,
 
 
 def grid_over(affine: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grid:
-    """Return the grid of 3 mm along the axes of space that holds the voxels from `first` to before `end`, its sizes multiples of 8."""
+    """Return a grid of 3 mm voxels along the axes of space that covers the voxels from `first` up to but not including `end`.
+
+    Its sides are multiples of 8 voxels.
+    """
     corners = np.array(np.meshgrid(*zip(first, end))).reshape(3, -1).T - 0.5
     points = corners @ affine[:3, :3].T + affine[:3, 3]
     low, high = points.min(0), points.max(0)

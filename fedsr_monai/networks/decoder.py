@@ -1,8 +1,8 @@
-"""The two SCIE decoders (heads). Both climb the scales f3, f2, f1 by the same block; they differ in what they read and
-what they emit.
+"""The two SCIE decoders (heads). Both go up the scales f3, f2, f1 with the same block; they differ in their inputs and
+outputs.
 
-Each head has a plain forward pass, and a fast one with the same result that reads the weights of convolutions instead
-of calling them. The fast one is taken where nobody looks on: see `may_bypass`.
+Each head has a plain forward pass, and a fast one with the same result that uses the weights of convolutions without
+calling them. The fast one is taken if nothing depends on these calls, see `may_bypass`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def may_bypass(*blocks: nn.Module) -> bool:
-    """Return whether the convolutions of these blocks may be bypassed: their weights used, and they not called.
+    """Return whether the convolutions of these blocks may be bypassed, that is, their weights used without
+    calling them.
 
-    Not while the network is traced, compiled or exported, nor where a block or its convolution has hooks, or the
-    convolution is not a plain one (quantised or parametrised, for example): the plain pass then calls every module.
+    They may not while the network is traced, compiled or exported, nor if a block or its convolution has hooks, or if the
+    convolution is not a plain one (but quantised or parametrised, for example). The plain pass then calls every module.
 
     Args:
         blocks: convolutions, or blocks with one as `conv`.
@@ -39,8 +40,8 @@ def may_bypass(*blocks: nn.Module) -> bool:
 
 
 def double(features: torch.Tensor) -> torch.Tensor:
-    """Return features on the grid of twice the size (nearest: the convolution that follows smooths, and trilinear costs
-    twice as much).
+    """Return features on the grid of twice the size, by nearest-neighbour interpolation: the convolution that follows
+    smooths them, and trilinear interpolation costs twice as much.
     """
     return F.interpolate(features, scale_factor=2.0, mode="nearest")
 
@@ -49,7 +50,7 @@ class SCIELevel(nn.Module):
     """One scale of a head: [features from below + skip] -> 3x3x3 convolution -> f_d -> SCIE(f_d, SA vector).
 
     Args:
-        in_channels, channels: of the convolution.
+        in_channels, channels: input and output channels of the convolution.
         scie: a key of `fedsr_monai.networks.scie.DESIGNS`; None leaves SCIE out.
         statistics: what is pooled, one of `fedsr_monai.networks.sa.STATISTICS`.
     """
@@ -65,8 +66,9 @@ class SCIELevel(nn.Module):
     def forward(
         self, inputs: list[torch.Tensor], sa: torch.Tensor, guided: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return enhanced features [B, C, ...] and the pooled f_d, [B, C] or [B, 2 C], that mutual information is
-        measured on; without `guided` the features as they are before SCIE.
+        """Return enhanced features [B, C, ...], and the pooled f_d, [B, C] or [B, 2 C], for the mutual information.
+
+        Without `guided`, SCIE is skipped; the design "normalise" then normalises to mean 0 and standard deviation 1.
         """
         x = torch.cat(inputs, dim=1)
         if not self.of_convolution:
@@ -89,10 +91,10 @@ class SCIELevel(nn.Module):
 class SegmentationHead(nn.Module):
     """Decoder D_s of eq. 2: features of the scan -> logits at full resolution.
 
-    Below full resolution it is the SCIE levels and one convolution block; the last step spreads the half-resolution
-    features over their eight children (sub-pixel) and mixes them with the encoder's full-resolution features: logits in
-    one convolution, and a residual to them through a convolution block for borders that are not a linear matter. The
-    residual is zero at initialisation.
+    Below full resolution it consists of the SCIE levels and one convolution block. The last step distributes the
+    half-resolution features over their eight children (sub-pixel convolution) and combines them with the encoder's
+    full-resolution features: one convolution gives logits, and a convolution block adds a residual for borders that a
+    linear map cannot draw. The residual is zero at initialisation.
 
     Args:
         widths: channels of the five encoder stages.
@@ -149,37 +151,37 @@ class SegmentationHead(nn.Module):
             return (self.full_resolution_fast(x) if fast else self.full_resolution(x)), pooled
 
     def full_resolution(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, classes, D, H, W] of full-resolution features: one convolution, and the residual through
-        the detail block.
+        """Return logits [B, classes, D, H, W] from full-resolution features, by one convolution plus the residual of the
+        detail block.
         """
         return self.logits(x) + self.detail_logits(self.detail(x))
 
     @torch.jit.unused
     def full_resolution_fast(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute `full_resolution` with one convolution for the two that read x: a third less time on a CPU, forward
-        and backward.
+        """Compute `full_resolution` with a single convolution in place of the two that read x, which takes a third less
+        time on a CPU, forward and backward.
         """
         weight = torch.cat([self.logits.weight, self.detail.conv.weight])
         bias = F.pad(self.logits.bias, (0, self.detail.conv.out_channels))
         both = F.conv3d(x, weight, bias, padding=1)
         logits, detail = both.split([self.logits.out_channels, self.detail.conv.out_channels], dim=1)
-        return self.detail_logits(self.detail.adn(detail)).add_(logits)  # in place: 34 MB less for 80 x 96 x 80 voxels
+        return self.detail_logits(self.detail.adn(detail)).add_(logits)  # in place: saves 34 MB for 80 x 96 x 80 voxels
 
 
 class RegistrationHead(nn.Module):
     """Decoder D_r of eq. 2: features of scan and atlas -> displacement field at half resolution, coarse to fine.
 
-    One half-resolution field from one look at unaligned features stalls well below classical registration, so the
-    field is a pyramid: every level sees the scan's features beside the atlas' features *warped by the field so far*,
-    adds a residual velocity field, integrates it and composes. The half-resolution level is applied `passes` times
-    with the same weights, and it also sees the scan's predicted labels beside the warped atlas labels
-    (`label_guidance`): each head uses what the other knows.
+    A single half-resolution field, predicted from one look at unaligned features, stalls well below classical
+    registration. The head is therefore a pyramid: every level sees the scan's features together with the atlas' features
+    *warped by the field so far*, predicts a residual velocity field, integrates it and composes it with the field. The
+    half-resolution level is applied `passes` times with the same weights. It also sees the scan's predicted labels
+    together with the warped atlas labels (`label_guidance`), so that each head uses what the other knows.
 
     Args:
         widths, channels, scie, statistics: as for `SegmentationHead`.
         num_classes: label channels of the guidance.
         label_guidance: feed predicted and warped labels to the half-resolution level.
-        passes: how often that level is applied.
+        passes: how often the half-resolution level is applied.
         integrate: integrate the residual velocity fields; False takes them as plain displacements, as the paper does.
     """
 
@@ -247,8 +249,8 @@ class RegistrationHead(nn.Module):
         for _ in range(self.passes):
             parts = [warp(moving[1], ddf)]
             if self.label_guidance:
-                # Where labels are sampled takes no gradient of its own (as between the iterations of RAFT): the field
-                # learns by what it aligns.
+                # No gradient flows through the positions at which labels are sampled (as between the iterations of
+                # RAFT): the field learns from what it aligns.
                 parts.append(warp(moving_fractions, ddf.detach()))
             ddf = self._step(ddf, fine(parts), self.velocities[0])
         return ddf, pooled
@@ -262,12 +264,12 @@ class RegistrationHead(nn.Module):
     def fine_features(
         self, of_scan: list[torch.Tensor], guides: list[torch.Tensor]
     ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
-        """Return a function from what is aligned (atlas features, warped label fractions) to the half-resolution
+        """Return a function from the aligned inputs (atlas features, warped label fractions) to the half-resolution
         level's features.
 
         Args:
-            of_scan: features from below and of the scan.
-            guides: predicted label fractions of the scan, or nothing without label guidance.
+            of_scan: features from the level below, and the encoder's features of the scan.
+            guides: predicted label fractions of the scan; empty without label guidance.
         """
 
         def features(aligned: list[torch.Tensor]) -> torch.Tensor:
@@ -279,10 +281,11 @@ class RegistrationHead(nn.Module):
     def fine_features_fast(
         self, of_scan: list[torch.Tensor], guides: list[torch.Tensor]
     ) -> Callable[[list[torch.Tensor]], torch.Tensor]:
-        """Compute `fine_features` with what is the scan's, and the same in every pass, convolved once.
+        """Compute `fine_features` faster: the scan's part of the input is the same in every pass, and is convolved only
+        once.
 
-        A convolution is linear: its output is the sum of those of two parts of its input channels, by these parts of
-        its weights.
+        This is possible because a convolution is linear: its output is the sum of the outputs for two groups of its input
+        channels, each with its part of the weights.
         """
         below, width = (part.shape[1] for part in of_scan)
         weight = self.fine.conv.weight

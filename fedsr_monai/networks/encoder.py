@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             are those of the last three stages (1/4, 1/8 and 1/16 of the grid).
 
     Raises:
-        ValueError: another number of stages.
+        ValueError: `widths` does not have five stages.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -51,8 +51,8 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W], sides multiples of
-        16.
+        """Return the features [B, widths[i], D/2^i, H/2^i, W/2^i] of an image [B, 1, D, H, W] whose sides are multiples
+        of 16.
         """
         features: list[torch.Tensor] = []
         for stage in self.stages:

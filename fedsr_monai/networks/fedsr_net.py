@@ -33,7 +33,7 @@ class Registration:
     Attributes:
         ddf: displacement at half resolution [B, 3, D/2, H/2, W/2], half-resolution voxels (what losses regularise).
         full_ddf: the same field on the full grid [B, 3, D, H, W], voxels.
-        pooled: globally pooled f_d of the scales f1, f2, f3, [B, C] each.
+        pooled: globally pooled f_d of the scales f1, f2, f3, [B, C] or [B, 2 C] each.
     """
 
     ddf: torch.Tensor
@@ -43,12 +43,12 @@ class Registration:
 
 @dataclass
 class Prediction:
-    """Both answers of the network for a batch of scans.
+    """The network's segmentation and registration of a batch of scans.
 
     Attributes:
         logits: [B, classes, D, H, W].
         ddf: displacement from the atlas to the scan [B, 3, D, H, W], voxels; None without registration.
-        warped_image: the atlas image under it [B, 1, D, H, W]; None without registration.
+        warped_image: the atlas image warped by `ddf`, [B, 1, D, H, W]; None without registration.
     """
 
     logits: torch.Tensor
@@ -60,26 +60,27 @@ class FedSRNet(nn.Module):
     """Joint registration and segmentation network of FedSR.
 
     `forward(image) -> logits` is what bundles, TorchScript and MONAI Label call; `register(image)` aligns the site's
-    atlas to a scan, and `predict(image)` does both from one pass. TorchScript holds the segmentation alone.
+    atlas to a scan, and `predict(image)` does both in one pass. TorchScript covers only the segmentation.
 
     State-dict keys: `encoder.*` and `sa.<head>.<scale>` may leave a site; `registration.*`, `segmentation.*` (the
     heads) and `atlas_image`, `atlas_label` stay there.
 
     Args:
         preset: "small" (two CPU cores) or "full" (128^3 on a GPU).
-        num_classes: labels with background.
+        num_classes: number of labels, including the background.
         scie: design of the SCIE blocks, a key of `fedsr_monai.networks.scie.DESIGNS`; True is "gate", False leaves them
             out (ablation).
         label_guidance, passes: see `RegistrationHead`.
         integrate: False takes the predicted field as a plain displacement, as the paper does; True integrates velocity
             fields.
-        spatial_shape: grid of the atlas buffers before an atlas is set; they take the shape of what is loaded.
-        sa_statistics: what the SA vectors hold of f_d: "normalised", the mean of each channel after instance
-            normalisation, or "convolution", mean and log spread before it, with their variance over scans.
+        spatial_shape: shape of the atlas buffers before an atlas is set; when an atlas is loaded, they take its shape.
+        sa_statistics: the statistics of f_d in the SA vectors: "normalised", the mean of each channel after instance
+            normalisation, or "convolution", the mean and log standard deviation before it, with their variance over
+            scans.
 
     Raises:
-        ValueError: an unknown preset, design or kind of statistics, or a design that reads the convolution's statistics
-            without them.
+        ValueError: the preset, design or kind of statistics is unknown, or the design needs the convolution's statistics
+            and `sa_statistics` does not provide them.
 
     Examples:
         >>> import torch
@@ -124,11 +125,11 @@ class FedSRNet(nn.Module):
         self.register_buffer("atlas_label", torch.zeros(1, 1, *spatial_shape, dtype=torch.uint8))
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
-        # Weights that are passed on carry an empty atlas (every key, but no voxel of a site's): it does not replace
-        # one.
+        # Weights that are passed on hold an empty atlas (all keys, but no voxel of a site's atlas), which must not replace
+        # the network's own.
         if prefix + "atlas_label" in state_dict and not state_dict[prefix + "atlas_label"].any():
             state_dict |= {prefix + name: getattr(self, name) for name in ("atlas_image", "atlas_label")}
-        # An atlas comes in the shape of its site's grid: make room for it, so that loading needs no shape in advance.
+        # An atlas has the shape of its site's grid; make room for it, so that the shape need not be known before loading.
         for name in ("atlas_image", "atlas_label"):
             if prefix + name in state_dict:
                 buffer = getattr(self, name)
@@ -157,7 +158,7 @@ class FedSRNet(nn.Module):
 
     @property
     def has_atlas(self) -> bool:
-        """Whether an atlas is set: whether its label map has any structure."""
+        """Whether an atlas is set, that is, whether its label map contains any structure."""
         return bool((self.atlas_label > 0).any())
 
     def atlas_fractions(self) -> torch.Tensor:
@@ -170,7 +171,7 @@ class FedSRNet(nn.Module):
 
     def segment(self, features: list[torch.Tensor], guided: bool = True) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return logits [B, classes, D, H, W] (float32) and the pooled f_d of f1, f2, f3, from encoder features of
-        scans; without `guided` SCIE is left out of this pass.
+        scans; without `guided`, SCIE is left out of this pass.
         """
         logits, pooled = self.segmentation(features, self.sa.segmentation.vectors(), guided)
         logits = logits.float()
@@ -193,7 +194,7 @@ class FedSRNet(nn.Module):
             moving: encoder features of the atlas; one atlas is expanded to the batch of scans.
             fixed_fractions: predicted label fractions of the scans, [B, classes, D/2, H/2, W/2]. They take no gradient:
                 the registration does not move the segmentation.
-            moving_fractions: those of the atlas; computed from its label map if None.
+            moving_fractions: label fractions of the atlas; computed from its label map if None.
         """
         batch = fixed[0].shape[0]
         fractions = self.atlas_fractions() if moving_fractions is None else moving_fractions
@@ -204,8 +205,8 @@ class FedSRNet(nn.Module):
         return Registration(ddf, resize_ddf(ddf, fixed[0].shape[2:]), pooled)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size (padded to multiples of 16 and
-        cropped back).
+        """Return logits [B, classes, D, H, W] of an image [B, 1, D, H, W] of any size, which is padded to multiples of 16
+        and cropped back.
         """
         logits, _ = self.segment(self.encoder(pad_to_stride(image)))
         return crop_to(logits, image.shape[2:])
@@ -220,21 +221,21 @@ class FedSRNet(nn.Module):
             The displacement [B, 3, D, H, W] in voxels, and the warped atlas image [B, 1, D, H, W].
 
         Raises:
-            ValueError: the network has no atlas, or the scans are on another grid.
+            ValueError: the network has no atlas, or the scans do not have its shape.
         """
         prediction = self.predict(image)
         assert prediction.ddf is not None and prediction.warped_image is not None  # asked for
         return prediction.ddf, prediction.warped_image
 
     def predict(self, image: torch.Tensor, register: bool = True) -> Prediction:
-        """Segment scans and register the site's atlas to them, from one pass of encoder and segmentation head.
+        """Segment scans and register the site's atlas to them, with one pass of encoder and segmentation head.
 
         Args:
-            image: scans [B, 1, D, H, W] in [0, 1]; with `register` on the grid of the atlas.
-            register: False gives the logits alone, of an image of any size.
+            image: scans [B, 1, D, H, W] in [0, 1]; with `register`, on the grid of the atlas.
+            register: False gives only the logits, for an image of any size.
 
         Raises:
-            ValueError: with `register`, the network has no atlas, or the scans are on another grid.
+            ValueError: with `register`, if the network has no atlas or the scans do not have its shape.
         """
         shape = image.shape[2:]
         if register:
@@ -258,7 +259,7 @@ class FedSRNet(nn.Module):
             )
 
     def warp_labels(self, ddf: torch.Tensor) -> torch.Tensor:
-        """Warp the atlas labels by a displacement [B, 3, D, H, W] in voxels; uint8 [B, 1, D, H, W].
+        """Warp the atlas labels by a displacement [B, 3, D, H, W] in voxels, and return them as uint8 [B, 1, D, H, W].
 
         The one-hot map is warped, and the label with the largest fraction wins.
         """
@@ -267,8 +268,8 @@ class FedSRNet(nn.Module):
 
     @torch.no_grad()
     def initialise_sa(self) -> None:
-        """Set the SA features from the labelled atlas (Section II-A): its pooled f_d in both heads, the atlas in the
-        role of its own scan.
+        """Set the SA features to the pooled f_d of the labelled atlas in both heads (Section II-A); the atlas also plays
+        the role of the scan.
         """
         features = self.encoder(pad_to_stride(self.atlas_image))
         logits, pooled = self.segment(features)
@@ -277,10 +278,10 @@ class FedSRNet(nn.Module):
 
 
 def drop_subnormal(gradient: torch.Tensor) -> torch.Tensor:
-    """Return a gradient of logits, with zeros for what is too small to change a weight.
+    """Return a gradient of logits in which values too small to change a weight are set to zero.
 
-    Where the softmax is sure, the gradient falls below the smallest normal number (1e-38), which slows Intel's
-    processors: the full-resolution convolution's gradient took 3.3 s in place of 0.6.
+    Where the softmax is certain, the gradient falls below the smallest normal number (1e-38), which slows down Intel
+    processors: the full-resolution convolution's gradient took 3.3 s instead of 0.6 s.
     """
     return F.hardshrink(gradient, 1e-25)
 

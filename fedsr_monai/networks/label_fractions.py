@@ -1,5 +1,5 @@
-"""Label fractions: how much of each block of 2x2x2 voxels a label takes. Registration compares labels in this form, at
-half resolution.
+"""Label fractions: how much of each block of 2x2x2 voxels a label occupies. Registration compares labels in this form,
+at half resolution.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 def label_fractions(label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return the fractions of a label map, float32 [B, num_classes, D/2, H/2, W/2].
 
-    Plain definition: the one-hot map, averaged over blocks of 2x2x2 voxels (`average_fractions`). Here each voxel adds
-    an eighth to its label, which gives the same numbers in a fiftieth of the time.
+    By definition, this is the one-hot map averaged over blocks of 2x2x2 voxels (`average_fractions`). Here each voxel
+    adds an eighth to its label, which gives the same numbers in a fiftieth of the time.
 
     Args:
         label: ids [B, 1, D, H, W] with even sides.
-        num_classes: labels with background.
+        num_classes: number of labels, including the background.
     """
     batch, _, *shape = label.shape
     depth, height, width = (n // 2 for n in shape)
@@ -34,7 +34,7 @@ def predicted_fractions(logits: torch.Tensor) -> torch.Tensor:
 def average_fractions(probability: torch.Tensor) -> torch.Tensor:
     """Average probabilities [B, classes, D, H, W] with even sides over blocks of 2x2x2 voxels.
 
-    Plain definition: `avg_pool3d(probability, 2)`. Trilinear resampling to half the size is the same mean, and takes a
+    By definition, this is `avg_pool3d(probability, 2)`. Trilinear resampling to half the size gives the same mean, in a
     tenth of the time on a CPU.
     """
     half = [n // 2 for n in probability.shape[2:]]

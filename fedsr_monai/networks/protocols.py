@@ -1,7 +1,7 @@
-"""Label protocols: in whose borders a segmentation head labels, and where a bundle keeps the head.
+"""Label protocols: whose borders a segmentation head follows, and where a bundle keeps the head.
 
-A protocol is a segmentation head of its own on the shared encoder. That of Neuromorphometrics is the one in the bundle's `model.pt`; the head
-of another protocol lies beside it and takes its place. Structures and ids are the same.
+Each protocol has its own segmentation head on the shared encoder. The head in the bundle's `model.pt` is that of Neuromorphometrics. The head
+of another protocol is a separate file in the same folder, and replaces it. Structures and ids are the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fedsr_monai.checks import check_choice
 from fedsr_monai.errors import UserError
 
 NEUROMORPHOMETRICS, FREESURFER = "neuromorphometrics", "freesurfer"
-HEADS: dict[str, str | None] = {NEUROMORPHOMETRICS: None, FREESURFER: "freesurfer.safetensors"}  # beside model.pt
+HEADS: dict[str, str | None] = {NEUROMORPHOMETRICS: None, FREESURFER: "freesurfer.safetensors"}  # next to model.pt
 
 
 def is_own(ckpt_path: str | os.PathLike, bundle_root: str | os.PathLike) -> bool:
@@ -27,16 +27,16 @@ def protocol_head(
     ckpt_path: str | os.PathLike,
     dataset_dir: object = None,
 ) -> Path | None:
-    """Return the file of the segmentation head that labels in a protocol; None for the head that is in the bundle's `model.pt`.
+    """Return the file of the segmentation head for a protocol; None for the head in the bundle's `model.pt`.
 
     Args:
         protocol: a key of `HEADS`.
         bundle_root: folder of the bundle.
         ckpt_path: checkpoint of the network.
-        dataset_dir: site folders, if there are any.
+        dataset_dir: site folders, if any.
 
     Raises:
-        UserError: there is no such protocol or no such file, or its head does not belong to the checkpoint or the site.
+        UserError: there is no such protocol or no such file, or a site or other weights than the bundle's are given.
     """
     check_choice("--protocol", protocol, HEADS)
     file = HEADS[protocol]

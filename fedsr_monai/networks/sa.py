@@ -1,4 +1,4 @@
-"""Site-aggregated (SA) features: one small vector per head and scale, the second thing that travels between sites."""
+"""Site-aggregated (SA) features: one small vector per head and scale, which travels between sites besides the encoder."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ import torch
 from torch import nn
 
 HEADS = ("registration", "segmentation")
-# What is pooled of f_d: its mean after instance normalisation, or mean and spread of the convolution's output before it.
+# What is pooled from f_d: its mean after instance normalisation, or mean and log standard deviation of the convolution's output
+# before it.
 STATISTICS = ("normalised", "convolution")
-# Of the statistics over scans, until scans have been seen: a spread of 0.05, about what they have at random weights.
+# Variance over scans before any scan has been seen: a standard deviation of 0.05, about that of the statistics at random weights.
 INITIAL_VARIANCE = 0.05**2
 
 
 def channel_statistics(output: torch.Tensor) -> torch.Tensor:
-    """Return mean and log standard deviation of each channel, float32 [B, 2 C], of a convolution's output
-    [B, C, D, H, W].
+    """Return the mean and the log standard deviation of each channel of a convolution's output [B, C, D, H, W], as
+    float32 [B, 2 C].
     """
     variance, mean = torch.var_mean(output.float(), dim=[2, 3, 4], correction=0)
     return torch.cat([mean, 0.5 * torch.log(variance + 1e-6)], dim=1)
 
 
 def whitened(statistics: torch.Tensor, sa: torch.Tensor, limit: float = 5.0) -> torch.Tensor:
-    """Return how far statistics [B, 2 C] are from an SA tensor [2, 2 C], in standard deviations over scans, within
-    +- `limit`: a scan that is further off says no more than that.
+    """Return the deviation of statistics [B, 2 C] from an SA tensor [2, 2 C], in standard deviations over scans.
+
+    It is clipped to +- `limit`, because a larger deviation carries no further information.
     """
     deviation = (statistics - sa[0]) / (sa[1].clamp(min=0.0) + 1e-6).sqrt()
     return deviation.clamp(-limit, limit)
 
 
 def profile(sa: torch.Tensor) -> torch.Tensor:
-    """Return the SA vector itself: the tensor [C], or the first row of mean and variance [2, 2 C]."""
+    """Return the SA vector itself: a tensor [C] as it is, or the mean (first row) of a tensor [2, 2 C]."""
     return sa if sa.dim() == 1 else sa[0]
 
 
 class SAVectors(nn.Module):
     """The SA vectors of one head: buffers "0", "1", "2" for the scales f1, f2, f3 (1/4, 1/8, 1/16 of the grid).
 
-    Each is [C], the pooled features, or with the statistics of the convolution [2, 2 C]: their mean over scans (the
-    vector) and their variance over scans (by which they are whitened).
+    With the statistics "normalised" each is [C], the pooled features. With "convolution" it is [2, 2 C]: the mean of the
+    statistics over scans (the vector), and their variance over scans (by which they are whitened).
     """
 
     def __init__(self, lengths: Sequence[int], statistics: str = "normalised") -> None:
@@ -60,8 +62,8 @@ class SAVectors(nn.Module):
 class SARepresentation(nn.Module):
     """The SA vectors of both heads: state-dict keys `registration.<scale>` and `segmentation.<scale>`, float32.
 
-    They are buffers: no optimiser touches them. They move by `update` (eq. 7) during local training and by the server's
-    ascent.
+    They are buffers, which no optimiser touches. They are moved by `update` (eq. 7) during local training, and by the
+    server's ascent.
     """
 
     def __init__(self, lengths: Sequence[int], statistics: str = "normalised") -> None:
@@ -72,7 +74,7 @@ class SARepresentation(nn.Module):
     @torch.no_grad()
     def update(self, head: str, pooled: Sequence[torch.Tensor], alpha: float) -> None:
         """Move the vectors of a head towards pooled features, outside autograd: eq. 7, f <- (1 - alpha) f + alpha *
-        pooled. The variance, where there is one, moves in the same way, towards the squared deviation from f.
+        pooled. The variance, if there is one, moves in the same way towards the squared deviation from f.
 
         Args:
             head: "registration" or "segmentation".

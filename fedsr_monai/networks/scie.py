@@ -1,7 +1,7 @@
 """Site-common information enhancer (Section II-C): a site-aggregated (SA) vector guides the features f_d of its scale.
 
-The paper names the block and its inputs but not its inside. `DESIGNS` holds several readings behind one call; what
-they were measured to do is in `docs/method.md`.
+The paper names the block and its inputs, but does not specify its interior. `DESIGNS` holds several designs with one
+interface; `docs/method.md` reports what they were measured to do.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from fedsr_monai.networks.sa import profile, whitened
 class SCIE(nn.Module):
     """`gate`: guide f_d by channel and by position.
 
-    By channel: a gate and a shift from an MLP on [pooled f_d, SA vector]. By position: an attention map, the
-    similarity of each voxel's projected feature to the projected SA vector, that weighs a learned part of every
-    channel. The block is residual and its last layers are zero at initialisation, when it is exactly the identity:
-    learning decides how much guidance to take.
+    By channel: a gate and a shift from an MLP on [pooled f_d, SA vector]. By position: an attention map, which is the
+    similarity of each voxel's projected feature to the projected SA vector, weights a learned part of every channel. The
+    block is residual, and its last layers are zero at initialisation, so that it begins as exactly the identity and
+    learns how much guidance to take.
 
     Args:
         channels: channels of f_d.
-        length: of the SA vector; by default one number per channel.
-        projection: length of the common space in which similarity is measured.
+        length: length of the SA vector; by default one number per channel.
+        projection: dimension of the common space in which similarity is measured.
     """
 
     def __init__(self, channels: int, length: int | None = None, projection: int = 16) -> None:
@@ -42,7 +42,8 @@ class SCIE(nn.Module):
         Args:
             features: [B, C, D, H, W].
             sa: SA vector [C], or mean and variance over scans [2, 2 C].
-            statistics: of the convolution's output, [B, 2 C], with an SA tensor of this kind; pooled f_d if None.
+            statistics: statistics of the convolution's output, [B, 2 C], if the SA tensor is of this kind; None uses the
+                mean of `features`.
         """
         pooled = features.mean(dim=(2, 3, 4)) if statistics is None else whitened(statistics, sa)
         vector = profile(sa).to(pooled.dtype)
@@ -54,14 +55,14 @@ class SCIE(nn.Module):
 
 
 class Normalise(nn.Module):
-    """`normalise`: the statistics of the scan go in, those of all sites come out.
+    """`normalise`: replace the statistics of the scan by those common to all sites.
 
-    Adaptive instance normalisation (Huang and Belongie, 2017) with the SA vector for the style: it takes the place of
-    the block's instance normalisation, and a learned affine map per channel follows.
+    This is adaptive instance normalisation (Huang and Belongie, 2017) with the SA vector as the style. It takes the place
+    of the block's instance normalisation, and is followed by a learned affine map per channel.
 
     Args:
         channels: channels of f_d.
-        length: of the SA vector, mean and log spread of each channel.
+        length: length of the SA vector, which holds mean and log standard deviation of each channel.
     """
 
     def __init__(self, channels: int, length: int) -> None:
@@ -85,14 +86,15 @@ class Normalise(nn.Module):
 
 
 class FiLMDifference(nn.Module):
-    """`film_difference`: a gain and a shift per channel from how the scan differs from what is common to the sites.
+    """`film_difference`: a gain and a shift per channel, computed from how the scan differs from what is common to the
+    sites.
 
-    The difference is whitened, so that it is of order one whatever the channel. It is what instance normalisation takes
-    away. Exactly the identity at initialisation.
+    The difference is whitened, so that it is of order one in every channel. It is exactly what instance normalisation
+    removes. At initialisation the block is the identity.
 
     Args:
         channels: channels of f_d.
-        length: of the SA vector, mean and log spread of each channel.
+        length: length of the SA vector, which holds mean and log standard deviation of each channel.
     """
 
     def __init__(self, channels: int, length: int) -> None:
@@ -109,14 +111,14 @@ class FiLMDifference(nn.Module):
 
 
 class Attention(nn.Module):
-    """`attention`: every voxel attends to a few tokens that are made of the scan's profile and the SA vector.
+    """`attention`: every voxel attends to a few tokens made from the scan's profile and the SA vector.
 
-    What it reads is weighed by a number per channel, zero at initialisation.
+    The result is added with a weight per channel that is zero at initialisation.
 
     Args:
         channels: channels of f_d.
-        length: of the SA vector.
-        tokens: how many.
+        length: length of the SA vector.
+        tokens: number of tokens.
         projection: length of queries and keys.
     """
 

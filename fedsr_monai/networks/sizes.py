@@ -1,8 +1,8 @@
-"""Sizes of structures: a network that draws them too large or too small on the labelled atlas does so on other scans too, and the biases of its
-last convolution are enough to mend it.
+"""Sizes of structures: a network that draws them too large or too small on the labelled atlas does so on other scans too, and adjusting the
+biases of its last convolution is enough to correct this.
 
-It is done for deep grey matter alone, whose borders an image hardly shows. Where it shows them, as around the ventricles, the error is one of
-partial volume, and that on the narrow ventricles of one atlas says nothing about wide ones: matching all structures takes the lateral ventricles
+It is done only for deep grey matter, whose borders an image hardly shows. Where borders are visible, as around the ventricles, the error is one
+of partial volume, and that on the narrow ventricles of one atlas says nothing about wide ones: matching all structures takes the lateral ventricles
 of old people from a Dice of 0.86 to 0.83 (benchmarks/README.md).
 """
 
@@ -14,31 +14,31 @@ from fedsr_monai.labels.agreement import agreement, structure_dice
 from fedsr_monai.networks.fedsr_net import FedSRNet
 
 DEEP_GREY_MATTER = (6, 7, 8, 9, 11, 12)  # thalamus, caudate, putamen, pallidum, hippocampus, amygdala
-LEAST_DICE = 0.5  # on the atlas; a structure that overlaps less has not been learnt, which no bias mends
-LARGEST = 2.3  # bias either way: odds that change tenfold
-LARGEST_LOSS = 0.005  # of Dice on the atlas, for right sizes: a well-fitted head may lose a hundredth of that
+LEAST_DICE = 0.5  # on the atlas; a structure with less overlap has not been learnt, which no bias can correct
+LARGEST = 2.3  # largest bias in either direction, which changes the odds tenfold
+LARGEST_LOSS = 0.005  # of Dice on the atlas, in return for right sizes; a well-fitted head may lose a hundredth of that
 STEPS, DAMPING = 60, 0.5
-BIAS = "segmentation.logits.bias"  # key of what is moved
+BIAS = "segmentation.logits.bias"  # key of the biases that are moved
 
 
 def size_factors(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the number of voxels that each class has by logits [K, D, H, W], divided by that of its labels [D, H, W].
+    """Return each class's number of voxels according to logits [K, D, H, W], divided by its number in the labels [D, H, W].
 
-    Infinity where only the logits have a class, nan where neither has it.
+    The factor is infinity if only the logits have a class, and nan if neither has it.
     """
     found = torch.bincount(logits.argmax(dim=0).flatten(), minlength=len(logits))
     return found / torch.bincount(label.long().flatten(), minlength=len(logits))
 
 
 def size_biases(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return what to add to the logits of each class so that deep grey matter takes as many voxels as it has labels, [K].
+    """Return what to add to the logits of each class, [K], so that each structure of deep grey matter has as many voxels as in the labels.
 
-    Found by iteration, to a few percent where a structure is small or the bias ends at `LARGEST`. All other classes keep their logits, and so does
-    a structure whose Dice is below `LEAST_DICE`.
+    It is found by iteration. A few percent may remain if a structure is small, or more if the bias reaches `LARGEST`. All other classes keep their
+    logits, and so does a structure whose Dice is below `LEAST_DICE`.
 
     Args:
-        logits: [K, D, H, W] of a labelled image.
-        label: its ids [D, H, W].
+        logits: logits of a labelled image, [K, D, H, W].
+        label: its label ids, [D, H, W].
     """
     dice = structure_dice(logits.argmax(dim=0).cpu().numpy(), label.cpu().numpy())
     learnt = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -52,17 +52,17 @@ def size_biases(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def match_sizes(network: FedSRNet, share: float = 1.0) -> torch.Tensor:
-    """Move the biases of the segmentation head so that the deep grey matter of the atlas, labelled by the network, has the sizes that it has in the atlas' labels.
+    """Adjust the biases of the segmentation head so that it draws the deep grey matter of the atlas in the sizes of the atlas' labels.
 
-    It is a calibration on the one labelled scan that a site has: no other labels take part, and no weight but these biases changes. What it gains is in
+    This is a calibration on the one labelled scan that a site has. It uses no other labels and changes no other weights. What it gains is in
     benchmarks/README.md.
 
     Args:
-        network: with its atlas.
-        share: of the biases that this takes.
+        network: the network, with its atlas.
+        share: fraction of the computed biases that is added.
 
     Returns:
-        What was added to the biases, [K]; zeros if the atlas lost more than `LARGEST_LOSS` of its Dice by them, and nothing was changed.
+        What was added to the biases, [K]. If the Dice on the atlas would fall by more than `LARGEST_LOSS`, these are zeros and nothing is changed.
     """
     training = network.training
     network.eval()

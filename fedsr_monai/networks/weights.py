@@ -1,4 +1,4 @@
-"""Reading weights into a network: all that it needs or a clear refusal, never random numbers in silence."""
+"""Loading weights into a network: it gets everything that it needs, or an error; it never silently keeps random numbers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def read_checkpoint(path: str | os.PathLike, device: str | torch.device | None = "cpu") -> Any:
-    """Read what `torch.save` wrote: tensors and plain values. Nothing in the file is run.
+    """Read tensors and plain values that `torch.save` wrote, without running any code in the file.
 
-    The checksums that such a file holds are compared, which torch does not do: a single flipped bit is found.
+    Unlike torch, this verifies the checksums in the file, so that even a single flipped bit is found.
 
     Args:
         path: the file.
-        device: where the tensors are wanted.
+        device: device to load the tensors to.
 
     Raises:
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
         Exception: it is damaged, or something else; torch raises half a dozen types.
     """
     check_regular(path, CHECKPOINT)
     with open(path, "rb") as file:
-        if zipfile.is_zipfile(file):  # not in the format of torch before 1.6
+        if zipfile.is_zipfile(file):  # unlike files in the format of torch before 1.6
             with zipfile.ZipFile(file) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"other bytes than were written in {damaged}")
@@ -50,7 +50,7 @@ def check_finite(content: Any) -> None:
     """Refuse NaN and infinity in the tensors of nested mappings and lists.
 
     Raises:
-        ValueError: naming the place.
+        ValueError: a tensor has such a value; the message names the place.
     """
     if isinstance(content, (Mapping, list, tuple)):
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
@@ -63,7 +63,7 @@ def check_finite(content: Any) -> None:
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint by key. Nothing in the file is run.
+    """Return the tensors of a checkpoint by key, without running any code in the file.
 
     Args:
         path: a plain state dict (as the bundles have it), one under the key "model", or safetensors.
@@ -98,14 +98,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def load_weights(
     network: Network, path: str | os.PathLike, optional: Sequence[str] = (), atlas: bool = False
 ) -> Network:
-    """Load a checkpoint into `network` and return it. The keys must be exactly the network's.
+    """Load a checkpoint into `network` and return the network. The keys must be exactly the network's.
 
     Args:
-        network: what to load into.
+        network: the network to load into.
         path: see `read_weights`.
-        optional: key prefixes of parts that the file may lack as a whole; they then keep the numbers they have (encoder
-            and SA features as a server writes them are loaded with `optional=HEAD_PREFIXES`).
-        atlas: load an atlas from the file too; otherwise the network keeps its own, as the atlas is the site's.
+        optional: key prefixes of parts that the file may lack as a whole; they then keep their values. (A server writes
+            only encoder and SA features, which are loaded with `optional=HEAD_PREFIXES`.)
+        atlas: load an atlas from the file too; otherwise the network keeps its own, because the atlas belongs to the site.
 
     Raises:
         UserError: the file is missing, or belongs to another network: a key is missing, foreign or of another shape.
@@ -123,10 +123,10 @@ def load_weights(
 
 
 def load_head(network: Network, path: str | os.PathLike | None) -> Network:
-    """Put another segmentation head into `network`, which has all its weights, and return it.
+    """Replace the segmentation head of `network`, which has all its weights already, and return the network.
 
     Args:
-        network: what to load into.
+        network: the network to load into.
         path: the tensors `segmentation.*`, float32 or float16 (see `read_weights`); None leaves the network as it is.
 
     Raises:
@@ -141,7 +141,7 @@ def load_head(network: Network, path: str | os.PathLike | None) -> Network:
 
 
 def _check(path: str | os.PathLike, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that are not exactly those of the network, or not finite."""
+    """Refuse tensors whose keys, shapes or types differ from the network's, or that are not finite."""
     wrong = [key for key in sorted(set(found) | set(own)) if _shape(found.get(key)) != _shape(own.get(key))]
     if wrong:
         raise UserError(
