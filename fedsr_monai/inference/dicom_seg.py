@@ -16,8 +16,8 @@ from fedsr_monai.labels import COLOURS, LABELS, SNOMED_CT
 from fedsr_monai.spatial.dicom import Series
 
 ALGORITHM = "fedsr-monai"
-SERIES_OFFSET = 1000  # the result's series number is that of its source and this
-LARGEST_NUMBER = 2**31 - 1  # of a series (an integer string)
+SERIES_OFFSET = 1000  # added to the series number of the source to give that of the result
+LARGEST_NUMBER = 2**31 - 1  # largest series number (DICOM stores it as an integer string)
 
 
 def write_dicom_seg(
@@ -28,21 +28,21 @@ def write_dicom_seg(
     protocol: str | None = None,
     note: str = "",
 ) -> None:
-    """Write a label map as DICOM SEG (BINARY, one segment for each structure, numbered as the labels are).
+    """Write a label map as DICOM SEG (BINARY, one segment for each structure, numbered like the labels).
 
     Patient, study and frame of reference are those of the source series, every frame names the image that it lies on,
-    and slices without a structure are left out. The object begins a series of its own, with new identifiers each time.
+    and slices without a structure are left out. The object forms a series of its own, with new identifiers each time.
 
     Args:
         path: the file.
         labels: ids [D, H, W] on the voxels of the series: columns, rows, slices.
         series: from `find_series`.
-        checksums: of the weights, by name, for the identification of the algorithm.
-        protocol: in whose borders the labels are; None if that is not known.
-        note: what a reader has to know, behind the description of the series.
+        checksums: checksums of the weights, by name, which identify the algorithm.
+        protocol: label protocol whose borders the labels follow; None if it is not known.
+        note: remark for the reader, appended to the series description.
 
     Raises:
-        UserError: the series lacks what the object needs, the disk is full or the folder cannot be written.
+        UserError: the series lacks elements that the object needs, the disk is full or the folder cannot be written.
     """
     import highdicom as hd
     import pydicom

@@ -1,7 +1,7 @@
-"""Which files of a folder this program wrote, and from which scan: no other file is ever replaced.
+"""A record of the files in a folder that this program wrote, and from which scan: other files are replaced only on request.
 
-The record is `fedsr-segment.json` in the folder of the results. A file counts as this program's own while its content has the
-checksum that is recorded; one that was made by hand, or corrected by hand afterwards, does not.
+The record is `fedsr-segment.json` in the folder of the results. A file counts as this program's own as long as its content
+matches the recorded checksum; a file that was made by hand, or corrected by hand afterwards, does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedsr_monai.files import is_there, one_at_a_time, read_json, sha256, write_
 
 RECORD = "fedsr-segment.json"
 OVERWRITE = "move it away, choose another --out, or add --overwrite"
-WRITING = ""  # instead of a checksum: this file is being written, or a run was stopped while it was
+WRITING = ""  # stands in for the checksum of a file that is being written, or was when a run was stopped
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Source:
     """What a result was made from.
 
     Attributes:
-        path: of the scan, absolute.
-        sha256: of its content.
-        settings: whatever else the result depends on (JSON).
+        path: absolute path of the scan.
+        sha256: checksum of its content.
+        settings: everything else that the result depends on (JSON).
     """
 
     path: str
@@ -36,7 +36,7 @@ class Source:
 
 
 def written_files(folder: Path) -> set[str]:
-    """Return the paths below a folder that this program wrote, whether or not they were changed since.
+    """Return the paths below a folder that this program wrote, whether or not they have been changed since then.
 
     Raises:
         UserError: the record is damaged.
@@ -48,8 +48,8 @@ class Ledger:
     """The record of one folder. Several processes may use it at once.
 
     Args:
-        folder: of the results; must exist.
-        overwrite: replace files whoever wrote them.
+        folder: folder of the results; must exist.
+        overwrite: replace files no matter who wrote them.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
@@ -62,13 +62,13 @@ class Ledger:
         If the block raises, the files that it replaced are recorded, and the result counts as incomplete.
 
         Args:
-            name: of the result.
+            name: name of the result.
             files: paths below the folder.
             source: what the result is made from.
 
         Raises:
-            UserError: a file exists that this program did not write, or that was changed since; or the result is that of another
-                scan.
+            UserError: a file exists that this program did not write or that was changed afterwards, or the recorded result of
+                this name comes from another scan.
         """
         files = list(files)
         with one_at_a_time(self.folder):
@@ -100,7 +100,7 @@ class Ledger:
         return all(entry["files"].get(file) and self._is_as_written(file, entry) for file in files)
 
     def _state(self, file: str) -> tuple[int, int] | None:
-        """Return what changes when a file is replaced; None where there is no file."""
+        """Return inode and modification time of a file, which change when it is replaced; None if there is no file."""
         path = self.folder / file
         return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
@@ -127,7 +127,7 @@ class Ledger:
         return digest == WRITING or (path.is_file() and sha256(path) == digest)
 
     def results(self) -> dict[str, Any]:
-        """Return what is recorded, by name of the result: `scan`, `scan_sha256`, `settings`, and `files` with their checksums.
+        """Return the recorded results by name: `scan`, `scan_sha256`, `settings`, and `files` with their checksums.
 
         Raises:
             UserError: the record is damaged.

@@ -27,15 +27,15 @@ def write_results(
     atlas: tuple[torch.Tensor, Grid] | None = None,
     folder_tables: bool = True,
 ) -> None:
-    """Write the label map of a scan, and with a deformation the atlas labels that it carries over and the deformation itself.
+    """Write the label map of a scan and, if there is a deformation, the deformation and the atlas labels that it carries over.
 
     Args:
-        workflow: its grid.
+        workflow: workflow whose grid is used.
         data: "image", the preprocessed scan, and "pred", its labels [1, D, H, W] on the voxels of its file.
         ddf: displacement [3, D, H, W] in voxels of the grid, or None.
         files: paths below `out`.
         out: folder of the results.
-        atlas: labels [1, D, H, W] of the atlas and their grid, at any resolution; needed with a deformation.
+        atlas: labels [1, D, H, W] of the atlas and their grid, at any resolution; required with a deformation.
         folder_tables: see `write_label_map`.
     """
     scan = data["image"]
@@ -53,6 +53,6 @@ def write_results(
 
 
 def file_affine(data: Mapping[str, MetaTensor]) -> np.ndarray:
-    """Return the affine [4, 4] of a scan's file; a raw scan is loaded with one that includes the alignment to the atlas."""
+    """Return the affine [4, 4] in a scan's file; the affine of a raw scan, once loaded, also includes the alignment to the atlas."""
     meta = data["image"].meta
     return np.asarray(meta["raw_affine"] if "raw_affine" in meta else data["pred"].affine)

@@ -1,4 +1,4 @@
-"""Whether a result can be believed: what is measured on it without a reference, and the limits that warn and reject."""
+"""Quality of a result: measures that need no reference, and the limits beyond which they warn or reject."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ GOOD, DOUBTFUL, REJECTED = "good", "doubtful", "rejected"
 
 @dataclass(frozen=True)
 class Limit:
-    """A measure warns below `warn` (or above it, where `warn` is the smaller number) and rejects beyond `reject`."""
+    """Limits of a measure: below `warn` (above it, if `warn` is the smaller number) a result is doubtful, beyond `reject` rejected."""
 
     warn: float
     reject: float
 
     def verdict(self, value: float) -> str:
-        """Return what a value means; nan, which stands for a measure that cannot be taken, rejects."""
+        """Return the verdict on a value; nan, which stands for a measure that cannot be taken, is rejected."""
         sign = 1 if self.warn > self.reject else -1
         if math.isnan(value) or sign * value < sign * self.reject:
             return REJECTED
         return DOUBTFUL if sign * value < sign * self.warn else GOOD
 
 
-# Chosen between what good and broken scans gave: agreement 0.869 and more against 0.748 and less, strong noise apart (benchmarks/quality.csv),
-# with the heads of Neuromorphometrics; other label protocols have the same limits.
+# Chosen between the values of good and of broken scans: agreement of 0.869 or more against 0.748 or less, except with strong noise
+# (benchmarks/quality.csv). Measured with the heads of Neuromorphometrics; other label protocols have the same limits.
 LIMITS: dict[str, Limit] = {
     "agreement": Limit(0.84, 0.76),
     "correlation": Limit(0.60, 0.30),
@@ -60,9 +60,9 @@ class Quality:
         outside_percent: percentage of the brain outside the box of the network's grid, where nothing is labelled.
         folded_percent: percentage of the brain's voxels where the deformation folds.
         missing: structures without a voxel.
-        implausible: structures of a volume that no human head has, with the volume and its range.
+        implausible: structures with a volume that no human head has, with the volume and the plausible range.
         verdict: "good", "doubtful" or "rejected".
-        reasons: what the verdict rests on, one text per measure beyond its limit.
+        reasons: reasons for the verdict, one text per measure beyond its limit.
     """
 
     agreement: float
@@ -106,8 +106,8 @@ def assess(
 ) -> Quality:
     """Measure a result without a reference.
 
-    A scan of another contrast, a head that is turned or cut, or something else than a head gives labels all the same; but
-    then the two heads of the network, which come to them in different ways, disagree.
+    A scan of another contrast, a head that is turned or cut off, or something other than a head still gives labels. But
+    then the two heads of the network, which arrive at their labels in different ways, disagree.
 
     Args:
         segmentation: labels of the segmentation head on the network's grid, [D, H, W].
@@ -115,7 +115,7 @@ def assess(
         image: the scan on the grid, 0 outside the brain.
         warped_atlas: the atlas image, warped to the scan.
         ddf: displacement [3, D, H, W] in voxels of the grid.
-        volumes: of the structures, in millilitres.
+        volumes: volumes of the structures in millilitres, by label.
         outside_percent: percentage of the brain outside the grid.
     """
     brain = image > 0
@@ -130,12 +130,12 @@ def assess(
 
 
 def record_quality(folder: Path, scan: str, quality: Quality) -> None:
-    """Put the quality of a result into `quality.csv` of a folder.
+    """Put the quality of a result into a folder's `quality.csv`.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         scan: name of the result.
-        quality: of the result, also of one that was rejected and not written.
+        quality: quality of the result, which may have been rejected and not written.
 
     Raises:
         UserError: the table has other columns, the disk is full or the folder cannot be written.
@@ -148,9 +148,9 @@ def record_quality(folder: Path, scan: str, quality: Quality) -> None:
 
 
 def read_quality(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a folder's `quality.csv`; none where there is no file.
+    """Return the rows of a folder's `quality.csv`; an empty list if there is no file.
 
     Raises:
-        UserError: it has other columns.
+        UserError: the file has other columns.
     """
     return read_csv(folder / QUALITY, COLUMNS, only=True) if is_there(folder / QUALITY) else []

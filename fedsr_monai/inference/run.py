@@ -1,4 +1,4 @@
-"""A run of the inference workflow over scans: everything that they share, and what is done with each."""
+"""A run of the inference workflow over scans: everything that the scans share, and what is done with each of them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from fedsr_monai.spatial.resampling import most_likely
 from fedsr_monai.spatial.warping import warp
 from fedsr_monai.transforms.check_scan import fraction_inside
 
-OUTSIDE = "outside_percent"  # in the meta data of a scan, while it is labelled
-SHARED = "the whole folder"  # name in the record of what belongs to no single scan
+OUTSIDE = "outside_percent"  # key in the meta data of a scan while it is being labelled
+SHARED = "the whole folder"  # name in the record for files that belong to no single scan
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Result:
         scan: the scan.
         labels: the label map.
         files: all files, the label map first.
-        quality: of the result; None if it was not measured, or the result was complete already.
+        quality: quality of the result; None if it was not measured, or if the result was already complete.
         atlas: label map of the atlas that the deformation maps to the scan; None without registration.
     """
 
@@ -73,12 +73,12 @@ class Result:
 
 
 def finest_labels(site: str | os.PathLike, label: torch.Tensor, grid: Grid) -> tuple[Path, tuple[torch.Tensor, Grid]]:
-    """Return the file of a site's atlas labels at the finest resolution that the site has, and these, [1, D, H, W], with their grid.
+    """Return the file of a site's atlas labels at the finest resolution that it has, and the labels [1, D, H, W] with their grid.
 
     Args:
         site: site folder.
-        label: of its atlas, [1, D, H, W].
-        grid: of `label`.
+        label: labels of its atlas, [1, D, H, W].
+        grid: grid of `label`.
     """
     own = load_site(site)
     for _, fine in load_fine_labels(own):
@@ -87,14 +87,14 @@ def finest_labels(site: str | os.PathLike, label: torch.Tensor, grid: Grid) -> t
 
 
 class Run:
-    """A run over scans: everything that they share.
+    """A run over scans, with everything that they share.
 
     Args:
         workflow: network, grid and transforms.
         out: folder of the results.
         options: what is done with each scan.
         ledger: record of the folder.
-        dataset: root of the BIDS dataset that the scans are from; None for other scans.
+        dataset: root of the BIDS dataset that the scans come from; None for other scans.
         site: site folder, or None.
     """
 
@@ -112,11 +112,11 @@ class Run:
         self.load: Callable[[Scan], MetaTensor] = load_stripped
         self.judges = options.quality
         self.atlas: Path | None = None
-        self.atlas_labels: tuple[torch.Tensor, Grid] | None = None  # at the finest resolution that there is
+        self.atlas_labels: tuple[torch.Tensor, Grid] | None = None  # at the finest resolution available
         self.settings: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """Get the atlas and write what belongs to the whole folder.
+        """Get the atlas and write the files that belong to the whole folder.
 
         Raises:
             UserError: there is no atlas for the options, or a file of another origin would be replaced.
@@ -165,7 +165,7 @@ class Run:
         }
 
     def name_other_protocols(self) -> None:
-        """Say so if the folder also holds results of another protocol: their volumes are not comparable."""
+        """Print a notice if the folder also holds results of another protocol, because their volumes are not comparable."""
         found = {entry["settings"].get("protocol") for entry in self.ledger.results().values()}
         if others := sorted(found - {None, self.workflow.protocol}):
             text = f"holds results of protocol {', '.join(others)} too; their volumes cannot be compared with those of this run"
@@ -174,7 +174,7 @@ class Run:
     def one(self, scan: Scan) -> Result:
         """Label one scan and write its files.
 
-        In a BIDS dataset, a result that is complete already is kept.
+        In a BIDS dataset, a result that is already complete is kept, unless the ledger overwrites.
 
         Raises:
             UserError: the scan cannot be used, its result is rejected, or a file of another origin would be replaced.
@@ -197,7 +197,7 @@ class Run:
     def _label(self, scan: Scan) -> Quality | None:
         workflow, options = self.workflow, self.options
         registers = options.register or self.judges
-        # No name here for the scan as it was loaded: it would stand beside the copy that is worked on.
+        # The loaded scan gets no name here, because a reference would keep it in memory beside the copy that is worked on.
         data, image, answer = label(
             workflow, self._load(scan), register=registers, refine=options.refine, accurate=options.accurate
         )
@@ -224,7 +224,7 @@ class Run:
         return quality
 
     def _load(self, scan: Scan) -> MetaTensor:
-        """Return the scan [1, D, H, W], and in its meta data what percentage of its brain is outside the network's grid."""
+        """Return the scan [1, D, H, W], with the percentage of its brain outside the network's grid in its meta data."""
         loaded = self.load(scan)
         brain = loaded.as_tensor()[0] > 0
         inside = fraction_inside(brain, loaded.affine.numpy(), self.workflow.grid) if brain.any() else 1.0
@@ -234,12 +234,12 @@ class Run:
         return loaded
 
     def _write_dicom_seg(self, scan: Scan, labels: np.ndarray, quality: Quality | None) -> None:
-        """Write the labels as DICOM SEG, unless the result is rejected: a PACS shows no note beside it."""
+        """Write the labels as DICOM SEG, unless the result is rejected: a PACS would not show the note that says so."""
         from fedsr_monai.inference.dicom_seg import write_dicom_seg  # only where highdicom is installed
 
         path, verdict = self.out / scan.files.dicom_seg, quality.verdict if quality else ""
         if verdict == REJECTED:
-            path.unlink(missing_ok=True)  # of an earlier result
+            path.unlink(missing_ok=True)  # may be left from an earlier result
             return
         note = DOUBTFUL if verdict == DOUBTFUL else ""
         head = {} if self.workflow.head is None else {"head_sha256": self.settings["head"]}
@@ -254,7 +254,7 @@ class Run:
 def judge(
     workflow: Workflow, image: torch.Tensor, answer: Answer, volumes: dict[int, float], outside_percent: float
 ) -> Quality:
-    """Return the quality of an answer to a scan [1, 1, D, H, W], on the network's grid; see `assess`."""
+    """Return the quality of the network's answer to a scan [1, 1, D, H, W], measured on the network's grid; see `assess`."""
     network, grid = workflow.network, workflow.grid
     assert answer.ddf is not None
     ddf = answer.ddf[None].float()
@@ -271,7 +271,7 @@ def judge(
 
 
 def rejected(scan: Scan, quality: Quality, kept: bool) -> UserError:
-    """Return the error that stands for a rejected result."""
+    """Return the error that reports a rejected result."""
     fix = "check orientation, contrast and skull-stripping of the scan, or look at the result with --keep_rejected"
     if kept:
         fix = "do not use the files before somebody has looked at them"

@@ -39,7 +39,7 @@ class ResultFiles:
 
     @property
     def note(self) -> str:
-        """Path of the note beside a label map that was rejected and written all the same."""
+        """Path of the note beside a label map that was rejected but written all the same."""
         return self.labels.removesuffix(".nii.gz") + ".rejected"
 
     @property
@@ -66,10 +66,10 @@ class Scan:
 
     Attributes:
         path: its file, or the folder of its DICOM files.
-        name: of its result, in the tables and in the record of the folder.
-        files: what is written for it.
+        name: name of its result in the tables and in the record of the folder.
+        files: files that are written for it.
         mask: its brain mask, or None.
-        series: UID or number of its DICOM series, where it was given.
+        series: UID or number of its DICOM series, if one was given.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Scan:
 
     @cached_property
     def dicom(self) -> Series:
-        """Return its DICOM series, whose headers are read once.
+        """Return the scan's DICOM series, whose headers are read only once.
 
         Raises:
             UserError: the series cannot be used.
@@ -88,7 +88,7 @@ class Scan:
         return find_series(self.path, self.series)
 
     def sha256(self) -> str:
-        """Return the SHA-256 checksum of what the scan is read from.
+        """Return the SHA-256 checksum of the file or files that the scan is read from.
 
         Raises:
             UserError: its DICOM series cannot be used.
@@ -105,10 +105,10 @@ def list_scans(
     """Return the scans that can be tried, and one error for each that cannot. No volume is opened.
 
     Args:
-        scans: paths of volumes, or of folders, which stand for the scans in them (see `find_sources`): volumes and DICOM studies.
-        masks: a brain mask for each scan, in the same order, or none at all; those of folders are found beside the scans.
-        series: UID or number of the DICOM series in each study; volumes are refused with it.
-        only_dicom: refuse volumes, and leave out those in folders.
+        scans: paths of volumes, or of folders, which stand for the volumes and DICOM studies in them (see `find_sources`).
+        masks: a brain mask for each scan, in the same order, or none at all; for folders, masks are found beside the scans.
+        series: UID or number of the DICOM series in each study; if it is given, volumes are refused.
+        only_dicom: refuse volumes, and ignore those in folders.
 
     Raises:
         UserError: there is no scan, or the number of masks differs from the number of scans.
@@ -158,12 +158,12 @@ def list_scans(
 
 
 def list_folder(folder: Path, only_dicom: bool = False) -> tuple[list[tuple[Path, str, Path | None]], list[UserError]]:
-    """Return path, name and mask of the scans in a folder, and an error for each that is refused.
+    """Return path, name and mask of each scan in a folder, and an error for each that is refused.
 
-    What this program wrote there itself is not a scan; templates and the like are left out, and that is printed.
+    Files that this program wrote there are not scans. Templates and similar files are left out, with a printed notice.
 
     Raises:
-        UserError: it holds no scan.
+        UserError: the folder holds no scan.
     """
     own = {folder / file for file in written_files(folder)}
     found = find_sources(folder, "dicom" if only_dicom else None)
@@ -183,7 +183,7 @@ def path_error(path: Path) -> UserError | None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         return UserError(shown, found="a name that is not UTF-8", expected="UTF-8", fix="rename the file")
-    if path.is_dir():  # of DICOM files, or it would not have been listed
+    if path.is_dir():  # it holds DICOM files, or it would not have been listed
         return None
     if not path.is_file():
         link = path.is_symlink()

@@ -1,4 +1,4 @@
-"""The volumes that structures of a human head can have, to tell a failed segmentation from an unusual brain."""
+"""The volumes that brain structures can have, to tell a failed segmentation from an unusual brain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fedsr_monai.labels import LABELS
 # Smallest and largest volume in millilitres, left and right together, in 40 published label maps of real brains: 15 people of
 # 18 to 90 years labelled by hand (OASIS-1, Neuromorphometrics; Landman and Warfield, MICCAI 2012 Workshop on Multi-Atlas Labeling),
 # 5 heads labelled by FreeSurfer 6 (hebbianloop, FreeSurfer-Training-Data), and the 20 label maps that SynthSeg was trained on,
-# of young, old and demented people (Billot et al., Medical Image Analysis 86, 2023). Norms by age, sex and head size, which are
-# narrower than what is wanted here, are those of Potvin et al., NeuroImage 137, 2016.
+# of young, old and demented people (Billot et al., Medical Image Analysis 86, 2023). Norms by age, sex and head size, which would
+# be too narrow here, are given by Potvin et al., NeuroImage 137, 2016.
 OBSERVED: dict[int, tuple[float, float]] = {
     1: (1.3, 6.2),
     2: (312.0, 570.0),
@@ -26,7 +26,8 @@ OBSERVED: dict[int, tuple[float, float]] = {
     12: (1.3, 4.6),
     13: (80.9, 146.8),
 }
-# Room for children, disease, and the difference between the two label protocols (both are among the maps above); ventricles may be slits or hydrocephalic.
+# Factors that leave room for children, disease, and the difference between the two label protocols (both are among the maps
+# above). Ventricles may be slits or hydrocephalic.
 MARGIN = (0.5, 1.6)
 VENTRICLE_MARGIN = (0.25, 3.5)
 VENTRICLES = (1, 4)
@@ -40,7 +41,7 @@ def plausible_range(label: int) -> tuple[float, float]:
 
 
 def implausible_volumes(volumes: Mapping[int, float]) -> list[str]:
-    """Return one text per structure whose volume (ml) no human head has, "thalamus 41.0 ml (5.7 to 31.4)"."""
+    """Return one text per structure with a volume (ml) that no human head has, such as "thalamus 41 ml (5.7 to 31.4)"."""
     found = []
     for label, volume in volumes.items():
         low, high = plausible_range(label)

@@ -1,4 +1,4 @@
-"""A bundle's inference configuration, taken apart: what happens between reading a scan and writing its labels."""
+"""The parts of a bundle's inference configuration: what happens between reading a scan and writing its labels."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Workflow:
     """The parts of a bundle's `configs/inference.json`.
 
     Attributes:
-        network: with its weights, in evaluation mode, on `device`.
-        grid: of the network.
-        device: where the network is.
-        weights: file that they came from.
-        preprocessing: from a scan as it is read ("image", [1, D, H, W]) to the inferer's input, on the grid or a finer one.
+        network: the network with its weights, in evaluation mode, on `device`.
+        grid: grid of the network.
+        device: device that the network is on.
+        weights: file that the weights came from.
+        preprocessing: takes a scan as it is read ("image", [1, D, H, W]) to the inferer's input, on the grid or a finer one.
         inferer: calls the network.
-        postprocessing: from logits on the grid of the input ("pred") to labels on the voxels of the scan.
-        protocol: in whose borders the network labels (`networks.protocols`); None for weights that are not the bundle's, which have those of
-            a site's atlas.
+        postprocessing: takes logits on the grid of the input ("pred") to labels on the voxels of the scan.
+        protocol: label protocol of the network (`networks.protocols`); None with a site, or with weights other than the bundle's
+            own, where a site's atlas decides the protocol.
         head: file of the protocol's segmentation head; None if it is the one in `weights`.
     """
 
@@ -64,9 +64,9 @@ def load_workflow(
     fineness: int | None = None,
     protocol: str | None = None,
 ) -> Workflow:
-    """Build the network, read its weights and take the reader and the writer off the bundle's transforms.
+    """Build the network, read its weights, and strip the reader and the writer from the bundle's transforms.
 
-    MONAI Label and MONAI Deploy use a bundle in the same way: they read and write by themselves.
+    MONAI Label and MONAI Deploy use a bundle in the same way: they do the reading and writing themselves.
 
     Args:
         bundle: name or folder of the bundle.
@@ -74,11 +74,11 @@ def load_workflow(
         site: site folder whose grid is used; by default the bundle's own grid.
         device: by default the first GPU, or the CPU where there is none.
         fineness: see `ResampleToGrid`; by default the bundle's.
-        protocol: in whose borders to label, see `networks.protocols`; by default the bundle's.
+        protocol: label protocol to follow, see `networks.protocols`; by default the bundle's.
 
     Raises:
-        UserError: there is no such bundle, site, device or checkpoint; the weights are those of a site, and the site is not given; or the bundle
-            has no head for the protocol, or not for this site or these weights.
+        UserError: there is no such bundle, site, device or checkpoint; the weights belong to a site that is not given; or the
+            bundle has no head for the protocol, or none that fits this site or these weights.
     """
     root = bundle_path(bundle)
     config = root / "configs" / "inference.json"
@@ -125,10 +125,10 @@ def load_workflow(
 
 
 def check_protocol(root: Path, config: ConfigParser, protocol: str) -> None:
-    """Refuse a protocol of a bundle that has one head alone, if it is another.
+    """Refuse a protocol other than the bundle's own if the bundle has only one head.
 
     Raises:
-        UserError: the bundle has no head for it.
+        UserError: the bundle has no head for the protocol.
     """
     own = config.get("protocol", NEUROMORPHOMETRICS)
     if protocol != own and config.get("head_path") is None:
@@ -137,21 +137,21 @@ def check_protocol(root: Path, config: ConfigParser, protocol: str) -> None:
 
 
 def check_atlas(label: torch.Tensor, grid: Grid, file: str | os.PathLike) -> None:
-    """Refuse weights that carry another atlas than the project's: it says that they belong to the grid of a site.
+    """Refuse weights that carry an atlas other than the project's, because they belong to the grid of a site.
 
     Weights that were trained without a site (as MONAI Label trains them) carry the project's atlas.
 
     Args:
         label: the labels [1, D, H, W] that came with the weights, 0 everywhere if there were none.
-        grid: the bundle's own.
-        file: of the weights.
+        grid: the bundle's own grid.
+        file: file of the weights.
 
     Raises:
-        UserError: it is another atlas.
+        UserError: the atlas is not the project's.
     """
     if not label.any():
         return
-    # Not bit by bit: other versions of scipy may round the border between two structures to the other side.
+    # Not compared bit by bit: other versions of scipy may round the border between two structures the other way.
     if label.shape[1:] != grid.shape or (standard_atlas(grid.spacing, grid.shape)[1] == label).float().mean() < 0.999:
         raise UserError(
             file,
@@ -174,6 +174,6 @@ ATLAS_FILES = ("atlas/image.nii.gz", "atlas/label.nii.gz")
 
 
 def write_atlas(out: Path, image: torch.Tensor, label: torch.Tensor, grid: Grid) -> None:
-    """Write the project's atlas [1, D, H, W] to `out/atlas`, for whoever applies a deformation."""
+    """Write the project's atlas [1, D, H, W] to `out/atlas`, for anyone who applies a deformation."""
     for file, volume in zip(ATLAS_FILES, (image, label)):
         write_volume(out / file, volume[0].numpy(), grid.affine)

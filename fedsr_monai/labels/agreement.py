@@ -10,7 +10,7 @@ from fedsr_monai.labels.structures import NUM_CLASSES
 
 
 def structure_dice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the Dice of structures 1 to 13 between two label maps of one shape; nan for one that neither has."""
+    """Return the Dice of structures 1 to 13 between two label maps of the same shape; nan for a structure that neither has."""
     sizes = [
         np.bincount(labels.ravel(), minlength=NUM_CLASSES)[1:] for labels in (first, second, first[first == second])
     ]
@@ -21,15 +21,15 @@ def structure_dice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Return the mean Dice over the structures that at least one of two label maps has.
 
-    The label maps of a scan by segmentation and by registration agree at 0.8 to 0.9 where both are good, and hardly
-    where the scan is not what the network was trained on; so this tells the two apart without a reference.
+    The label maps of a scan by segmentation and by registration agree at a Dice of 0.8 to 0.9 if both are good, and hardly
+    agree if the scan is unlike those that the network was trained on. This tells the two cases apart without a reference.
 
     Args:
         first: label map of any shape.
         second: label map of the same shape.
 
     Returns:
-        A number in [0, 1]; nan where both are empty.
+        A number in [0, 1]; nan if both are empty.
     """
     dice = structure_dice(first, second)
     found = dice[~np.isnan(dice)]

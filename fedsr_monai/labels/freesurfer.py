@@ -1,4 +1,4 @@
-"""Which of FreeSurfer's label ids are the 13 structures."""
+"""FreeSurfer's label ids of the 13 structures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsr_monai.errors import UserError
 
-LARGEST_ID = 65_535  # FreeSurfer has some above 20,000; far larger numbers do not survive the conversion to whole ones
+LARGEST_ID = 65_535  # FreeSurfer has some above 20,000; far larger numbers do not survive the conversion to integers
 # Ids of aseg, aparc+aseg, aparc.a2009s+aseg and wmparc (FreeSurferColorLUT). All others are background: 24 CSF, 85 optic
 # chiasm, and the tissue that the paper's 13 structures leave out: 26 and 58 accumbens, 28 and 60 ventral diencephalon, 30
 # and 62 vessels.
@@ -30,14 +30,14 @@ FREESURFER = {
 
 
 def whole_ids(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Return the ids of a label map, int64, in order.
+    """Return the ids of a label map, int64, in ascending order.
 
     Args:
         labels: ids, of any shape and type.
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: one is a fraction, below 0, or larger than any id that is used.
+        UserError: an id is a fraction, below 0, or larger than any id in use.
     """
     ids = np.unique(labels)
     if (wrong := (ids != np.round(ids)) | (ids < 0) | (ids > LARGEST_ID)).any():

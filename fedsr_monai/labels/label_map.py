@@ -1,4 +1,4 @@
-"""Label maps as other software reads them: NIfTI in `uint8`, tables of the labels beside it, volumes in millilitres."""
+"""Label maps as other software reads them: NIfTI in `uint8`, with tables of the labels and of volumes in millilitres."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SLICER_TABLE, FREESURFER_TABLE = "labels.ctbl", "labels_lut.txt"
 def write_label_map(
     path: str | os.PathLike, labels: np.ndarray, header: nib.Nifti1Header, folder_tables: bool = True
 ) -> None:
-    """Write a label map (.nii.gz) and what goes with it.
+    """Write a label map (.nii.gz) and the files that go with it.
 
-    That is a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the
+    These are a BIDS table of the same name (.tsv), the tables of 3D Slicer and FreeSurfer once per folder, and the
     volumes as a row of the folder's `volumes.csv`. Each file is written in one step, the row last.
 
     Args:
         path: the file, in BIDS `<scan>_dseg.nii.gz`.
         labels: ids [D, H, W].
-        header: of the scan, whose two forms and codes the label map gets, so that any program shows both in the same
-            space; without one, `header_of(affine)`.
+        header: header of the scan. The label map gets its sform and qform with their codes, so that any program shows both
+            in the same space. If there is none, use `header_of(affine)`.
         folder_tables: False writes no table that belongs to the whole folder.
 
     Raises:
@@ -52,7 +52,7 @@ def write_folder_tables(folder: Path) -> None:
 
 
 def bids_table() -> str:
-    """Return the labels as BIDS has them: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
+    """Return the labels as a BIDS table: index, name, abbreviation, colour (tab-separated, #RRGGBB)."""
     rows = ["index\tname\tabbreviation\tcolor"]
     rows += [f"{i}\t{name}\t{ABBREVIATIONS[i]}\t#{bytes(COLOURS[i]).hex().upper()}" for i, name in LABELS.items()]
     return "\n".join(rows) + "\n"
@@ -61,8 +61,8 @@ def bids_table() -> str:
 def slicer_table() -> str:
     """Return the labels as a colour table of 3D Slicer (.ctbl).
 
-    A row has id, name without spaces, red, green, blue and opacity, each of the last four from 0 to 255; the background
-    is transparent.
+    A row has the id, the name without spaces, and red, green, blue and opacity, each from 0 to 255. The background is
+    transparent.
     """
     rows = ["# Color table file labels.ctbl", f"# {len(LABELS)} values"]
     rows += [f"{_row(i)} {0 if i == 0 else 255}" for i in LABELS]
@@ -70,9 +70,9 @@ def slicer_table() -> str:
 
 
 def freesurfer_table() -> str:
-    """Return the labels as a look-up table of FreeSurfer.
+    """Return the labels as a FreeSurfer look-up table.
 
-    A row is that of 3D Slicer, but the last number is the transparency, 0 everywhere in FreeSurfer's own table.
+    A row is that of 3D Slicer, except that the last number is the transparency, which is 0 throughout FreeSurfer's own table.
     """
     rows = ["#No. Label Name: R G B A"]
     rows += [f"{_row(i)} 0" for i in LABELS]

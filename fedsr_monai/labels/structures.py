@@ -24,7 +24,8 @@ ABBREVIATIONS: dict[int, str] = dict(
     enumerate(["BG", "Ven", "CrWM", "CrC", "LV", "ClWM", "TP", "Cau", "Put", "Pal", "BS", "Hip", "Amy", "ClC"])
 )
 
-# SNOMED CT, as DICOM names structures of the brain (context groups 7140 and 7151); it has no code for both ventricles.
+# SNOMED CT codes, by which DICOM names brain structures (context groups 7140 and 7151). None stands for the third and fourth
+# ventricle together.
 SNOMED_CT: dict[int, tuple[str, str]] = {
     1: ("35764002", "Brain ventricle"),
     2: ("68523003", "Cerebral White Matter"),

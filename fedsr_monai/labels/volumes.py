@@ -1,4 +1,4 @@
-"""Volumes of structures in millilitres: one table per folder of label maps."""
+"""Volumes of structures in millilitres, in one table per folder of label maps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def structure_volumes(labels: np.ndarray, affine: np.ndarray) -> dict[int, float
         labels: ids [D, H, W].
         affine: [4, 4], voxel to millimetre, oblique or not.
     """
-    counts = np.bincount(labels.astype(np.uint8).ravel(), minlength=max(LABELS) + 1)
     voxel = abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3])) / 1000
-    return {label: float(counts[label] * voxel) for label in STRUCTURES}
+    # One by one: `bincount` would first make 64-bit numbers of all voxels, which takes several times as long.
+    return {label: float(np.count_nonzero(labels == label) * voxel) for label in STRUCTURES}
 
 
 def structures_at_edge(labels: np.ndarray) -> list[int]:
@@ -38,13 +38,13 @@ def structures_at_edge(labels: np.ndarray) -> list[int]:
 def record_volumes(path: str | os.PathLike, labels: np.ndarray, affine: np.ndarray) -> None:
     """Put the volumes of a label map into `volumes.csv` of its folder, in one step; the rows of other files stay.
 
-    A row has the scan, what follows its name in the file of the labels (`dseg`, `atlas-dseg`), the millilitres of the
-    13 structures, then the names of those without a voxel (`missing`; their 0 need not be true) and of those that
-    reach the edge of the scan (`at_edge`; there may be more of them than was measured). Several processes may record
+    A row has the scan, the suffix of the label map's file name (`dseg`, `atlas-dseg`), the volumes of the 13 structures
+    in millilitres, then the names of structures without a voxel (`missing`; their true volume need not be 0) and of
+    structures that reach the edge of the scan (`at_edge`; their true volume may be larger). Several processes may record
     into one folder.
 
     Args:
-        path: `<scan>_<labels>.nii.gz`.
+        path: path of the label map, `<scan>_<labels>.nii.gz`.
         labels: its ids [D, H, W].
         affine: [4, 4], voxel to millimetre.
 
@@ -60,9 +60,9 @@ def record_volumes(path: str | os.PathLike, labels: np.ndarray, affine: np.ndarr
 
 
 def read_volumes(table: Path) -> list[dict[str, str]]:
-    """Return the rows of a `volumes.csv`; none where there is no file.
+    """Return the rows of a `volumes.csv`; an empty list if there is no file.
 
     Raises:
-        UserError: it has other columns.
+        UserError: the file has other columns.
     """
     return read_csv(table, COLUMNS, only=True) if is_there(table) else []

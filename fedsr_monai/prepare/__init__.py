@@ -1,4 +1,4 @@
-"""What makes raw scans ready: brain mask, bias field, affine map to the atlas; needs ITK. No training, no labelling."""
+"""Preparation of raw scans: brain mask, bias field, affine map to the atlas; needs ITK. No training, no labelling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def require_itk() -> None:
     """Check that ITK is installed, before any of the modules here imports it.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not installed.
     """
     if importlib.util.find_spec("SimpleITK") is None:
         raise UserError(

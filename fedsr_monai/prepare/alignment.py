@@ -1,4 +1,4 @@
-"""The affine registration of a brain to the atlas: ITK's, from several initial maps."""
+"""The affine registration of a brain to the atlas, with ITK and several initial maps."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from fedsr_monai.spatial.grid import Grid
 
 PITCHES = (-25.0, 0.0, 25.0)  # degrees about the axis from ear to ear: heads nod more than they roll
 RIM = 10.0  # mm around the atlas' brain that the metric includes
-TURNS = 5  # that are followed, of the 23 quarter turns: a right one begins far above the others (0.8 to 1.0 nats beside 0.5)
+TURNS = 5  # how many of the 23 quarter turns are followed: a right one begins far above the others (0.8 to 1.0 against 0.5 nats)
 TURN_ITERATIONS = 20  # enough to see whether a quarter turn fits
+# Spacing in mm, iterations, first step in mm, fraction of the voxels that are sampled. To sample all of them on the last level would
+# move the map by 0.3 mm and take three times as long.
 LEVELS: tuple[tuple[float, int, float, float], ...] = (
     (8.0, 60, 8.0, 1.0),
     (4.0, 100, 1.0, 1.0),
     (2.0, 60, 0.5, 0.25),
-)  # spacing in mm, iterations, first step in mm, share of the voxels that count; all of the last moves the map by 0.3 mm, and takes three times as long
+)
 
 
 @dataclass(frozen=True)
 class Alignment:
     """Hold the affine map of a scan to an atlas.
 
-    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres; `information` is their mutual
-    information in nats. `turned` is the rotation matrix of the best initial map that does not follow the scan's
-    header, `gain` how many nats better than the header's it is.
+    `matrix` [4, 4] takes points of the scan to points of the atlas, RAS+ millimetres; `information` is the mutual
+    information of the two images in nats. `turned` is the rotation matrix of the best initial map that does not follow the
+    scan's header; `gain` is its advantage in nats over the best one that does.
     """
 
     matrix: np.ndarray
@@ -45,15 +47,15 @@ class Alignment:
 
 
 class Level(NamedTuple):
-    """Hold what a search at one resolution takes.
+    """Hold the images and settings of a search at one resolution.
 
     Attributes:
         fixed: ITK image of the atlas.
-        region: where the metric is computed in it, not 0.
+        region: ITK image that is not 0 where the metric is computed in `fixed`.
         moving: ITK image of the scan.
-        iterations: at most.
+        iterations: largest number of iterations.
         step: length of the first step in mm.
-        share: of the voxels of the region that the descent looks at, regularly spaced.
+        share: fraction of the region's voxels that the descent samples, regularly spaced.
     """
 
     fixed: sitk.Image
@@ -64,7 +66,7 @@ class Level(NamedTuple):
     share: float
 
     def copy(self, iterations: int) -> Level:
-        """Return a copy for a search in another thread: ITK notes in an image what is asked of it."""
+        """Return a copy for a search in another thread, because ITK stores the requests of a filter in its input images."""
         fixed, region, moving = (sitk.Image(image) for image in self[:3])
         for image in (fixed, region, moving):
             image.MakeUnique()
@@ -81,7 +83,7 @@ def cube_rotations() -> Iterator[np.ndarray]:
 
 
 def brain_frame(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return centre (mm) and volume (mm^3) of a mask."""
+    """Return the centre (mm) and the volume (mm^3) of a mask."""
     voxels = np.argwhere(mask)
     return affine[:3, :3] @ voxels.mean(0) + affine[:3, 3], len(voxels) * abs(np.linalg.det(affine[:3, :3]))
 
@@ -90,21 +92,21 @@ def align(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) 
     """Register a scan to the atlas image.
 
     Mattes mutual information (Mattes et al., IEEE TMI 2003) over the atlas' brain and a rim around it is maximised by
-    gradient descent at three resolutions. The initial maps match the centres of mass; three follow the header, with
-    the head nodding, and the best of 23 quarter turns only serve to find wrong headers.
+    gradient descent at three resolutions. The initial maps match the centres of mass. Three of them follow the header,
+    with the head pitched by different angles; the best of 23 quarter turns serve only to detect wrong headers.
 
     Args:
         brain: the scan [D, H, W], 0 outside the brain.
-        affine: of the scan.
+        affine: affine of the scan, [4, 4].
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
-        grid: of the atlas.
+        grid: grid of the atlas.
     """
     coarse, *finer = _levels(brain, affine, atlas, grid)
     initial = _InitialMaps(brain, affine, atlas, grid)
     nods = [Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in PITCHES]
     turns = [turn for turn in cube_rotations() if not np.allclose(turn, np.eye(3))]
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # each search on one thread: ITK lets go of Python's lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # one thread per search: ITK releases Python's lock
 
         def search(rotation: np.ndarray, iterations: int) -> Future[tuple[np.ndarray, float]]:
             return pool.submit(register, coarse.copy(iterations), initial(rotation))
@@ -132,7 +134,7 @@ def _levels(brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid
 
 
 class _InitialMaps:
-    """From a rotation to an initial map, atlas to scan, that matches the centres of the two brains."""
+    """Turns a rotation into an initial map, from atlas to scan, that matches the centres and sizes of the two brains."""
 
     def __init__(self, brain: np.ndarray, affine: np.ndarray, atlas: np.ndarray, grid: Grid) -> None:
         self.centre, volume = brain_frame(atlas > 0, grid.affine)
@@ -147,19 +149,19 @@ class _InitialMaps:
 
 
 def _region(atlas: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """Return the brain of the atlas and 10 mm around it, where the metric is computed."""
+    """Return the region in which the metric is computed: the brain of the atlas and 10 mm around it."""
     distance = ndimage.distance_transform_edt(atlas <= 0, sampling=np.linalg.norm(affine[:3, :3], axis=0))
     return to_itk(distance <= RIM, affine, np.uint8)
 
 
 def register(level: Level, initial: np.ndarray) -> tuple[np.ndarray, float]:
-    """Find the map of largest mutual information near an initial one.
+    """Find the map with the largest mutual information near an initial one.
 
-    The result is never worse than `initial`: the descent may end elsewhere than at the best map that it has seen, and
-    ITK's switch for that does not restore the parameters of this optimizer.
+    The result is never worse than `initial`. This is checked here because the descent may not end at the best map that it
+    has seen, and ITK's switch for that does not restore the parameters of this optimizer.
 
     Args:
-        level: images and settings; no iterations measure the initial map.
+        level: images and settings; with 0 iterations, the initial map is only measured.
         initial: map [4, 4] from fixed to moving points, RAS+ millimetres.
 
     Returns:

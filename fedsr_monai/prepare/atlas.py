@@ -24,12 +24,12 @@ from fedsr_monai.spatial.grid import Grid, fine_affine, fine_shape
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_labels, voxel_map
 
-CLOSING = 6.0  # mm, from labels to a brain mask that includes the fluid between the gyri
+CLOSING = 6.0  # mm by which labels are closed to a brain mask that includes the fluid between the gyri
 
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """Name the files of a site's labelled scan: image, labels (0 to 13 or FreeSurfer's) and brain mask, if any."""
+    """Name the files of a site's labelled scan: image, labels (0 to 13 or FreeSurfer's ids) and brain mask, if any."""
 
     image: str | os.PathLike
     label: str | os.PathLike
@@ -55,16 +55,16 @@ def make_atlas(
 ) -> tuple[SiteAtlas, Grid]:
     """Make the site's atlas and write it to `root/atlas`.
 
-    The site's own scan is registered to the project's atlas like every scan, so that the brains of all sites of a
-    federation, and of the weights that come with the bundles, share one space. Its mask, where none is given, is the
-    union of its labels.
+    The site's own scan is registered to the project's atlas like every other scan, so that all sites of a federation, and
+    the weights that come with the bundles, share one space. If no mask is given, it is made by closing the gaps between
+    the labels.
 
     Args:
         files: the site's own labelled scan; None for the project's atlas.
-        spacing: of the grid in mm.
-        shape: of the grid in voxels.
+        spacing: spacing of the grid in mm.
+        shape: shape of the grid in voxels.
         root: the site folder.
-        records: name of the folder in it for the record and the picture.
+        records: name of its subfolder for the record and the picture.
 
     Returns:
         The atlas and its grid.

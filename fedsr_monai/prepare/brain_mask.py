@@ -1,4 +1,4 @@
-"""The brain in a scan, found by the network of `networks.brain_network`; and scans that show a brain alone."""
+"""The brain in a scan, found by the network of `networks.brain_network`, and the recognition of skull-stripped scans."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from fedsr_monai.spatial.resampling import sample, voxel_map
 from fedsr_monai.transforms.check_scan import BRAIN_LITRES
 
 WEIGHTS = ("fedsr_site", "models", "brain_mask.safetensors")  # bundle, and the file in it
-LEAST = 0.15  # probability of brain in the mask: chosen on three heads, of whose cortex it leaves out 0.6 to 0.8 %; 0.5 leaves out 2 to 3 %
-SURE = 20.0  # logit of what is decided
+# Least probability of brain in the mask, chosen on three heads: it leaves out 0.6 to 0.8 % of their cortex; 0.5 leaves out 2 to 3 %.
+LEAST = 0.15
+SURE = 20.0  # logit of voxels that are decided
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +34,7 @@ def brain_extraction() -> UNet:
 
 
 def is_stripped(volume: np.ndarray, affine: np.ndarray) -> bool:
-    """Return whether a scan shows a brain alone: exact zeros around it, and as many litres as a brain has."""
+    """Return whether a scan is skull-stripped: exact zeros around the brain, and a nonzero volume as large as a brain's."""
     faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
     litres = np.count_nonzero(volume) * abs(np.linalg.det(affine[:3, :3])) / 1e6
     return (faces == 0).mean() > 0.9 and BRAIN_LITRES[0] <= litres <= BRAIN_LITRES[1]
@@ -51,12 +52,12 @@ def filled(mask: np.ndarray) -> np.ndarray:
 def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = LEAST) -> np.ndarray:
     """Find the brain in a whole head.
 
-    The logits of the network, on voxels of 3 mm, are interpolated on those of the scan, so that the border is smooth. The mask is one piece
-    without holes.
+    The network's logits, on voxels of 3 mm, are interpolated to the voxels of the scan, so that the border is smooth. The
+    mask is one piece without holes.
 
     Args:
         volume: the scan [D, H, W], 0 or above.
-        affine: [4, 4] of the scan.
+        affine: affine of the scan, [4, 4].
         threshold: least probability of brain in the mask.
 
     Returns:
@@ -71,7 +72,7 @@ def find_brain(volume: np.ndarray, affine: np.ndarray, threshold: float = LEAST)
     if not found.any():
         return mask
     brain = filled(found)
-    # What belongs to other pieces is none; a hole is brain. The border, between both, is left to the interpolation.
+    # Other pieces are not brain, and holes are. The border is left to the interpolation.
     logits[0][torch.from_numpy(found & ~brain)] = -SURE
     logits[0][torch.from_numpy(brain & ~found)] = SURE
     matrix = voxel_map(grid.affine, affine)

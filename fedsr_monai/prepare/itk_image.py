@@ -1,7 +1,7 @@
 """Arrays with a NIfTI affine as ITK images and back.
 
-ITK comes as SimpleITK: one library of 0.3 seconds, where the first filter of the package `itk` loads a thousand modules in five
-to ten.
+ITK is used as SimpleITK: a single library that loads in 0.3 seconds. The first filter of the package `itk` would load a thousand
+modules, in five to ten seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def to_itk(volume: np.ndarray, affine: np.ndarray, dtype: type = np.float32) -> 
     Args:
         volume: the voxels [D, H, W].
         affine: [4, 4], voxel to millimetre, RAS+; oblique and left-handed ones are kept as they are.
-        dtype: of the image's voxels.
+        dtype: type of the image's voxels.
     """
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0), dtype=dtype))
     matrix = RAS_TO_LPS @ affine
@@ -44,7 +44,7 @@ def to_itk_affine(matrix: np.ndarray, centre: np.ndarray) -> sitk.AffineTransfor
 
     Args:
         matrix: the map [4, 4].
-        centre: the point, in ITK's LPS+ millimetres, that changes of the transform's rotation and scale leave fixed.
+        centre: centre of the transform in ITK's LPS+ millimetres, which changes of its rotation and scale leave fixed.
     """
     lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
     transform = sitk.AffineTransform(3)
@@ -64,7 +64,7 @@ def from_itk_affine(transform: sitk.AffineTransform) -> np.ndarray:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let ITK run on one thread: with more, sums are added up in the order in which threads finish."""
+    """Run ITK on one thread, because with more the order of summation depends on which thread finishes first."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:

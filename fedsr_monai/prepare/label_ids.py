@@ -1,4 +1,4 @@
-"""FreeSurfer's label ids as the 13 structures."""
+"""Translation of FreeSurfer's label ids to the 13 structures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.labels import NUM_CLASSES
 from fedsr_monai.labels.freesurfer import FREESURFER, whole_ids
 
-FEWEST = 8  # a map of tissues has three labels; one of structures may lack some
+FEWEST = 8  # least number of structures in a label map: a tissue map has three labels, and a label map may lack some structures
 TISSUES = 3  # grey matter, white matter and fluid, in any order
 TELL_TALE = {41: "right cerebral white matter", 49: "right thalamus", 16: "brain stem"}  # in every whole-brain aseg
 
 
 def is_tissue_map(labels: np.ndarray) -> bool:
-    """Return whether a label map has whole numbers up to 3 only: tissues, and not structures."""
+    """Return whether a label map has only whole numbers up to 3, and so holds tissues, not structures."""
     ids = np.unique(labels)
     return bool(0 < ids[-1] <= TISSUES and ids[0] >= 0 and (ids == np.round(ids)).all())
 
@@ -26,10 +26,10 @@ def to_structures(labels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
 
     Args:
         labels: ids, of any shape and type.
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: the labels are fractions, below 0, or of another scheme.
+        UserError: the map is empty, or its labels are fractions, below 0, or of another scheme.
     """
     ids = whole_ids(labels, path)
     if not ids.any():

@@ -14,19 +14,19 @@ from fedsr_monai.spatial.dicom import read_volume_or_series
 from fedsr_monai.spatial.nifti import Volume, read_volume
 from fedsr_monai.spatial.resampling import is_identity, resample_image, voxel_map
 
-# Least fraction of equal neighbours in a label map: 0.74 and more in those of heads, at most 0.15 in scans.
+# Least fraction of equal neighbours in a label map: it is 0.74 or more in label maps of heads, and at most 0.15 in scans.
 FLAT = 0.6
 
 
 def read_scan(path: str | os.PathLike, series: str | None = None) -> Volume:
-    """Read a scan as float32, 0 or above.
+    """Read a scan as float32, with negative values set to 0.
 
     Args:
-        path: of a volume, or of a folder of DICOM files.
-        series: UID or number of the DICOM series, where the folder holds several that may be the scan.
+        path: path of a volume, or of a folder of DICOM files.
+        series: UID or number of the DICOM series, if several in the folder could be the scan.
 
     Raises:
-        UserError: as `read_volume` and `read_series`, or the scan is constant, a label map, or of positive and negative values.
+        UserError: see `read_volume` and `read_series`; or the scan is constant, a label map, or has many negative values.
     """
     volume = read_volume_or_series(path, series)
     voxels = volume.voxels.astype(np.float32)
@@ -44,9 +44,9 @@ def read_scan(path: str | os.PathLike, series: str | None = None) -> Volume:
 
 
 def is_label_map(voxels: np.ndarray) -> bool:
-    """Return whether a volume [D, H, W] holds labels: whole numbers, most of them the same as at the next voxel.
+    """Return whether a volume [D, H, W] holds labels: whole numbers, most of them equal to that of the next voxel.
 
-    A mask is a label map too. The background, 0 or what is in the first corner, does not count.
+    A mask is a label map too. The background, which is 0 or the value of the first voxel, does not count.
     """
     inside = (voxels > 0) & (voxels != voxels[0, 0, 0])
     pairs = inside[1:] & inside[:-1]
@@ -58,11 +58,11 @@ def is_label_map(voxels: np.ndarray) -> bool:
 def read_mask(path: str | os.PathLike, scan: Volume) -> np.ndarray:
     """Read a brain mask, bool, on the voxels of a scan; the file may have other voxels in the same space.
 
-    Fractions up to 1 count from 0.5, other numbers above 0; in FreeSurfer's `brainmask` a 1 is a voxel that somebody
-    erased.
+    If the values are at most 1, those above 0.5 count as brain, otherwise those above 0. In FreeSurfer's `brainmask`, a 1
+    is a voxel that somebody erased.
 
     Raises:
-        UserError: as `read_volume`, or the mask has no voxel inside the scan.
+        UserError: see `read_volume`; or the mask has no voxel inside the scan.
     """
     volume = read_volume(path)
     voxels = volume.voxels

@@ -1,4 +1,4 @@
-"""One raw scan on its way to the atlas: mask, bias field, affine map, and the check of the result."""
+"""The preparation of one raw scan: mask, bias field, affine map to the atlas, and a check of the result."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fedsr_monai.transforms.scale_brain_intensity import scale_brain_intensity
 
 @dataclass(frozen=True)
 class Prepared:
-    """Hold a raw scan that was made ready.
+    """Hold a prepared raw scan.
 
-    `brain` is float32 [D, H, W] on the voxels of the scan, bias field corrected, 0 outside `mask`; `matrix` [4, 4]
+    `brain` is float32 [D, H, W] on the voxels of the scan, corrected for the bias field, 0 outside `mask`; `matrix` [4, 4]
     takes points of the scan to points of the atlas, RAS+ millimetres.
     """
 
@@ -46,15 +46,15 @@ class Prepared:
 def prepare_scan(scan: Volume, mask: np.ndarray | None, atlas: np.ndarray, grid: Grid, name: str) -> Prepared:
     """Find the brain of a raw scan, correct its bias field and register it to the atlas.
 
-    ITK runs on one thread, so that the same scan gives the same bits on every machine and beside any other work.
+    ITK runs on one thread, so that the same scan gives the same bits on every machine, whatever else is running.
 
     Args:
         scan: from `read_scan`.
-        mask: the brain, bool [D, H, W], on the voxels of the scan; without one, a stripped scan is recognised by its
+        mask: the brain, bool [D, H, W], on the voxels of the scan. Without one, a stripped scan is recognised by its
             zeros, and in a whole head the brain is found by a network (see `find_brain`).
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
-        grid: of the atlas.
-        name: of the scan, for messages.
+        grid: grid of the atlas.
+        name: name of the scan, for messages.
 
     Raises:
         UserError: the mask is not that of a brain, or the scan cannot be registered to the atlas.
@@ -80,7 +80,7 @@ def judge(alignment: Alignment, brain: np.ndarray, scan: Grid, atlas: np.ndarray
     """Measure the quality of an alignment.
 
     Raises:
-        UserError: it cannot be right.
+        UserError: the alignment cannot be right.
     """
     moved = alignment.matrix @ scan.affine
     on_grid = resample_image(torch.from_numpy(brain)[None], voxel_map(moved, grid.affine), grid.shape)[0].numpy()
@@ -91,10 +91,10 @@ def judge(alignment: Alignment, brain: np.ndarray, scan: Grid, atlas: np.ndarray
 
 
 def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> None:
-    """Refuse a mask whose volume is not that of a brain, or in which the scan is empty.
+    """Refuse a mask whose volume is not that of a brain, or in which most of the scan is 0.
 
     Raises:
-        UserError: naming the scan.
+        UserError: the mask is refused; the error names the scan.
     """
     litres = mask.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6
     low, high = BRAIN_LITRES
@@ -112,6 +112,6 @@ def check_mask(mask: np.ndarray, scan: Volume, name: str, mask_from: str) -> Non
 
 
 def image_on_grid(prepared: Prepared, grid: Grid) -> torch.Tensor:
-    """Return the prepared scan [1, *grid.shape] on the atlas' grid in [0, 1], as a bundle's preprocessing makes it."""
+    """Return the prepared scan [1, *grid.shape] on the atlas' grid, scaled to [0, 1] as in a bundle's preprocessing."""
     brain = torch.from_numpy(prepared.brain)[None]
     return scale_brain_intensity(resample_image(brain, voxel_map(prepared.affine, grid.affine), grid.shape))

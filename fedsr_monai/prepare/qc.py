@@ -18,7 +18,7 @@ from fedsr_monai.spatial.resampling import sample, voxel_map
 
 DRAWN = (3, 2, 4, 13, 10)  # contours that show an alignment without hiding the scan
 STEP = 0.75  # mm between pixels of the slices
-_DEPTH = (0.46, 0.52, 0.48)  # of the brain's box: beside the midline, through the basal ganglia
+_DEPTH = (0.46, 0.52, 0.48)  # of slices in the brain's box: beside the midline, through the basal ganglia
 
 
 def write_qc(
@@ -26,16 +26,16 @@ def write_qc(
 ) -> None:
     """Draw three planes to a PNG.
 
-    Above, the scan registered to the atlas with the contours of the atlas' labels; below, the raw scan along its own
-    axes with the outline of the brain mask.
+    The top row shows the scan registered to the atlas with the contours of the atlas' labels, the bottom row the raw scan
+    along its own axes with the outline of the brain mask.
 
     Args:
-        path: of the PNG.
-        title: of the sheet.
+        path: path of the PNG.
+        title: title of the picture.
         raw: voxels [D, H, W] of the scan.
-        prepared: what was made of it.
+        prepared: the scan after preparation.
         label: label map [D, H, W] of the atlas.
-        grid: of the atlas.
+        grid: grid of the atlas.
     """
     figure = Figure(figsize=(12, 8.6), facecolor="black")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Judging an alignment: what is measured, and the limits beyond which a scan is refused."""
+"""Judging an alignment: the measures, and the limits beyond which a scan is refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedsr_monai.errors import UserError
 from fedsr_monai.prepare.alignment import Alignment
 
 OVERLAP = 0.80  # least Dice of the brain with the atlas' brain
-# Least correlation ratio. Measured: whole heads 0.30 to 0.51, stripped brains 0.55 to 0.59; the same turned by 30 or
-# 180 degrees, shifted by 20 mm, or replaced by noise or by the depth below the surface 0.16 at most; the atlas itself
-# replaced so 0.21.
+# Least correlation ratio. Measured: 0.30 to 0.51 for whole heads, 0.55 to 0.59 for stripped brains; at most 0.16 for the
+# same brains turned by 30 or 180 degrees, shifted by 20 mm, or replaced by noise or by the depth below the surface; 0.21
+# for the atlas itself, replaced in the same way.
 CORRELATION = 0.24
-SMOOTHING = 2.0  # mm, standard deviation: noise and small misfits hide the likeness of two brains, voxel by voxel
+SMOOTHING = 2.0  # mm, standard deviation: voxel by voxel, noise and small misfits would hide the likeness of two brains
 SCALE = (0.65, 1.55)  # growth along each principal axis, with room for infants' and large heads
-ANISOTROPY = 1.5  # largest over smallest of them
-TURN = 60.0  # degrees
+ANISOTROPY = 1.5  # largest ratio between these
+TURN = 60.0  # largest rotation in degrees
 GAIN = 0.1  # nats by which another orientation must be better before it is blamed
 BINS = 32
 
@@ -28,9 +28,10 @@ BINS = 32
 class Quality:
     """Hold how well a scan is registered to the atlas.
 
-    `overlap`: Dice of the two brains. `correlation`: fraction of the variance of the atlas' intensities, one voxel
-    inside both brains, that the scan's intensities explain, both smoothed (correlation ratio: 0 none, 1 all; the
-    contrasts may differ). `scales`: growth from scan to atlas along the principal axes. `turn`: rotation in degrees.
+    `overlap`: Dice of the two brains. `correlation`: correlation ratio, that is, the fraction of the variance of the atlas'
+    intensities that the scan's intensities explain (0 none, 1 all; the contrasts may differ), with both images smoothed
+    and one voxel inside both brains. `scales`: growth from scan to atlas along the principal axes. `turn`: rotation in
+    degrees.
     """
 
     overlap: float
@@ -43,10 +44,10 @@ def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray, spacin
     """Measure an alignment.
 
     Args:
-        alignment: of the scan.
+        alignment: alignment of the scan.
         on_grid: the scan's brain [D, H, W] on the grid of the atlas, 0 outside the brain.
         atlas: image [D, H, W] of the atlas, 0 outside the brain.
-        spacing: of the grid in mm.
+        spacing: spacing of the grid in mm.
     """
     top = np.percentile(on_grid[on_grid > 0], 50) if (on_grid > 0).any() else 1.0
     own, other = on_grid > 0.1 * top, atlas > 0
@@ -63,13 +64,13 @@ def quality(alignment: Alignment, on_grid: np.ndarray, atlas: np.ndarray, spacin
 
 
 def _smoothed(volume: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooth a volume within a mask: what is outside has no weight."""
+    """Smooth a volume within a mask; voxels outside have no weight."""
     weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
     return ndimage.gaussian_filter(np.where(inside, volume, 0), sigma) / np.maximum(weight, 1e-6)
 
 
 def correlation_ratio(given: np.ndarray, explained: np.ndarray) -> float:
-    """Return the fraction of the variance of `explained` that its mean in each of 32 equal bins of `given` explains.
+    """Return the fraction of the variance of `explained` that its means in 32 equally filled bins of `given` explain.
 
     Roche et al., MICCAI 1998.
     """
@@ -85,7 +86,7 @@ def check_alignment(alignment: Alignment, found: Quality, where: str) -> None:
     """Refuse an alignment that cannot be right.
 
     Raises:
-        UserError: naming `where`, the scan, and the first limit that is violated.
+        UserError: the alignment is refused; the error names `where`, the scan, and the first limit that is violated.
     """
     if alignment.gain > GAIN:
         turn = Rotation.from_matrix(alignment.turned)

@@ -1,4 +1,4 @@
-"""Raw scans in inference: prepared in memory, on their own voxels."""
+"""Raw scans in inference, prepared in memory on their own voxels."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.header import forms_to_meta
 from fedsr_monai.spatial.nifti import volume_stem
 
-OWN_AFFINE = "raw_affine"  # meta data: the affine of the scan's file
+OWN_AFFINE = "raw_affine"  # key in the meta data: the affine of the scan's file
 
 
 class LoadRawScand(MapTransform):
-    """Load a raw scan as float32 [1, D, H, W]: the brain alone, bias field corrected, on its own voxels.
+    """Load a raw scan as float32 [1, D, H, W]: the brain alone, corrected for the bias field, on its own voxels.
 
     Its affine places it in the space of the atlas; `raw_affine` in the meta data is the affine of the file.
 
     Args:
         keys: paths of the scans.
         atlas: image [1, D, H, W] and labels of the atlas that scans are registered to, on `grid`.
-        grid: of the atlas.
-        masks: brain masks by the path of their scan; without one the brain is found by a network (see `prepare_scan`).
-        pictures: where a picture of the alignment is written, by the path of the scan.
-        series: which DICOM series of a folder is the scan (see `read_scan`).
+        grid: grid of the atlas.
+        masks: brain masks by the path of their scan; without one, see `prepare_scan`.
+        pictures: paths at which pictures of the alignment are written, by the path of the scan.
+        series: the DICOM series of a folder that is the scan (see `read_scan`).
         allow_missing_keys: skip keys that are missing.
     """
 

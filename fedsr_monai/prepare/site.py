@@ -1,4 +1,4 @@
-"""`fedsr prepare`: a site folder from raw scans, several at once, resumable."""
+"""`fedsr prepare`: a site folder from raw scans, several of them at once, resumable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from fedsr_monai.spatial.grid import Grid
 from fedsr_monai.spatial.nifti import read_volume, write_volume
 from fedsr_monai.spatial.resampling import resample_labels, voxel_map
 
-VERSION = 2  # raise it when a scan is prepared differently: finished scans of another version are made again
+VERSION = 2  # raise it when a scan is prepared differently: finished scans of another version are prepared again
 UNLABELLED = "no labels, and another scan of this person is in test or validation"
 RECORDS = "prepare"  # in the site folder: settings, one record and picture per scan, the table
 
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def files(self) -> dict[str, str]:
-        """Return its entry in site.json."""
+        """Return the scan's entry in site.json."""
         labelled = self.section != "training"
         return {kind: f"{kind}s/{self.source.name}.nii.gz" for kind in ("image", "label")[: 1 + labelled]}
 
@@ -75,26 +75,26 @@ def prepare_site(
     seed: int = 0,
     processes: int = 2,
 ) -> Path:
-    """Make a site folder of the raw scans below `source`. The same input gives the same bytes.
+    """Make a site folder from the raw scans below `source`. The same input gives the same bytes.
 
     Each scan is masked, corrected for its bias field, registered to the atlas by an affine map, resampled to the grid,
-    and scaled to [0, 1]; `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG)
-    of each, and the table `scans.csv`. A run that was interrupted resumes; a finished scan is made again only if its
-    files have changed.
+    and scaled to [0, 1]. `prepare/` in the site folder receives a record (JSON, with the matrix) and a picture (PNG)
+    of each scan, and the table `scans.csv`. A run that was interrupted resumes; a finished scan is prepared again only if
+    its files or the atlas have changed.
 
     Args:
         source: BIDS tree, FreeSurfer subjects, or NIfTI and .mgz files (see `find_sources`).
         out: the site folder.
         atlas: the site's own labelled scan; None for the project's atlas.
-        name: of the site; by default the folder's.
+        name: name of the site; by default that of the folder.
         spacing: voxel size of the grid in mm.
         shape: voxels of the grid; by default the project's grid for this spacing.
-        layout: bids, freesurfer or flat; by default what `source` looks like.
+        layout: bids, freesurfer, flat or dicom; by default what `source` looks like.
         person_pattern: regular expression that finds the person in the name of a scan (see `find_sources`).
-        validation: people with labelled scans to validate on (see `split`).
-        test: people with labelled scans to test on.
-        seed: of the split.
-        processes: worker processes.
+        validation: number of people with labelled scans to validate on (see `split`).
+        test: number of people with labelled scans to test on.
+        seed: seed of the split.
+        processes: number of worker processes.
 
     Returns:
         The absolute path of the site folder.
@@ -112,7 +112,7 @@ def prepare_site(
     check_whole_number("--processes", processes)
     root = Path(out).absolute()
     shape = default_shape(spacing) if shape is None else tuple(shape)
-    grid_affine(spacing, shape)  # refused before the folder is made
+    grid_affine(spacing, shape)  # raises for a bad grid before the folder is made
     found = find_sources(source, layout, person_pattern)
     say_left_out(found)
     for label in found.tissue_maps:
@@ -126,7 +126,7 @@ def prepare_site(
     sections = split(sources, validation, test, seed, [s.person for s in shown])
     claim(root, {"source": str(Path(source).absolute()), "spacing": spacing, "shape": list(shape)})
     own, grid = make_atlas(atlas, spacing, shape, root, RECORDS)
-    _atlas.cache_clear()  # of an earlier call on this folder
+    _atlas.cache_clear()  # it may hold the atlas of an earlier call on this folder
     atlas_print = hashlib.sha256(own.image.tobytes() + own.label.tobytes()).hexdigest()
     jobs = [
         Job(root, s, sections[s.name], {"version": VERSION, "atlas": atlas_print, **_stamps(s, sections[s.name])})
@@ -174,7 +174,7 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
 
 
 def is_done(job: Job) -> bool:
-    """Return whether a scan was finished from the same files and atlas. The record is written last."""
+    """Return whether a scan is finished, from the same files and atlas. Its record is written last."""
     try:
         record = _record(job)
     except UserError:
@@ -187,10 +187,10 @@ def is_done(job: Job) -> bool:
 
 
 def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError | None]]:
-    """Prepare scans and yield each, as it is finished, with what is wrong with it or None.
+    """Prepare scans and yield each one as it finishes, with its error or None.
 
-    A worker process that dies takes the others with it: what they had begun is then done again, each scan in a process
-    of its own, so that the scan that a worker dies of is the only one that is lost.
+    A worker process that dies takes the others with it. The scans that were lost are then prepared again, each in a process
+    of its own, so that only the scan that killed the worker fails.
     """
     if processes == 1 or len(jobs) < 2:
         yield from ((job, prepare_job(job)) for job in jobs)
@@ -210,7 +210,7 @@ def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError |
 
 
 def _in_processes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserError | BrokenProcessPool | None]]:
-    # Threads of two scans at once would wait for each other.
+    # One thread per process: the threads of two scans would wait for each other.
     with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             futures = {pool.submit(prepare_job, job): job for job in jobs}
@@ -224,7 +224,7 @@ def _in_processes(jobs: list[Job], processes: int) -> Iterator[tuple[Job, UserEr
 
 
 def prepare_job(job: Job) -> UserError | None:
-    """Prepare one scan and write its files; return what is wrong with it, or None."""
+    """Prepare one scan and write its files; return its error or None."""
     started, source = time.perf_counter(), job.source
     try:
         image, label, grid = _atlas(str(job.root))
@@ -256,7 +256,7 @@ def prepare_job(job: Job) -> UserError | None:
             "fingerprint": job.fingerprint,
         }
         write_json(job.record, record)
-    except Exception as error:  # whatever it is, the other scans are prepared
+    except Exception as error:  # no error of one scan may stop the others
         job.record.unlink(missing_ok=True)
         fix = "check the scan with another program; if it is sound, report this line"
         return user_error(error) or UserError(source.image, one_line(error), "a scan that can be prepared", fix)
@@ -270,9 +270,9 @@ def _atlas(root: str) -> tuple[np.ndarray, np.ndarray, Grid]:
 
 
 def _stamps(source: Source, section: str) -> dict[str, list]:
-    """Return path, size and time of change of each file that a scan is made from; of a missing file the path.
+    """Return path, size and modification time of each file that a scan is prepared from; for a missing file, only the path.
 
-    A folder of DICOM files has the sum of their sizes and the time of the last change.
+    For a folder of DICOM files, these are the sum of their sizes and the latest modification time.
     """
     files = {"image": source.image, "mask": source.mask, "label": source.label if section != "training" else None}
     return {kind: [str(file), *_state(file)] for kind, file in files.items() if file}
@@ -291,7 +291,7 @@ def _record(job: Job) -> dict[str, Any]:
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
-    """Return whether the record of a finished scan has what the table is made from."""
+    """Return whether the record of a finished scan has everything that the table needs."""
     fit, matrix = record.get("quality"), record.get("matrix")
     if not (isinstance(fit, dict) and isinstance(matrix, list) and isinstance(record.get("mask_from"), str)):
         return False

@@ -1,4 +1,4 @@
-"""Which scans a folder holds: a BIDS tree, FreeSurfer's subjects, or volumes and DICOM studies side by side."""
+"""Finding the scans in a folder: a BIDS tree, FreeSurfer subjects, or volumes and DICOM studies side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FS_LABELS = ("aparc+aseg.mgz", "aseg.mgz")
 _FS_TEMPLATE = re.compile(r"fsaverage.*|cvs_avg.*|V1_average|[lr]h\.EC_average")  # FreeSurfer's own "subjects"
 _MASK = re.compile(r"(?:(.+?)[_-])?(?:desc-brain_mask|brain[_-]?mask|mask)")
 _LABEL = re.compile(r"(?:(.+?)[_-])?(?:desc-\w+_dseg|dseg|labels?|seg|aseg|aparc\+aseg)")
-_ANATOMICAL = re.compile(r"aseg|aparc")  # in the name of a label map: one of structures, whatever is in it
+_ANATOMICAL = re.compile(r"aseg|aparc")  # in the name of a label map: it is of structures, whatever its ids
 _VISIT = re.compile(r"[._-](?:(?:ses|session|visit|v|tp|time|run|scan)[._-]?\d+|mr\d(?!\d)).*$", re.IGNORECASE)
 
 
@@ -41,13 +41,13 @@ class Source:
 
 @dataclass
 class Found:
-    """Hold what a folder holds.
+    """Hold what was found in a folder.
 
     Attributes:
         sources: the scans, sorted by name.
-        left_out: what could be taken for a scan of a patient and is none, with the reason.
-        refused: files that cannot be used, by their name.
-        tissue_maps: label maps of tissues: their scans are in `sources` without labels.
+        left_out: files that could be taken for a patient's scan but are not, with the reason.
+        refused: errors of files that cannot be used, by the name of the file.
+        tissue_maps: label maps of tissues, whose scans are in `sources` without labels.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -59,14 +59,14 @@ class Found:
 def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pattern: str | None = None) -> Found:
     """Find the scans below a folder.
 
-    Links are followed; links without a target count as scans, so that they are named when they cannot be read.
+    Links are followed. Links without a target count as scans, so that they are reported when they cannot be read.
 
     Args:
         folder: root of the tree.
-        layout: bids, freesurfer, flat (NIfTI or .mgz files and DICOM studies) or dicom (the studies alone); by default what the folder
-            looks like.
-        person_pattern: regular expression that finds the person in the name of a scan: its first group, or all that it
-            matches; by default by the layout's custom (see docs/prepare.md).
+        layout: bids, freesurfer, flat (NIfTI or .mgz files and DICOM studies) or dicom (only the studies); by default what
+            the folder looks like.
+        person_pattern: regular expression that finds the person in the name of a scan: its first group, or the whole match
+            if it has none. By default, the layout's convention is used (see docs/prepare.md).
 
     Raises:
         UserError: the folder is missing or holds no scan, or an option is wrong.
@@ -102,13 +102,13 @@ def find_sources(folder: str | os.PathLike, layout: str | None = None, person_pa
 
 
 def say_left_out(found: Found) -> None:
-    """Print what could be taken for a scan and is not used."""
+    """Print the files that could be taken for scans but are not used."""
     for source, reason in found.left_out:
         say(f"{source.image}: left out ({reason})")
 
 
 def _sort_in(source: Source, found: Found, first: Source) -> None:
-    """Add a scan to what was found: as a source, as left out, or as refused; `first` is the first one of its name."""
+    """Add a scan to `found` as a source, as left out, or as refused; `first` is the first scan of its name."""
     try:
         str(source.image).encode()
     except UnicodeEncodeError:
@@ -130,19 +130,19 @@ def _sort_in(source: Source, found: Found, first: Source) -> None:
 
 
 def _holds_tissues(label: Path) -> bool:
-    """Return whether a label map is one of tissues, as of fMRIPrep and FSL, by its name and then by its labels."""
+    """Return whether a label map is of tissues, like those of fMRIPrep and FSL, judging by its name and then by its labels."""
     if _ANATOMICAL.search(label.name):
         return False
     try:
         return is_tissue_map(read_volume(label).voxels)
     except UserError:
-        return False  # it is named when it is needed
+        return False  # the error is reported when the file is needed
 
 
 def _bids(root: Path) -> list[Source]:
     """Find sub-*/[ses-*/]anat/*_T1w.nii[.gz].
 
-    Masks and labels are in derivatives/: of the same entities, in the scan's own space.
+    Masks and labels are files in derivatives/ with the same entities, in the scan's own space.
     """
     patterns = ("sub-*/anat/*_T1w.nii*", "sub-*/ses-*/anat/*_T1w.nii*")
     images = sorted(file for pattern in patterns for file in root.glob(pattern) if _is_nifti(file))
@@ -164,7 +164,7 @@ def _bids(root: Path) -> list[Source]:
 
 
 def _rank(file: Path) -> tuple[bool, str]:
-    """Sort segmentations into structures (desc-aparcaseg, desc-aseg) before others, which may be of tissues."""
+    """Return a key that sorts segmentations into structures (desc-aparcaseg, desc-aseg) before others, which may be of tissues."""
     return "aseg" not in _entities(file).get("desc", ""), str(file)
 
 
@@ -177,7 +177,7 @@ def _key(entities: dict[str, str]) -> str:
 
 
 def _freesurfer(root: Path) -> list[Source]:
-    """Find */mri/orig.mgz (or that of one subject) with brainmask and aparc+aseg; of a longitudinal series the `.long.` runs alone."""
+    """Find */mri/orig.mgz (or that of one subject) with brainmask and aparc+aseg; in a longitudinal series, only the `.long.` runs."""
     folders = {path.name: path for path in sorted(root.iterdir()) if (path / "mri").is_dir()}
     if not folders:  # the folder of one subject, or its mri
         own = root.absolute()
@@ -196,7 +196,7 @@ def _freesurfer(root: Path) -> list[Source]:
 
 
 def _dicom(root: Path) -> list[Source]:
-    """Find the DICOM studies of a flat folder, and no volumes but masks and labels."""
+    """Find the DICOM studies of a flat folder; volumes are used only as masks and labels."""
     return [source for source in _flat(root, prefer_dicom=True) if source.image.is_dir()]
 
 
@@ -204,9 +204,10 @@ def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
     """Find NAME.nii[.gz] or NAME.mg[zh] with NAME_mask and NAME_dseg (or _seg, _label) beside it, or NAME in masks/ and labels/.
 
     The image may also be called NAME_T1w, as in BIDS.
-    A mask or label map whose scan is not there is returned as a scan, and left out by `find_sources`.
-    Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, of nested folders A_B. Of a study
-    and a volume of one name, the file is taken, because it was made from the study, or with `prefer_dicom` the study.
+    A mask or label map without its scan is returned as a scan, and left out by `find_sources`.
+    Folders of DICOM studies are scans too (see `find_studies`): NAME is that of the folder, or A_B for nested folders. If a
+    study and a volume have the same name, the volume is taken, because it was made from the study; with `prefer_dicom`, the
+    study is taken.
     """
     scans = _volumes(root)
     studies = [(_study_name(folder, root), folder) for folder in find_studies(root)]
@@ -228,13 +229,13 @@ def _flat(root: Path, prefer_dicom: bool = False) -> list[Source]:
                 break
         else:
             images.append(file)
-    for pattern, kind in ((_MASK, masks), (_LABEL, labels)):  # a file in masks/ may keep its ending
+    for pattern, kind in ((_MASK, masks), (_LABEL, labels)):  # a file in masks/ may be called NAME_mask too
         for stem in list(kind):
             match = pattern.fullmatch(stem)
             if match and match[1] in scan_of:
                 kind.setdefault(scan_of[match[1]], kind[stem])
     found = [(volume_stem(file), _person(volume_stem(file)), file) for file in images]
-    for name, folder in studies:  # the visits of a person may be folders in that of the person
+    for name, folder in studies:  # the visits of a person may be subfolders of the person's folder
         person = name if folder == root else folder.relative_to(root).parts[0]
         found.append((name, _person(person), folder))
     return [Source(name, person, path, masks.get(name), labels.get(name)) for name, person, path in found]
@@ -245,7 +246,7 @@ def _study_name(folder: Path, root: Path) -> str:
 
 
 def _person(name: str) -> str:
-    """Return `sub-X` of a BIDS-like name, else the name without what counts visits (_ses-2, _v2, _MR1 of OASIS)."""
+    """Return `sub-X` of a BIDS-like name, else the name without its visit number (_ses-2, _v2, or _MR1 as in OASIS)."""
     match = re.match(r"sub-[A-Za-z0-9]+", name)
     return match[0] if match else _VISIT.sub("", name)
 

@@ -1,4 +1,4 @@
-"""Which scans train, validate and test: by person, so that all scans of one person are in the same section."""
+"""The split of scans into training, validation and test: by person, so that all scans of a person are in the same section."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def split(
 ) -> dict[str, str]:
     """Return the section of each scan by its name: training, validation, test, or "left out".
 
-    People are put in an order drawn from `seed` and their name alone, so that adding a person moves nobody else.
-    People with labelled scans fill test and validation, by default up to half of all people, two in the test for each
-    in the validation; everybody else trains, without labels. An unlabelled scan of a person in test or validation is
-    left out.
+    The order of people depends only on `seed` and their names, so that adding a person does not reorder the others.
+    People with labelled scans fill test and validation: by default up to half of all people, with two in test for each
+    one in validation. Everybody else is used for training, without labels. An unlabelled scan of a person in test or
+    validation is left out.
 
     Args:
         sources: the scans.
-        validation: people to validate on.
-        test: people to test on.
-        seed: of the order.
-        training: people who must train, for example the one whom the atlas shows.
+        validation: number of people to validate on.
+        test: number of people to test on.
+        seed: seed of the order.
+        training: people who must be in training, for example the one whom the atlas shows.
 
     Raises:
         UserError: fewer people have labels than asked for, or nobody would be left to train on.

@@ -1,4 +1,4 @@
-"""The table of what was done with each scan: `prepare/scans.csv`."""
+"""The table `prepare/scans.csv`, which says what was done with each scan."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
     inverse brings volumes on the site's grid back to the scan.
 
     Args:
-        path: of the CSV.
-        rows: `name`, `person`, `image`, `status` (prepared, refused, left out); of a prepared scan also `section`,
-            `mask_from`, `seconds`, `quality`, `matrix`, of another `reason`.
+        path: path of the CSV.
+        rows: `name`, `person`, `image` and `status` (prepared, refused, left out); for a prepared scan also `section`,
+            `mask_from`, `seconds`, `quality` and `matrix`, for any other also `reason`.
     """
     lines = []
     for row in sorted(rows, key=lambda row: row["name"]):

@@ -1,4 +1,4 @@
-"""Smooth random fields in millimetres: the same field on every grid that it is sampled on."""
+"""Smooth random fields in millimetres, which are the same on every grid that they are sampled on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import sparse
 
 from fedsr_monai.atlas.build import BRAIN_CENTRE
 
-_HALF_WIDTH = 120.0  # mm around the brain's centre that carry noise
+_HALF_WIDTH = 120.0  # mm around the brain's centre that are filled with noise
 
 
 def smooth_field(
@@ -19,13 +19,12 @@ def smooth_field(
     symmetric: float = 0.0,
     mirror: Sequence[float] = (1,),
 ) -> np.ndarray:
-    """Return white noise smoothed by a Gaussian of `sigma` mm, unit variance, on the grid of `axes`: float32 [C, X, Y,
-    Z].
+    """Return unit-variance white noise, smoothed by a Gaussian of `sigma` mm, on the grid of `axes`: float32 [C, X, Y, Z].
 
-    The noise is drawn on a lattice of its own, fixed in space, so seed and position alone decide the value.
+    The noise is drawn on a lattice of its own, fixed in space, so that seed and position alone determine the value.
 
     Args:
-        rng: source of the noise; C x lattice numbers are taken from it.
+        rng: source of the noise; C numbers per lattice point are taken from it, or twice as many with `symmetric`.
         axes: positions in mm along x, y, z (RAS+).
         sigma: standard deviation of the Gaussian.
         symmetric: fraction of the variance that is the same left and right (midline at x = 0).

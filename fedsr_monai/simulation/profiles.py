@@ -22,12 +22,12 @@ TISSUE = {
 class Scanner:
     """One scanner and its protocol; intensities relative to cerebral white matter, lengths in mm."""
 
-    shift: Mapping[int, float] = field(default_factory=dict)  # of the tissue means, by label
-    contrast: float = 1.0  # stretches the means about white matter; below 1 grey and white come closer
-    jitter: float = 0.015  # of the means from scan to scan
-    texture: str = "2009c"  # whose residual texture: 2009c, mni152 or mixed
+    shift: Mapping[int, float] = field(default_factory=dict)  # shift of the tissue means, by label
+    contrast: float = 1.0  # stretches the means about white matter; below 1, grey and white matter come closer
+    jitter: float = 0.015  # standard deviation of the means from scan to scan
+    texture: str = "2009c"  # template of the residual texture: 2009c, mni152 or mixed
     texture_strength: float = 0.8
-    sulci: float = 1.0  # how much of the fluid in the fine sulci is seen
+    sulci: float = 1.0  # how much of the fluid in the fine sulci is visible
     blur: float = 0.3  # standard deviation, mm
     slice_axis: int = 2
     slice_thickness: float = 0.0  # mm, 0: isotropic
@@ -36,12 +36,12 @@ class Scanner:
     bias_scale: float = 50.0  # mm
     noise: float = 0.02
     periventricular: float = 0.0  # darkening of the white matter beside the ventricles
-    strip_error: float = 0.8  # mm, of the border of the brain mask
+    strip_error: float = 0.8  # mm, standard deviation of the border of the brain mask
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One simulated hospital: whom it scans, and how its scanner sees."""
+    """One simulated hospital: its population and its scanner."""
 
     name: str
     population: Population = Population()
@@ -135,14 +135,14 @@ def profile(name: str) -> Profile:
     """Return a built-in profile by its name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no profile of that name.
     """
     check_choice("profiles", name, PROFILES)
     return PROFILES[name]
 
 
 def random_profile(rng: np.random.Generator, name: str = "random") -> Profile:
-    """Draw a hospital from ranges wider than the built-in ones': for training that is to meet unseen scanners."""
+    """Draw a hospital from wider ranges than those of the built-in profiles, to train for unseen scanners."""
     uniform = rng.uniform
     shift = {label: float(rng.normal(0, 0.05)) for label in range(NUM_REGIONS)}
     ventricular = float(rng.normal(0, 0.06))

@@ -1,4 +1,4 @@
-"""Label protocols: one anatomy in the borders of two schools. A simulation of their difference, not their rules."""
+"""Label protocols: one anatomy with the borders of two protocols. Their difference is simulated, not their actual rules."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fedsr_monai.networks.protocols import NEUROMORPHOMETRICS
 
 CORTEX = 3
 SULCUS = 1.5  # mm: fluid this near to the cortex is counted as cortex
-# Fraction of FreeSurfer's volume that is kept, and who gets the rest, by structure: putamen and amygdala.
+# Fraction of FreeSurfer's volume that is kept, and the structures that get the rest, for putamen and amygdala.
 SMALLER = {8: (0.8, (2,)), 12: (0.58, (2, 3, 11))}
-CORTEX_RATIO = 1.3  # of the volume of the cortex in Neuromorphometrics' borders to that in FreeSurfer's
+CORTEX_RATIO = 1.3  # cortex volume in Neuromorphometrics' borders relative to that in FreeSurfer's
 _SMOOTH = 1.5  # mm
 
 
 def freesurfer(regions: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Return the regions as they are: the maps are FreeSurfer's."""
+    """Return the regions unchanged, because the maps are FreeSurfer's."""
     return regions
 
 
 def neuromorphometrics_like(regions: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Return the regions as a protocol like that of Neuromorphometrics would draw them.
 
-    Three differences, each by a fixed rule (docs/simulate.md says where its size comes from): the cortex takes in the
-    fluid of narrow sulci; the putamen loses its rim to the white matter; the amygdala loses its rim to what lies next
-    to it (hippocampus, cortex, white matter).
+    There are three differences, each by a fixed rule (docs/simulate.md says where its size comes from): the cortex takes in
+    the fluid of narrow sulci; the putamen loses its rim to the white matter; the amygdala loses its rim to its neighbours
+    (hippocampus, cortex, white matter).
 
     Args:
         regions: uint8 [D, H, W], fluid is 0.
         mask: bool [D, H, W], the brain.
-        spacing: mm.
+        spacing: voxel size in mm.
     """
     result = regions.copy()
     near = ndimage.distance_transform_edt(regions != CORTEX, spacing) <= SULCUS
@@ -41,7 +41,7 @@ def neuromorphometrics_like(regions: np.ndarray, mask: np.ndarray, spacing: Sequ
         inside = regions == structure
         if not inside.any():
             continue
-        # how deep inside a voxel is, without the ties of a distance in voxels
+        # how deep a voxel lies inside the structure, without the ties of a distance in voxels
         depth = ndimage.gaussian_filter(inside.astype(np.float32), _SMOOTH / np.asarray(spacing))
         lost = inside & (depth < np.quantile(depth[inside], 1 - fraction))
         others = ndimage.distance_transform_edt(
@@ -52,20 +52,20 @@ def neuromorphometrics_like(regions: np.ndarray, mask: np.ndarray, spacing: Sequ
 
 
 def neuromorphometrics(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Return the regions as they are: those of the project's own anatomy are Neuromorphometrics'."""
+    """Return the regions unchanged, because those of the project's own anatomy are Neuromorphometrics'."""
     return regions
 
 
 def freesurfer_like(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Return the regions of the project's own anatomy as a protocol like FreeSurfer's would draw them.
 
-    The rules of `neuromorphometrics_like`, backwards: the cortex leaves out the fluid of its sulci; putamen and
-    amygdala take what lies next to them.
+    These are the rules of `neuromorphometrics_like` in reverse: the cortex leaves out the fluid of its sulci; putamen and
+    amygdala grow into their neighbours.
 
     Args:
         regions: uint8 [D, H, W], fluid is 0.
         csf: fraction of fluid in the voxels of the cortex, float [D, H, W].
-        spacing: mm.
+        spacing: voxel size in mm.
     """
     result = regions.copy()
     cortex = regions == CORTEX
@@ -82,5 +82,5 @@ def freesurfer_like(regions: np.ndarray, csf: np.ndarray, spacing: Sequence[floa
     return result
 
 
-PROTOCOLS = {"freesurfer": freesurfer, "neuromorphometrics-like": neuromorphometrics_like}  # of people's label maps
-DRAWN_PROTOCOLS = {NEUROMORPHOMETRICS: neuromorphometrics, "freesurfer-like": freesurfer_like}  # of drawn subjects
+PROTOCOLS = {"freesurfer": freesurfer, "neuromorphometrics-like": neuromorphometrics_like}  # for label maps of people
+DRAWN_PROTOCOLS = {NEUROMORPHOMETRICS: neuromorphometrics, "freesurfer-like": freesurfer_like}  # for drawn subjects

@@ -1,4 +1,4 @@
-"""Anatomy of a real person for the simulated scanners: a FreeSurfer label map, brought to the space of the atlas."""
+"""The anatomy of a real person for the simulated scanners: a FreeSurfer label map, brought to the space of the atlas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedsr_monai.spatial.grid import mask_box
 from fedsr_monai.spatial.nifti import read_volume
 
 CSF = 24
-# FreeSurfer's ids of each region: the 13 structures, and tissue of the brain that belongs to none of them
+# FreeSurfer's ids of each region: the 13 structures, and brain tissue that belongs to none of them
 REGIONS = {**FREESURFER, ACCUMBENS: (26, 58), VENTRAL_DIENCEPHALON: (28, 60, 85), VESSEL: (30, 62)}
 # Centres of mass in the project's atlas in mm (x: distance from the midline), by FreeSurfer's ids, left and right.
 LANDMARKS = {
@@ -36,7 +36,7 @@ LANDMARKS = {
     (17, 53): (26.0, -22.0, -13.9),
     (18, 54): (22.0, -5.1, -20.5),
 }
-HEMISPHERES = (2, 3, 5, 13)  # cerebrum and cerebellum, whose extent is brought to that of the atlas
+HEMISPHERES = (2, 3, 5, 13)  # cerebrum and cerebellum, whose extent is scaled to that of the atlas
 EXTENT = ((-64.0, 64.0), (-96.0, 63.0), (-55.0, 72.0))  # mm, their 1st and 99th percentiles in the project's atlas
 LOWEST = BRAIN_CENTRE[2] - BRAIN_SIZE[2] / 2  # mm, where the brain stem is cut
 HULL = 5.0  # mm: fluid in gaps up to twice as wide is inside the brain mask
@@ -47,16 +47,16 @@ _MARGIN = 6  # voxels kept around the brain
 
 @dataclass(frozen=True)
 class RealAnatomy:
-    """What a scanner needs to know of a brain, on the voxels of its label map; the fields are those of `Templates`.
+    """Everything about a brain that a scanner needs, on the voxels of its label map; shared fields are named as in `Templates`.
 
     Attributes:
         label: regions, uint8 [D, H, W]; 0 is fluid inside `mask`.
         structures: the regions in the borders of a label protocol.
         mask: the brain with the fluid between its parts.
-        csf: none here, because the label map shows the fluid in the sulci.
+        csf: 0 everywhere, because the label map shows the fluid in the sulci.
         texture_2009c, texture_mni152: smoothed noise of two kinds; a scanner's profile chooses between them.
         affine: [4, 4], voxel to mm in the space of the atlas.
-        spacing: size of a voxel in mm, of the person.
+        spacing: voxel size in mm in the space of the person.
     """
 
     label: np.ndarray
@@ -70,7 +70,7 @@ class RealAnatomy:
 
     @cached_property
     def ventricle_distance(self) -> np.ndarray:
-        """Signed mm to the lateral ventricles, negative inside; few scanners ask for it."""
+        """Signed distance to the lateral ventricles in mm, negative inside; computed on demand, as few scanners need it."""
         inside = self.label == 4
         there, within = (ndimage.distance_transform_edt(mask, self.spacing) for mask in (~inside, inside))
         return (there - within).astype(np.float32)
@@ -80,13 +80,14 @@ class RealAnatomy:
 def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealAnatomy:
     """Read a label map of FreeSurfer ids and bring it to the space of the atlas.
 
-    The map is turned by a rigid fit of the centres of 16 structures to those of the project's atlas, and stretched along each axis
-    to its extent, as an affine registration would do. Voxels inside the brain that have no label take the nearest one; the brain stem
-    ends where the atlas does. Fluid belongs to the brain where a hull of 5 mm around the tissue closes over it.
+    The map is rotated by a rigid fit of the centres of 16 structures to those of the project's atlas, and stretched along each
+    axis to the extent of the atlas, as an affine registration would do. Voxels inside the brain that have no label take the
+    nearest one; the brain stem ends where the atlas does. Fluid belongs to the brain where a hull of 5 mm around the tissue
+    closes over it.
 
     Args:
         path: label map of a brain, such as aseg, in any orientation.
-        protocol: whose borders `structures` has, see `simulation/protocols.py`.
+        protocol: label protocol whose borders `structures` follows, see `simulation/protocols.py`.
 
     Raises:
         UserError: the file cannot be read or lacks structures, or there is no such protocol.
@@ -94,7 +95,7 @@ def read_anatomy(path: str | os.PathLike, protocol: str = "freesurfer") -> RealA
     check_choice("protocols", protocol, PROTOCOLS)
     volume = read_volume(path)
     whole_ids(volume.voxels, path)
-    # a reorientation flips and swaps whole axes: no voxel is resampled
+    # the reorientation only flips and swaps axes: no voxel is resampled
     image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume.voxels, np.int32), volume.affine))
     ids, affine = np.asarray(image.dataobj), image.affine
     regions = _regions(ids)
@@ -168,22 +169,23 @@ def _texture(rng: np.random.Generator, shape: Sequence[int], sigma: np.ndarray) 
 def deal(
     files: Sequence[str], test_files: Sequence[str], counts: Mapping[str, Mapping[str, int]], seed: int
 ) -> dict[str, dict[str, list[str]]]:
-    """Share anatomies out to sites and sections.
+    """Distribute anatomies over sites and sections.
 
-    An atlas, a training, a validation and a test subject are never of one person, and no person is at two sites as long
-    as there are enough; if not, people return, at other sites first, with another deformation and scanner.
+    No person is used for more than one of atlas, training, validation and test, and none is at two sites as long as there
+    are enough people. If there are not, people return, at other sites first, with another deformation and
+    scanner.
 
     Args:
         files: anatomies for atlases, training and validation.
         test_files: anatomies for testing only.
         counts: number of subjects by site and section.
-        seed: of the order.
+        seed: seed of the order.
 
     Returns:
-        By site, the file of the atlas (`atlas`, a list of one) and those of the sections.
+        For each site, the file of the atlas (`atlas`, a list of one) and those of the sections.
 
     Raises:
-        UserError: there are too few for one atlas per site and one person per section.
+        UserError: there are too few anatomies for one atlas per site and one person per section.
     """
     order = [files[i] for i in np.random.default_rng([seed, 7]).permutation(len(files))]
     tests = [test_files[i] for i in np.random.default_rng([seed, 8]).permutation(len(test_files))]
@@ -215,14 +217,15 @@ def deal(
 
 
 def list_anatomies(folder: str | os.PathLike, test: str | None) -> tuple[list[str], list[str]]:
-    """Return the label maps of a folder, those for training and those for testing only.
+    """Return the label maps of a folder: those for training, and those for testing only.
 
     Args:
-        folder: holds `*_aseg.nii.gz`, one per person.
-        test: numbers of those for testing in the sorted list of files, "13-20" or "2,5,9-12"; by default the last 40 %.
+        folder: folder with `*_aseg.nii.gz`, one per person.
+        test: numbers, in the sorted list of files, of those for testing, such as "13-20" or "2,5,9-12"; by default the last
+            40 %.
 
     Raises:
-        UserError: the folder holds none, or `test` names others than those.
+        UserError: the folder holds no label map, or `test` has numbers outside the list.
     """
     files = sorted(str(path.absolute()) for path in Path(folder).glob("*_aseg.nii.gz"))
     if not files:

@@ -14,7 +14,7 @@ from fedsr_monai.simulation.profiles import TISSUE, Scanner
 from fedsr_monai.simulation.real_anatomy import RealAnatomy
 
 SLOW_VARIATION = ((12.0, 0.03), (3.0, 0.02))  # smoothness in mm, fraction of the signal
-LEVELS = 4096  # stored intensities are multiples of 1 / LEVELS: 12 bits, as scanners give, and files compress well
+LEVELS = 4096  # stored intensities are multiples of 1 / LEVELS: 12 bits, as from scanners, and files that compress well
 
 
 def acquire(
@@ -30,12 +30,12 @@ def acquire(
 
     Args:
         rng: source of everything random in this scan.
-        scanner: the protocol.
+        scanner: the scanner and its protocol.
         fractions: fractions [NUM_REGIONS, N] of the regions in the voxels `inside`; they sum to the fraction of brain (channel
             0 is CSF).
         inside: bool [D, H, W], the voxels that hold some brain.
-        voxels: positions of these N voxels in the templates, in their voxels [3, N].
-        templates: for texture and distance to the ventricles.
+        voxels: positions [3, N] of these N voxels, in voxel coordinates of the templates.
+        templates: source of the texture, the fluid in the sulci and the distance to the ventricles.
         axes: positions of the grid along x, y, z in mm.
     """
     spacing = np.array([axis[1] - axis[0] for axis in axes])
@@ -51,7 +51,7 @@ def acquire(
         signal *= 1 + np.float32(size) * smooth_field(rng, axes, sigma)[0][inside]
     if scanner.periventricular:
         signal -= _leukoaraiosis(rng, scanner, voxels, templates, axes, inside) * fractions[2]
-    # the surroundings of the brain (dura, vessels) are seen where the mask is too wide
+    # the surroundings of the brain (dura, vessels) are visible where the mask is too wide
     around = np.float32(means[0]) * (1.2 + 0.35 * smooth_field(rng, axes, 4.0)[0])
     image = np.clip(around, 0.05, 0.7)
     image[inside] = signal + (1 - brain) * image[inside]
@@ -75,7 +75,7 @@ def tissue_means(rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
     base = np.array([TISSUE[k] + scanner.shift.get(k, 0.0) for k in range(NUM_REGIONS)])
     base = 1 + scanner.contrast * (base - 1)
     jitter = scanner.jitter * np.clip(rng.standard_normal(NUM_REGIONS), -2.5, 2.5)
-    jitter[[1, 4]] = jitter[0] + 0.3 * jitter[[1, 4]]  # one fluid
+    jitter[[1, 4]] = jitter[0] + 0.3 * jitter[[1, 4]]  # the ventricles hold the same fluid as label 0
     return np.clip(base + jitter, 0.03, 1.3).astype(np.float32)
 
 
@@ -106,12 +106,10 @@ def rician(rng: np.random.Generator, image: np.ndarray, sd: float) -> np.ndarray
 def strip_mask(
     rng: np.random.Generator, coverage: np.ndarray, spacing: np.ndarray, axes: Sequence[np.ndarray], error: float
 ) -> np.ndarray:
-    """Return a brain mask whose border wanders by about `error` mm (standard deviation), a little outside on
-    average.
-    """
+    """Return a brain mask whose border wanders by about `error` mm (standard deviation), on average a little outside."""
     sigma = 2.0
     smooth = ndimage.gaussian_filter(coverage, sigma / spacing)
-    slope = 1 / (np.sqrt(2 * np.pi) * sigma)  # of a blurred edge, per mm
+    slope = 1 / (np.sqrt(2 * np.pi) * sigma)  # slope of a blurred edge, per mm
     wander = 0.3 + error * smooth_field(rng, axes, 9.0)[0]
     mask = smooth > np.clip(0.5 - slope * wander, 0.15, 0.85)
     return ndimage.binary_fill_holes(mask)

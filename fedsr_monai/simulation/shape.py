@@ -14,13 +14,13 @@ from fedsr_monai.atlas.build import BRAIN_CENTRE, grid_affine, transform
 from fedsr_monai.atlas.templates import high_resolution_templates
 from fedsr_monai.simulation.fields import grid_axes, smooth_field
 
-# Of the velocity field: smoothness (mm), RMS of each component (mm), fraction of the variance that is left-right
+# Terms of the velocity field: smoothness (mm), RMS of each component (mm), fraction of the variance that is left-right
 # symmetric.
 SCALES = ((30.0, 1.6, 0.8), (14.0, 2.0, 0.5), (7.0, 1.5, 0.3), (4.5, 0.7, 0.3))
 SQUARINGS = 7
 VENTRICLE_DECAY = 9.0  # mm over which the growth of the ventricles fades into the tissue
 ROTATION_SD, TRANSLATION_SD = 3.0, 2.0  # degrees, mm
-# The velocity lives on its own grid, so that a subject is the same at every image resolution.
+# The velocity has a grid of its own, so that a subject is the same at every image resolution.
 _SPACING, _SHAPE = 3.0, (65, 75, 67)
 
 
@@ -28,7 +28,7 @@ _SPACING, _SHAPE = 3.0, (65, 75, 67)
 class Population:
     """The spread of brain shapes at a site."""
 
-    scale: float = 1.0  # mean brain size in relation to the template, along each axis
+    scale: float = 1.0  # mean brain size relative to the template, along each axis
     scale_sd: float = 0.02
     ventricle: float = 0.0  # mean outward shift of the ventricles' walls, mm
     ventricle_sd: float = 0.6
@@ -40,7 +40,8 @@ def subject_points(
 ) -> np.ndarray:
     """Return the position of each voxel of the subject's grid in the template: float32 [3, D, H, W], mm.
 
-    x -> A x + u(A x) with the affine A and u = exp(v), the flow of a stationary velocity field after unit time.
+    x -> A x + u(A x) with the affine A and u = exp(v) - id, where exp(v) is the flow of a stationary velocity field after
+    unit time.
     """
     matrix = random_affine(rng, population)
     growth = population.ventricle + population.ventricle_sd * _bounded(rng)
@@ -53,9 +54,7 @@ def subject_points(
 
 
 def random_affine(rng: np.random.Generator, population: Population) -> np.ndarray:
-    """Return the affine from subject to template, mm [4, 4]: rotation about the brain's centre, shift, scale along each
-    axis.
-    """
+    """Draw the affine [4, 4] from subject to template, in mm: rotation about the brain's centre, shift, scale along each axis."""
     angles = np.deg2rad(ROTATION_SD * _bounded(rng, 3))
     shift = TRANSLATION_SD * _bounded(rng, 3)
     # half of the variance of the scale is common to the three axes
@@ -73,9 +72,7 @@ def random_affine(rng: np.random.Generator, population: Population) -> np.ndarra
 
 
 def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -> np.ndarray:
-    """Return a velocity in mm on the velocity grid [3, X, Y, Z]: four scales of noise, `growth` mm of the ventricles'
-    walls.
-    """
+    """Draw a velocity [3, X, Y, Z] in mm on the velocity grid: noise of four scales, and ventricle walls that move out by `growth` mm."""
     axes = grid_axes(velocity_affine(), _SHAPE)
     velocity = np.asarray(
         sum(
@@ -92,7 +89,7 @@ def random_velocity(rng: np.random.Generator, amplitude: float, growth: float) -
 def integrate(velocity: np.ndarray) -> np.ndarray:
     """Return the displacement exp(v) - id, in mm, by scaling and squaring on the velocity grid.
 
-    scipy rather than MONAI's `DVF2DDF`: workers fork, and torch's thread pool does not survive that.
+    It uses scipy rather than MONAI's `DVF2DDF`, because workers fork, and torch's thread pool does not survive a fork.
     """
     displacement = velocity / np.float32(2**SQUARINGS)
     identity = np.indices(_SHAPE, dtype=np.float32)
@@ -110,7 +107,7 @@ def velocity_affine() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _outward() -> np.ndarray:
-    """Vectors away from the ventricles, of unit length on average at their walls, fading with the distance to them."""
+    """Return vectors that point away from the ventricles; their mean length is 1 at the walls and fades with the distance."""
     templates = high_resolution_templates()
     points = transform(np.linalg.inv(templates.affine) @ velocity_affine(), np.indices(_SHAPE, dtype=np.float32))
     distance = ndimage.map_coordinates(templates.ventricle_distance, points, order=1, mode="nearest")
@@ -122,5 +119,5 @@ def _outward() -> np.ndarray:
 
 
 def _bounded(rng: np.random.Generator, size: int | None = None) -> Any:
-    """Draw standard normal numbers within +-2.5: no subject is a freak."""
+    """Draw standard normal numbers, clipped to +-2.5 so that no subject is an extreme outlier."""
     return np.clip(rng.standard_normal(size), -2.5, 2.5)

@@ -55,8 +55,8 @@ def simulate_sites(
 ) -> list[Path]:
     """Write simulated site folders below `out` and return them. The same arguments give the same bytes.
 
-    Each subject has a seed of its own, made from `seed`, site, section and number: other counts leave the subjects that
-    both have unchanged. An interrupted run is resumed; a finished subject is not simulated again.
+    Each subject has a seed of its own, made from `seed`, site, section and number, so that changing the number of subjects
+    does not change those that both runs share. An interrupted run resumes; a finished subject is not simulated again.
 
     Args:
         out: folder for the site folders, one per profile.
@@ -64,19 +64,21 @@ def simulate_sites(
         training, validation, test: scans per site; training scans get no labels.
         spacing: voxel size in mm.
         shape: voxels of the grid; by default the project's grid for this spacing.
-        seed: of everything random.
-        unseen: add the paediatric site with 7 training scans, which is to join after the federated phase.
+        seed: seed of everything random.
+        unseen: add the paediatric site with 7 training scans, which is meant to join after the federated phase.
         profiles: names of built-in profiles to simulate instead of the first `sites`.
-        processes: worker processes.
-        anatomies: folder of real label maps (`*_aseg.nii.gz`, FreeSurfer ids), one per person. Every subject is then one of these people, deformed a
-            little, and the atlas of a site is one more of them, imaged by the site's scanner. See `deal` for who goes where.
-        test_anatomies: those for testing only, by their number in the sorted list, such as "13-20"; by default the last 40 %.
+        processes: number of worker processes.
+        anatomies: folder of real label maps (`*_aseg.nii.gz`, FreeSurfer ids), one per person. Every subject is then one of these
+            people, deformed a little, and the atlas of a site is another of them, imaged by the site's scanner. `deal` decides
+            who goes where.
+        test_anatomies: label maps for testing only, by their numbers in the sorted list, such as "13-20"; by default the last
+            40 %.
         protocols: label protocol of each site in turn: `neuromorphometrics` (by default) or `freesurfer-like`; with
-            `anatomies` `freesurfer` (by default) or `neuromorphometrics-like`.
+            `anatomies`, `freesurfer` (by default) or `neuromorphometrics-like`.
 
     Raises:
         UserError: a count, the grid or the name of a profile or protocol is wrong, `out` holds sites made from other arguments, the
-            template packages are not installed, the label maps are too few or not readable, or the disk is full.
+            template packages are not installed, the label maps are too few or cannot be read, or the disk is full.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -151,7 +153,7 @@ def simulate_sites(
 
 
 def _by_site(given: Sequence[str] | str | None, known: Mapping[str, object], sites: int) -> list[str]:
-    """Return the protocol of each site: the given ones in turn, or the first of those that there are."""
+    """Return the protocol of each site: the given ones in turn, or by default the first known one."""
     names = [given] if isinstance(given, str) else list(given or list(known)[:1])
     for name in names:
         check_choice("protocols", name, known)
@@ -168,7 +170,7 @@ def _semi_real(
     seed: int,
     processes: int,
 ) -> list[Path]:
-    """Write sites of real anatomies; arguments as of `simulate_sites`."""
+    """Write sites with real anatomies; see `simulate_sites` for the arguments."""
     borders = _by_site(protocols, PROTOCOLS, len(hospitals))
     affine = grid_affine(spacing, shape)
     people = deal(*files, {member.name: counts for member, counts in hospitals}, seed)
@@ -190,7 +192,7 @@ def _semi_real(
         distinct = len({file for dealt in people.values() for file in dealt[section]})
         if distinct < total:
             say(f"{section}: {distinct} people for {total} scans; who returns has another deformation and scanner")
-    jobs.sort(key=lambda job: job[-2:])  # a label map is read once for all of its scans
+    jobs.sort(key=lambda job: job[-2:])  # so that a label map is read once for all of its scans
     _make(jobs, processes)
     for folder in {job[0] for job in jobs}:
         _ensure_structures(folder / atlas["label"])
@@ -227,12 +229,13 @@ def simulate_labelled(
     seed: int = 0,
     processes: int = 2,
 ) -> Path:
-    """Write one folder of *labelled* training scans, each of a hospital of its own (`random_profile`), and return it.
+    """Write one folder of *labelled* training scans, each from a hospital of its own (`random_profile`), and return it.
 
-    For training that is to ship: sites have no such labels. Deterministic and resumable as `simulate_sites` is.
+    They serve to train the weights that ship with the bundles; sites have no such labels. The function is deterministic and
+    resumable, like `simulate_sites`.
 
     Raises:
-        UserError: as `simulate_sites`.
+        UserError: see `simulate_sites`.
     """
     for key, value in (("subjects", subjects), ("processes", processes)):
         check_whole_number(key, value)
@@ -283,7 +286,7 @@ def _hospitals(sites: int, names: Sequence[str] | None, seed: int, unseen: bool)
 
 
 def _claim(folder: Path, record: dict) -> None:
-    """Keep scans of different arguments apart: a folder belongs to the arguments that it was begun with."""
+    """Keep scans made from different arguments apart: a folder belongs to the arguments that it was begun with."""
     claim_folder(folder, RECORD, record, "choose another folder, or remove this one", "a simulation")
 
 

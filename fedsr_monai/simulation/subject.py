@@ -28,7 +28,7 @@ from fedsr_monai.simulation.real_anatomy import read_anatomy
 from fedsr_monai.simulation.scanner import acquire
 from fedsr_monai.simulation.shape import Population, subject_points
 
-# On top of a real anatomy: the pose differs as in the drawn subjects, the shape by a mean of about 1.5 mm.
+# Deformation of a real anatomy: the pose varies as in the drawn subjects, the shape by about 1.5 mm on average.
 SMALL = Population(ventricle_sd=0.0, amplitude=0.3)
 
 
@@ -68,13 +68,13 @@ def simulate_subject(
     shape: Sequence[int],
     protocol: str = NEUROMORPHOMETRICS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Simulate one subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of
-    `grid_affine`.
+    """Simulate one subject of a site: image float32 [D, H, W] in [0, 1] and labels uint8 [D, H, W] on the grid of `grid_affine`.
 
-    The labels come from the same warp of the (low-passed) one-hot maps, by argmax. The image is not a warped template
-    but tissue means, another template's texture and the scanner's faults on those maps. `seed` is anything that
-    `numpy.random.SeedSequence` takes. Shape and look are drawn from separate streams, and the shape does not depend on
-    the grid: a subject stays itself under another scanner or resolution. The image does not depend on the protocol.
+    Both come from the same warp of the (low-passed) one-hot maps. The labels are their argmax. The image is not a warped
+    template: it is made from these maps with tissue means, another template's texture and the scanner's artefacts. `seed`
+    is anything that `numpy.random.SeedSequence` takes. Shape and appearance are drawn from separate streams, and the shape
+    does not depend on the grid, so that a subject stays the same under another scanner or resolution. The image does not
+    depend on the protocol.
 
     Raises:
         UserError: the grid cuts the brain, or the template packages are not installed.
@@ -84,7 +84,7 @@ def simulate_subject(
     anatomy, look = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     points = subject_points(anatomy, profile.population, affine, shape)
     voxels = transform(np.linalg.inv(templates.affine), points)
-    # most of the grid is air: only the voxels that hold some brain are looked up in the 14 maps
+    # most of the grid is air: only the voxels that hold some brain are looked up in the maps of the regions
     sigma = tuple(LOW_PASS * np.diag(affine)[:3])
     soft, near = soft_labels(sigma)
     inside = ndimage.map_coordinates(near, voxels, order=0, output=bool)
@@ -108,18 +108,18 @@ def image_anatomy(
     shape: Sequence[int],
     deform: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Simulate a scan of a real anatomy, deformed a little: image and labels as of `simulate_subject`.
+    """Simulate a scan of a real anatomy, deformed a little: image and labels as from `simulate_subject`.
 
     Args:
-        profile: whose scanner takes the image; the population is not used.
+        profile: the hospital whose scanner takes the image; its population is not used.
         path: label map of FreeSurfer ids.
-        protocol: whose borders the labels have; the image does not depend on it.
-        seed: of deformation and image, in separate streams.
+        protocol: label protocol whose borders the labels follow; the image does not depend on it.
+        seed: seed of deformation and image, which have separate streams.
         spacing, shape: the grid of `grid_affine`.
         deform: False leaves the anatomy as it is.
 
     Raises:
-        UserError: the grid cuts the brain, or the label map is not one.
+        UserError: the grid cuts the brain, or the label map cannot be used.
     """
     affine = grid_affine(spacing, shape)
     anatomy = read_anatomy(path, protocol)

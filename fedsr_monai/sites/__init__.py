@@ -1,1 +1,1 @@
-"""Site folders: the contract of `site.json`, checking, reading and writing; nothing that makes scans."""
+"""Site folders: the contract of `site.json`, checking, reading and writing; nothing here makes scans."""

@@ -1,4 +1,4 @@
-"""Every violation of the site folder's contract, found by opening every file."""
+"""Finding every violation of the site folder's contract, by opening every file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedsr_monai.spatial.nifti import numbers, read_volume
 
 AFFINE_TOLERANCE = 1e-3  # mm; headers keep float32
 RANGE_TOLERANCE = 1e-4
-COARSE = 1.25  # a brain on a coarse grid seems larger: voxels that it only touches count whole
+COARSE = 1.25  # a brain looks larger on a coarse grid, because voxels that it only touches count in full
 
 
 def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserError]:
@@ -32,7 +32,7 @@ def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserE
 
     Args:
         path: the site folder.
-        atlas_alone: open no volumes but those of the atlas, for what needs nothing else of the site.
+        atlas_alone: open only the volumes of the atlas, for callers that need nothing else from the site.
 
     Examples:
         >>> import fedsr_monai as fm
@@ -49,7 +49,7 @@ def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserE
     by_key = site_faults(root, spec)
     faults = list(by_key.values())
 
-    # What is declared wrongly cannot be compared with: its fault has been noted, the rest is still checked.
+    # A wrong declaration cannot be compared with: its fault has already been noted, and the rest is still checked.
     labels = {int(key): name for key, name in spec["labels"].items()} if "labels" not in by_key else None
     spacing = spec["spacing"] if "spacing" not in by_key else None
     shape = tuple(spec["shape"]) if "shape" not in by_key else None
@@ -88,16 +88,16 @@ def check_site(path: str | os.PathLike, atlas_alone: bool = False) -> list[UserE
 
 
 def ensure_fit(sites: Iterable[str | os.PathLike | Site], atlas_alone: bool = False) -> None:
-    """Refuse sites that violate the contract: what trains or measures calls this first.
+    """Refuse sites that violate the contract; everything that trains or evaluates calls this first.
 
-    A volume that was judged before in this process, and has not changed since, is not opened again.
+    A volume that was already judged in this process, and has not changed since then, is not opened again.
 
     Args:
-        sites: site folders, or sites that are loaded.
+        sites: site folders, or loaded sites.
         atlas_alone: see `check_site`.
 
     Raises:
-        UserErrors: naming every violation of every site.
+        UserErrors: a site violates the contract; the errors name every violation of every site.
     """
     roots = dict.fromkeys(site.root if isinstance(site, Site) else Path(site).absolute() for site in sites)
     faults = [fault for root in roots for fault in check_site(root, atlas_alone)]
@@ -107,9 +107,9 @@ def ensure_fit(sites: Iterable[str | os.PathLike | Site], atlas_alone: bool = Fa
 
 @dataclass(frozen=True)
 class _Judged:
-    """Hold what is judged of a volume: its grid, what is wrong with its voxels by themselves, and what to compare.
+    """Hold the findings on one volume: its grid, the faults of its voxels alone, and values to compare with the site.
 
-    `ids` are those of a sound label map, `digest` is that of the voxels of a sound image; else they are empty.
+    `ids` are those of a sound label map, `digest` is that of the voxels of a sound image; otherwise they are empty.
     """
 
     shape: tuple[int, ...]
@@ -122,7 +122,7 @@ class _Judged:
 
 @lru_cache(maxsize=1 << 16)
 def _read(file: Path, kind: str, size: int, changed: int) -> _Judged:
-    """Read a volume; `size` and the time of change tell a file from what it was before."""
+    """Read and judge a volume; `size` and `changed` are part of the cache key, so that a changed file is read again."""
     volume = read_volume(file)
     voxels = volume.voxels
     grid = voxels.shape, volume.affine, tuple(volume.header["pixdim"][1:4])
@@ -216,7 +216,7 @@ def _image_faults(file: Path, volume: np.ndarray, affine: np.ndarray) -> list[Us
 
 
 def _id_faults(file: Path, volume: np.ndarray) -> tuple[list[UserError], tuple[int, ...]]:
-    """Return what is wrong with the ids of a label map, whatever the site's labels are, or else the ids."""
+    """Return the faults of the ids of a label map, whatever the site's labels are, and the ids if there is no fault."""
     ids = np.unique(volume)
     fractions = ids[ids != np.round(ids)]
     if len(fractions):

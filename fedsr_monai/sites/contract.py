@@ -14,8 +14,8 @@ from fedsr_monai.files import read_json
 from fedsr_monai.spatial.grid import LEAST_VOXELS
 
 SECTIONS = ("training", "validation", "test")
-# With room for children, ventricles, generous masks, fields of view that cut, and the larger space of templates; heads
-# with their skull have 3 litres and more.
+# Limits with room for children, ventricles, generous masks, fields of view that cut the brain, and the larger space of
+# templates; heads with their skull have 3 litres and more.
 BRAIN_LITRES = (0.4, 2.8)
 
 
@@ -37,7 +37,7 @@ def read_spec(root: Path) -> dict[str, Any]:
 def site_faults(root: Path, spec: Mapping[str, Any]) -> dict[str, UserError]:
     """Return every violation of the contract in `site.json`, by key (`labels`, `training[0].image`).
 
-    Files are only looked for, not opened.
+    Files are only checked for existence, not opened.
     """
     faults: dict[str, UserError] = {}
 
@@ -78,7 +78,7 @@ def site_faults(root: Path, spec: Mapping[str, Any]) -> dict[str, UserError]:
 
 
 def entry_kinds(where: str) -> tuple[str, ...]:
-    """Return the keys that an entry of `site.json` may have, `where` being its own key (see `section_entries`)."""
+    """Return the keys that an entry of `site.json` may have; `where` is the entry's own key (see `section_entries`)."""
     return ("image", "label", "fine_label") if where == "atlas" else ("image", "label")
 
 
@@ -92,7 +92,7 @@ def section_entries(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _path_fault(root: Path, value: object) -> tuple[str, str, str] | None:
-    """Return found, expected and fix; None for a good path. Links are followed: a site may link to an archive."""
+    """Return found, expected and fix of a bad path; None for a good one. Links are followed: a site may link to an archive."""
     if not isinstance(value, str) or not value:
         return _short(value), "a path below the site folder", "write it as text"
     if os.path.isabs(value):
@@ -111,7 +111,7 @@ def _path_fault(root: Path, value: object) -> tuple[str, str, str] | None:
 def _is_label_table(value: object) -> bool:
     if not isinstance(value, dict) or not all(isinstance(name, str) and name for name in value.values()):
         return False
-    # channel k of the network is label k: gaps would leave channels without a meaning
+    # channel k of the network is label k, so gaps would leave channels without a meaning
     return set(value) == {str(k) for k in range(len(value))} and 2 <= len(value) <= 256
 
 

@@ -63,10 +63,10 @@ Sites = str | os.PathLike | Site | Sequence[str | os.PathLike | Site]
 
 
 def load_sites(sites: Sites) -> list[Site]:
-    """Return the sites that `sites` names: a folder, several with commas between, or a sequence of folders and sites.
+    """Return the sites that `sites` names: a folder, several separated by commas, or a sequence of folders and sites.
 
     Raises:
-        UserError: none is named, or a folder violates the contract.
+        UserError: no site is named, or a folder violates the contract.
     """
     if isinstance(sites, (str, os.PathLike)):
         sites = [part.strip() for part in os.fspath(sites).split(",") if part.strip()]
@@ -80,11 +80,11 @@ def load_sites(sites: Sites) -> list[Site]:
 def site_datalist(sites: Sites, section: str) -> list[dict[str, str]]:
     """Return the scans of one section as MONAI dictionaries.
 
-    Their keys are `image`, `name` ("<site>/<file stem>") and, where one exists, `label`. The lists of several sites
-    are joined (the pooled baseline).
+    Their keys are `image`, `name` ("<site>/<file stem>") and, if one exists, `label`. The lists of several sites are
+    joined (the pooled baseline).
 
     Args:
-        sites: as of `load_sites`.
+        sites: see `load_sites`.
         section: training, validation or test.
 
     Raises:
@@ -110,8 +110,7 @@ def load_atlas(sites: Sites) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def load_atlases(sites: Sites) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Read the atlases of several sites, by name (see `load_atlas`); nothing where there is one site, as it needs no
-    choice.
+    """Read the atlases of several sites, by site name (see `load_atlas`); empty for one site, which needs no choice.
 
     Raises:
         UserError: a folder violates the contract, or an atlas volume cannot be read.
@@ -121,10 +120,10 @@ def load_atlases(sites: Sites) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def load_fine_labels(sites: Sites) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Read the atlas labels of the sites that have them on finer voxels too (see `RandomAtlas`).
+    """Read the atlas labels of those sites that also have them on finer voxels (see `RandomAtlas`).
 
     Returns:
-        The labels on the site's grid and those on the finer one, both uint8 [1, D, H, W], of each such site.
+        For each such site, the labels on the site's grid and those on the finer one, both uint8 [1, D, H, W].
 
     Raises:
         UserError: a folder violates the contract, or an atlas volume cannot be read.

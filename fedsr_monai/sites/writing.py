@@ -29,21 +29,21 @@ def write_site(
     labels: Mapping[int, str] = LABELS,
     fine_label: np.ndarray | None = None,
 ) -> Path:
-    """Write the atlas and, last and atomically, `site.json`: a folder that has one is complete.
+    """Write the atlas and, last and atomically, `site.json`, so that a folder that has one is complete.
 
-    The scans themselves are written before, by `write_volume`.
+    The scans themselves must have been written before, with `write_volume`.
 
     Args:
         root: the site folder.
-        name: of the site.
+        name: name of the site.
         atlas_image: image [D, H, W] of the atlas, in [0, 1].
         atlas_label: its labels [D, H, W].
-        affine: [4, 4] of all volumes, voxel to millimetre, RAS+.
-        training: entries with the paths of `image` and, where one exists, `label`, relative to `root`.
-        validation: as `training`; the labels are needed.
-        test: as `validation`.
+        affine: affine [4, 4] of all volumes, voxel to millimetre, RAS+.
+        training: entries with the paths of `image` and, if one exists, `label`, relative to `root`.
+        validation: like `training`; the labels are required.
+        test: like `validation`.
         labels: names of the structures by label.
-        fine_label: the atlas' labels on voxels of a third of the size (see `fine_shape`), where they are known.
+        fine_label: the atlas' labels on voxels a third the size (see `fine_shape`), if they are known.
 
     Returns:
         The absolute path of `root`.

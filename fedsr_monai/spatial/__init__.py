@@ -1,1 +1,1 @@
-"""Voxel grids, resampling, displacement fields, warping and their files; nothing that knows a network or a site."""
+"""Voxel grids, resampling, displacement fields, warping and their files; nothing here knows about networks or sites."""

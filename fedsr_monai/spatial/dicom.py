@@ -1,7 +1,7 @@
-"""DICOM in: which series of a folder is the scan, and its voxels in space. Needs pydicom and ITK (the extra `dicom`).
+"""Reading DICOM: finding the series that is the scan, and its voxels in space. Needs pydicom and ITK (the extra `dicom`).
 
-Headers are read with pydicom, which names what is wrong with a series; voxels and geometry come from ITK's GDCM. Names of
-patients are neither kept nor shown.
+Headers are read with pydicom, so that errors can say what is wrong with a series; voxels and geometry come from ITK's GDCM.
+Names of patients are neither kept nor shown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedsr_monai.spatial.nifti import LARGEST_BYTES, Volume, check_size, read_vo
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAGIC = b"DICM"  # behind a preamble of 128 bytes
+MAGIC = b"DICM"  # after a preamble of 128 bytes
 MR_IMAGE, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality",
@@ -34,10 +34,10 @@ TAGS = [
 ]  # fmt: skip
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 T1 = re.compile(r"t1|mp2?[-_ ]?rage|spgr|bravo|3d[-_ ]?tfe|tfl3d", re.IGNORECASE)
-NO_SCAN = {"LOCALIZER", "MPR", "PROJECTION IMAGE", "MOSAIC"}  # in ImageType: not what the scanner measured as a volume
+NO_SCAN = {"LOCALIZER", "MPR", "PROJECTION IMAGE", "MOSAIC"}  # in ImageType: not a volume as the scanner measured it
 NO_IMAGES = {"SEG", "SR", "PR", "KO", "REG", "DOC", "RTSTRUCT"}
-AWAY = 0.1  # mm; how far a slice may be from where equal steps put it
-SAME_DIRECTION = 1e-4  # of the cosines, which are written with a few digits
+AWAY = 0.1  # mm; how far a slice may be from its position at equal steps
+SAME_DIRECTION = 1e-4  # tolerance of the direction cosines, which are written with few digits
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Series:
     """One series of a folder.
 
     Attributes:
-        folder: that it was found in.
+        folder: folder that it was found in.
         uid: its SeriesInstanceUID.
-        headers: of its images, without voxels; from `read_headers`.
+        headers: headers of its images, without voxels; from `read_header`.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Series:
 
     @property
     def number(self) -> str:
-        """Return the number of the series in its study, "" where it has none."""
+        """Return the number of the series in its study, or "" if it has none."""
         return _text(self.headers[0], "SeriesNumber")
 
     @property
@@ -70,10 +70,10 @@ class Series:
 
 
 def require_dicom(seg: bool = False) -> None:
-    """Check that what reads DICOM is installed, and with `seg` what writes DICOM SEG.
+    """Check that the packages that read DICOM are installed and, with `seg`, the one that writes DICOM SEG.
 
     Raises:
-        UserError: it is not.
+        UserError: a package is not installed.
     """
     for package in ("pydicom", "SimpleITK", *(["highdicom"] if seg else [])):
         if importlib.util.find_spec(package) is None:
@@ -82,7 +82,7 @@ def require_dicom(seg: bool = False) -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM by its first bytes; a pipe or a device, which would keep its reader waiting, is none."""
+    """Return whether a file is DICOM, judging by its first bytes; a pipe or a device, which could block the reader, is not."""
     if not path.is_file():
         return False
     try:
@@ -94,13 +94,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def find_studies(folder: str | os.PathLike) -> list[Path]:
-    """Return the folders that each hold one DICOM study, in order; none where there is no DICOM file.
+    """Return the folders that each hold one DICOM study, in order; an empty list if there is no DICOM file.
 
-    That is `folder` itself if images lie in it, or if all images below it are of one study (an export with a folder for
-    each series); else what its folders hold.
+    This is `folder` itself if images lie in it, or if all images below it are of one study (an export with a folder for
+    each series); otherwise, the studies of its subfolders.
     """
     root = Path(folder)
-    studies: dict[Path, str] = {}  # of the first image in each folder
+    studies: dict[Path, str] = {}  # the study of the first image in each folder
     for file in files_below(root):
         if file.parent not in studies and file.name != "DICOMDIR" and is_dicom(file) and (study := _study(file)):
             studies[file.parent] = study
@@ -111,7 +111,7 @@ def find_studies(folder: str | os.PathLike) -> list[Path]:
 
 
 def _study(file: Path) -> str | None:
-    """Return the study of an image, or its folder if the header cannot be read; None for what is no image (reports, SEG)."""
+    """Return the study of an image, or its folder if the header lacks it or is damaged; None for other objects (reports, SEG)."""
     try:
         header = read_header(file)
     except UserError:
@@ -120,7 +120,7 @@ def _study(file: Path) -> str | None:
 
 
 def read_header(file: Path) -> Dataset:
-    """Return the header of a DICOM file: the elements that a series is judged by.
+    """Return the header of a DICOM file, with the elements by which a series is judged.
 
     Raises:
         UserError: pydicom is not installed, or the file is damaged.
@@ -141,11 +141,12 @@ def read_header(file: Path) -> Dataset:
 def find_series(folder: str | os.PathLike, wanted: str | None = None) -> Series:
     """Return the series of a folder that is the T1 scan; its images are in the order of their slices.
 
-    A single MR series is taken, whatever it is called. Of several that one is taken whose description or protocol names a
-    T1 sequence and which is neither a localiser nor a reformation; if there is not exactly one, `wanted` has to say which.
+    A single MR series is taken, whatever it is called. If there are several, the one is taken whose description or protocol
+    names a T1 sequence and which is neither a localiser nor a reformatted series; if that is not exactly one, `wanted` has
+    to say which.
 
     Args:
-        folder: searched with all folders below it.
+        folder: folder that is searched, with all its subfolders.
         wanted: UID or number of the series.
 
     Raises:
@@ -159,7 +160,7 @@ def find_series(folder: str | os.PathLike, wanted: str | None = None) -> Series:
             if lacking := [key for key in ("SOPClassUID", "SeriesInstanceUID") if not _text(header, key)]:
                 raise UserError(file, f"no {lacking[0]}", "a complete DICOM file", "export the series again")
             images = groups.setdefault(_text(header, "SeriesInstanceUID"), {})
-            images.setdefault(_text(header, "SOPInstanceUID") or str(file), header)  # a copy of an image is no other
+            images.setdefault(_text(header, "SOPInstanceUID") or str(file), header)  # copies of an image count once
     every = [Series(folder, uid, list(images.values())) for uid, images in groups.items()]
     every.sort(key=lambda one: (int(one.number) if one.number.lstrip("-").isdigit() else 0, one.uid))
     return check_series(_choose(folder, every, wanted))
@@ -199,8 +200,8 @@ def check_series(series: Series) -> Series:
     """Return a series with its images in the order of their slices, along the normal of the first.
 
     Raises:
-        UserError: they are not the slices of one volume: multi-frame, colour, of several sizes or orientations, several at
-            one position, a slice is missing, the slices are sheared, or the distances between them differ.
+        UserError: the images are not the slices of one volume: they are multi-frame or colour, differ in size or orientation,
+            share a position, lack a slice, are sheared, or are not equally spaced.
     """
     where, headers = f"{series.folder}: {series}", series.headers
     kinds = {_text(header, "SOPClassUID") for header in headers}
@@ -243,10 +244,10 @@ def _several(where: str, count: int, what: str) -> None:
 
 
 def _in_order(where: str, headers: list[Dataset], orientation: np.ndarray) -> list[Dataset]:
-    """Return the headers of parallel slices along their normal.
+    """Return the headers of parallel slices, sorted along their normal.
 
     Raises:
-        UserError: their positions are not those of a volume.
+        UserError: the positions are not those of a volume.
     """
     normal = np.cross(orientation[:3], orientation[3:])
     positions = np.array([_values(header, "ImagePositionPatient") for header in headers], dtype=float)
@@ -280,12 +281,12 @@ def _in_order(where: str, headers: list[Dataset], orientation: np.ndarray) -> li
 
 
 def read_series(folder: str | os.PathLike, wanted: str | None = None) -> Volume:
-    """Read the T1 scan of a folder of DICOM files, float32, rescaled as each image says; see `find_series`.
+    """Read the T1 scan of a folder of DICOM files as float32, rescaled as each image says; see `find_series`.
 
     Axes 0, 1 and 2 are columns, rows and slices.
 
     Raises:
-        UserError: see `find_series`, or the images cannot be decoded or are not complete.
+        UserError: see `find_series`; or the images cannot be decoded or are not complete.
     """
     series = find_series(folder, wanted)
     where, header = f"{series.folder}: {series}", series.headers[0]

@@ -1,8 +1,8 @@
-"""Where a scan is in space: the two forms of a NIfTI header, and what programs make of them.
+"""Where a scan is in space: the two forms of a NIfTI header, and how programs interpret them.
 
-A header holds two maps from voxels to millimetres, each with a code that is 0 where the form is not set: the *sform*,
-any affine map, and the *qform*, a rotation, a shift and the voxel sizes in `pixdim`. This package reads the sform if
-its code is above 0, else the qform, as nibabel, FSL, SPM and FreeSurfer do. ITK (ANTs, 3D Slicer) has another rule: see
+A header holds two maps from voxels to millimetres, each with a code that is 0 if the form is not set: the *sform*, any
+affine map, and the *qform*, a rotation, a shift and the voxel sizes in `pixdim`. This package reads the sform if its
+code is above 0, else the qform, as nibabel, FSL, SPM and FreeSurfer do. ITK (ANTs, 3D Slicer) has a different rule; see
 `itk_affine`.
 """
 
@@ -37,7 +37,7 @@ def header_of(affine: np.ndarray, codes: tuple[int, int] = (1, 1)) -> nib.Nifti1
 
 
 def copy_forms(source: nib.Nifti1Header, target: nib.Nifti1Header) -> None:
-    """Give `target` both forms of `source` with their codes, bit by bit; both in millimetres."""
+    """Copy both forms of `source` and their codes to `target`, bit for bit; both headers are in millimetres."""
     for field in FORM_FIELDS:
         if field == "pixdim":
             target[field][:4] = source[field][:4]
@@ -47,17 +47,17 @@ def copy_forms(source: nib.Nifti1Header, target: nib.Nifti1Header) -> None:
 
 
 def forms_to_meta(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
-    """Return the numbers of a header, among them both forms and codes, as meta data for `header_from_meta`."""
+    """Return the numbers of a header, including both forms and codes, as meta data for `header_from_meta`."""
     return {key: value.copy() for key, value in dict(header).items() if value.dtype.kind in "iuf"}
 
 
 def header_from_meta(meta: Mapping[str, Any], affine: np.ndarray) -> nib.Nifti1Header:
-    """Return the header of the scan that meta data come from, or one made of `affine` where that is another.
+    """Return the header of the scan that the meta data come from, or one made from `affine` if the two do not match.
 
     Args:
-        meta: from `forms_to_meta`; without them both forms are made of the affine.
-        affine: [4, 4] of the volume that is to be written. A volume that was moved to another grid no longer has the
-            scan's forms.
+        meta: from `forms_to_meta`; without these entries, both forms are made from the affine.
+        affine: affine [4, 4] of the volume to be written. A volume that was moved to another grid no longer has the scan's
+            forms.
     """
     if all(field in meta for field in FORM_FIELDS):
         header = header_of(np.eye(4))
@@ -72,8 +72,9 @@ def itk_affine(header: nib.Nifti1Header) -> np.ndarray | None:
     """Return the affine [4, 4] (RAS+, millimetres) that ITK 5 reads; None if it refuses the file.
 
     Directions and origin are those of the sform if its columns are orthogonal and either its code is 1 (scanner) or the
-    qform has none; else those of the qform. Voxel sizes always come from `pixdim`. (`SetImageIOOrientationFromNIfTI` of
-    ITK's itkNiftiImageIO.cxx; where both forms are the same to 1e-4 it takes the sform, which is no difference here.)
+    qform has no code; otherwise they are those of the qform. Voxel sizes always come from `pixdim`. (See
+    `SetImageIOOrientationFromNIfTI` in ITK's itkNiftiImageIO.cxx. If both forms are the same to 1e-4 it takes the sform,
+    which makes no difference here.)
     """
     matrix = header.get_sform() if header["sform_code"] > 0 else None
     if matrix is not None:
@@ -91,13 +92,13 @@ def itk_affine(header: nib.Nifti1Header) -> np.ndarray | None:
 
 
 def largest_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return how many millimetres a voxel of a volume is moved at most when one affine is read as another."""
+    """Return by how many millimetres a voxel of a volume moves at most if one affine is replaced by another."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], dtype=float)
     return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def form_conflict(header: nib.Nifti1Header, shape: Sequence[int]) -> str | None:
-    """Return a warning about a volume that some programs see more than 0.1 mm elsewhere; None if all agree."""
+    """Return a warning about a volume that some programs place more than 0.1 mm elsewhere; None if all agree."""
     affine, theirs = header.get_best_affine(), itk_affine(header)
     both = header["sform_code"] > 0 and header["qform_code"] > 0
     apart = largest_distance(affine, header.get_qform(), shape) if both else 0.0

@@ -1,4 +1,4 @@
-"""Volume files: one reader of NIfTI and FreeSurfer's .mgz; one writer, the same bytes for the same array."""
+"""Volume files: one reader of NIfTI and FreeSurfer's .mgz, and one writer, which gives the same bytes for the same array."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fedsr_monai.spatial.header import copy_forms, form_conflict, header_of
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 VOXEL_MM = (0.05, 20.0)  # side of a voxel
 LARGEST_MM = 1000.0  # side of the volume
-LARGEST_BYTES = 1 << 31  # of the voxels: 500 million float32, more than 0.35 mm over a whole head
-LARGEST_EXTRAS = 1 << 25  # header extensions and whatever follows the voxels
-MILLIMETRES = {1: 1000.0, 3: 0.001}  # by NIfTI's code of a unit of space: metre and micrometre
+LARGEST_BYTES = 1 << 31  # of the voxels: 500 million float32, more than a whole head at 0.35 mm
+LARGEST_EXTRAS = 1 << 25  # bytes of header extensions, and of whatever follows the voxels
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # millimetres per unit, by NIfTI's code of the unit of space: metre and micrometre
 
 Header = nib.Nifti1Header | nib.Nifti2Header | nib.freesurfer.mghformat.MGHHeader
 
@@ -42,8 +42,8 @@ class Volume:
     Attributes:
         voxels: [D, H, W], whole numbers or floats, scaled as the header says.
         affine: [4, 4], voxel to millimetre, RAS+: the sform if its code is above 0, else the qform.
-        header: both forms in millimetres with their codes (see `spatial.header`), for what is written in this space; by
-            default made of the affine.
+        header: both forms in millimetres with their codes (see `spatial.header`), for files that are written in the same
+            space; by default made from the affine.
     """
 
     voxels: np.ndarray
@@ -64,15 +64,15 @@ def read_volume(path: str | os.PathLike) -> Volume:
     """Read a volume: NIfTI-1 or -2 (.nii, .nii.gz) or FreeSurfer (.mgz, .mgh).
 
     The affine is the one that nibabel gives, in millimetres whatever the unit of the file. Axes of length 1 after the
-    third are dropped. The header is judged before a voxel is decompressed, and no more is decompressed than it
-    promises; then the whole file is, so that a cut or damaged stream is found even behind the last voxel. A header
-    whose two forms are more than 0.1 mm apart is read by its sform, and a warning is logged, once per file (see
-    `form_conflict`).
+    third are dropped. The header is judged before any voxel is decompressed. Then no more is decompressed than the header
+    promises, plus a limited number of bytes after the voxels, so that a truncated or damaged stream is found even after the
+    last voxel. A header whose two forms are more than 0.1 mm apart is read by its sform, and a warning is logged, once per
+    file (see `form_conflict`).
 
     Raises:
-        UserError: the file cannot be read, is damaged, is not one 3-D volume of finite numbers, or its name says other
-            than what it holds; its orientation is unknown; a form is singular or not finite; its voxels or its size
-            are beyond those of a head scanned in any way.
+        UserError: the file cannot be read, is damaged, is not one 3-D volume of finite numbers, or its suffix does not match
+            its content; its orientation is unknown; a form is singular or not finite; its voxels or its size cannot be those
+            of a scanned head.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -152,7 +152,7 @@ def _open(file: Path) -> Iterator[BinaryIO]:
 
 
 def _read(file: Path, stream: BinaryIO, count: int) -> bytes:
-    """Read `count` bytes, or all that there are if they are fewer."""
+    """Read `count` bytes, or all that are left if there are fewer."""
     try:
         return stream.read(count)
     except (EOFError, zlib.error, OSError) as error:
@@ -160,7 +160,7 @@ def _read(file: Path, stream: BinaryIO, count: int) -> bytes:
 
 
 def _read_header(file: Path, stream: BinaryIO) -> tuple[bytes, Header]:
-    """Return the first bytes of a file and the header that they hold."""
+    """Return the first bytes of a file and the header in them."""
     mgh = file.suffix in (".mgz", ".mgh")
     start = _read(file, stream, 284 if mgh else 540)
     kind: type[Header]
@@ -179,7 +179,7 @@ def _read_header(file: Path, stream: BinaryIO) -> tuple[bytes, Header]:
 
 @contextmanager
 def _damage_named(file: Path) -> Iterator[None]:
-    """Turn what nibabel raises for a damaged header, a dozen types, into a line that names the file."""
+    """Turn the many types of exception that nibabel raises for a damaged header into an error that names the file."""
     try:
         yield
     except UserError:
@@ -190,10 +190,10 @@ def _damage_named(file: Path) -> Iterator[None]:
 
 
 def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...], nib.Nifti1Header, np.ndarray]:
-    """Return shape, forms and affine of a header that can be those of a head.
+    """Return shape, forms and affine from a header, if they can be those of a head.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot be.
     """
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1 or min(shape[:3]) < 2:
@@ -207,15 +207,15 @@ def _geometry(file: Path, header: Header, start: bytes) -> tuple[tuple[int, ...]
 
 
 def check_size(where: object, sides: Iterable[float], shape: Sequence[int]) -> None:
-    """Refuse voxels and volumes that are beyond those of a head scanned in any way.
+    """Refuse voxels and volumes whose size cannot be that of a scanned head.
 
     Args:
         where: the file, for the message.
-        sides: of a voxel, in mm, 3 of them.
-        shape: of the volume.
+        sides: the three sides of a voxel in mm.
+        shape: shape of the volume.
 
     Raises:
-        UserError: they are.
+        UserError: the size of the voxels or of the volume is out of range.
     """
     sides = np.array([*sides], dtype=float)
     if not VOXEL_MM[0] <= min(sides) <= max(sides) <= VOXEL_MM[1]:
@@ -230,7 +230,7 @@ def check_size(where: object, sides: Iterable[float], shape: Sequence[int]) -> N
 
 
 def _nifti_forms(file: Path, header: nib.Nifti1Header, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
-    # nibabel replaces sizes of 0 by 1 when it reads a header, and those below 0 by their absolute value; other programs
+    # When nibabel reads a header, it replaces sizes of 0 by 1, and those below 0 by their absolute value; other programs
     # do not.
     sizes = type(header)(start[: header.template_dtype.itemsize], check=False)["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and min(sizes) > 0):
@@ -259,7 +259,7 @@ def _nifti_forms(file: Path, header: nib.Nifti1Header, start: bytes) -> tuple[ni
 
 
 def _mgh_forms(file: Path, header: MGHHeader, start: bytes) -> tuple[nib.Nifti1Header, np.ndarray]:
-    if int.from_bytes(start[28:30], "big", signed=True) <= 0:  # nibabel replaces what is missing
+    if int.from_bytes(start[28:30], "big", signed=True) <= 0:  # nibabel would use a default orientation
         fix = "convert it again from DICOM"
         raise UserError(file, "an unknown orientation (goodRASFlag 0)", "a header with the orientation", fix)
     affine = _checked(file, "header", header.get_affine(), 1.0)
@@ -270,7 +270,7 @@ def _checked(file: Path, name: str, form: np.ndarray, scale: float) -> np.ndarra
     """Return a form [4, 4] in millimetres.
 
     Raises:
-        UserError: it is singular or not finite.
+        UserError: the form is singular or not finite.
     """
     form = np.array(form, dtype=float)
     form[:3] *= scale
@@ -282,10 +282,10 @@ def _checked(file: Path, name: str, form: np.ndarray, scale: float) -> np.ndarra
 
 
 def _size_in_bytes(file: Path, header: Header) -> int:
-    """Return how many bytes the header promises, itself and the voxels.
+    """Return how many bytes the header promises, for itself and the voxels.
 
     Raises:
-        UserError: they are more than a head needs, or the voxels are not numbers.
+        UserError: there are more than a head needs, or the voxels are not numbers.
     """
     dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
     if dtype.kind not in "iuf":
@@ -302,21 +302,21 @@ def _size_in_bytes(file: Path, header: Header) -> int:
 
 
 def write_nifti(path: str | os.PathLike, image: nib.Nifti1Image, repeats: bool = True) -> None:
-    """Write a .nii.gz in one step, gzip without a time stamp.
+    """Write a .nii.gz in one step, gzip-compressed without a time stamp.
 
     Args:
         path: the file.
-        image: what is written.
-        repeats: the same bytes on every machine, and small files where sequences repeat. A deformation at 1 mm, 120 MB of floating-point
-            numbers without a pattern, takes zlib longer than all else that is written for a scan: ISA-L packs it in a quarter
-            of the time of zlib's fastest way, and smaller.
+        image: the image to write.
+        repeats: True gives the same bytes on every machine, and small files if sequences repeat. False is for a deformation
+            at 1 mm: zlib takes longer for its 120 MB of floating-point numbers without a pattern than for all other files of
+            a scan, whereas ISA-L packs them in a quarter of the time of zlib's fastest level, and smaller.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     kind, level = (gzip.GzipFile, 4) if repeats else (igzip.IGzipFile, 1)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        # Packed as it is written: the bytes of a deformation, beside its array, would take as much memory again, twice.
+        # Compressed as it is written: the bytes of a deformation would take up the memory of its array twice more.
         with kind(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0) as packed:
             image.to_stream(packed)
 
@@ -338,5 +338,5 @@ def write_volume(path: str | os.PathLike, volume: np.ndarray, affine: np.ndarray
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Return numbers as text, "(2, 2, 2.5)"."""
+    """Return numbers as text, such as "(2, 2, 2.5)"."""
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"

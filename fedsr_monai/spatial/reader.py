@@ -19,8 +19,8 @@ from fedsr_monai.spatial.dicom import read_volume_or_series
 from fedsr_monai.spatial.header import forms_to_meta
 from fedsr_monai.spatial.nifti import SUFFIXES
 
-# Where pydicom is installed and nvImageCodec is not, every `LoadImage` says twice, whatever its own reader, that DICOM files will not be decoded
-# on the GPU. Nothing here decodes them there.
+# If pydicom is installed and nvImageCodec is not, every `LoadImage`, whatever its own reader, warns twice that DICOM files will not be
+# decoded on the GPU. Nothing here decodes them there.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
@@ -28,11 +28,11 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 class VolumeReader(ImageReader):
     """Let `LoadImage` and `LoadImaged` read one volume as `read_volume` does, or the DICOM series of a folder (`read_series`).
 
-    MONAI's own reader replaces the sform by the qform, whether that is set or not, where `pixdim` and the sform's voxel
+    MONAI's own reader replaces the sform by the qform, whether or not the qform is set, if `pixdim` and the sform's voxel
     sizes differ by more than 1e-5.
 
     The meta data are those of MONAI's `NibabelReader`: `affine`, `original_affine`, `spatial_shape`, `space` and the
-    numbers of the header, among them both forms with their codes, here always in millimetres.
+    numbers of the header, including both forms with their codes, here always in millimetres.
 
     Example::
 
@@ -43,9 +43,9 @@ class VolumeReader(ImageReader):
         return all(str(name).endswith(SUFFIXES) or os.path.isdir(name) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Sequence[PathLike]:
-        """Return the paths; `get_data` reads.
+        """Return the paths; `get_data` does the reading.
 
-        What `read` raises makes `LoadImage` try its other readers, and they would take what this one refuses.
+        If `read` raised an error, `LoadImage` would try its other readers, and they would accept files that this one refuses.
         """
         return ensure_tuple(data)
 
@@ -53,10 +53,10 @@ class VolumeReader(ImageReader):
         """Return the voxels [D, H, W] of the volume and their meta data.
 
         Args:
-            img: its path, from `read`.
+            img: path of the volume, from `read`.
 
         Raises:
-            UserError: there are several, or see `read_volume`.
+            UserError: there are several paths; or see `read_volume`.
         """
         if len(img) != 1:
             raise UserError(

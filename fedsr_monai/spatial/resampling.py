@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from fedsr_monai.spatial import warping
 
-MIXED = 255  # not one label
-LEAST = 1e-6  # fraction of a label that other evidence may still overrule
-# From N positions (three tensors [N], in voxels of the volume), and the grid's voxels that they are (a box, and which of it), to one
-# logarithm of a likelihood per label and position, [K, N].
+MIXED = 255  # not a single label
+LEAST = 1e-6  # least fraction of a label, so that other evidence can still overrule it
+# A function from N positions (three tensors [N], in voxels of the volume) and the grid's voxels there (a box, and a mask of voxels
+# in it) to log likelihoods, one per label and position, [K, N].
 Evidence = Callable[[Sequence[torch.Tensor], tuple[slice, ...], torch.Tensor], torch.Tensor]
-SLAB = 1 << 20  # voxels sampled at a time: the coordinates and 14 channels of so many take 70 MB
+SLAB = 1 << 20  # voxels sampled at a time: their coordinates and 14 channels take 70 MB
 
 
 def voxel_map(affine: np.ndarray, grid_affine: np.ndarray) -> np.ndarray:
-    """Return the matrix [4, 4] from voxel indices of a grid to those of a volume, from both affines."""
+    """Return the matrix [4, 4] from voxel indices of a grid to those of a volume, given both affines."""
     return np.linalg.inv(np.asarray(affine, dtype=float)) @ np.asarray(grid_affine, dtype=float)
 
 
@@ -32,11 +32,11 @@ def is_identity(matrix: np.ndarray, shape: Sequence[int], grid_shape: Sequence[i
 
 
 def low_pass(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Smooth a volume [D, H, W] that is going to be sampled at `matrix`, against aliasing.
+    """Smooth a volume [D, H, W] that is going to be sampled at `matrix`, to avoid aliasing.
 
-    Along each axis a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
-    at half maximum: the voxel). That is the 0.425 r of the atlas for large r, and nothing where the grid is not
-    coarser.
+    Along each axis, a voxel of the grid spans r voxels of the volume; sigma is 0.425 sqrt(r^2 - 1) of them (full width
+    at half maximum: the voxel). For large r this is the 0.425 r of the atlas; if the grid is not coarser, nothing is
+    smoothed.
     """
     ratio = np.linalg.norm(matrix[:3, :3], axis=1)
     sigma = 0.425 * np.sqrt(np.maximum(ratio**2 - 1, 0))
@@ -55,14 +55,14 @@ def sample(
 ) -> torch.Tensor:
     """Interpolate a volume [C, D, H, W] linearly at `matrix` times the indices of a grid of `shape`; [C', *shape].
 
-    `finish` is applied to slabs [C, d, h, w] of the result as they come, so that many channels at a fine grid (14 times
-    a scan of 1 mm: a gigabyte) need never exist at once.
+    `finish` is applied to each slab [C, d, h, w] of the result as it is made, so that many channels on a fine grid (14
+    times a scan of 1 mm: a gigabyte) never exist at once.
 
     Args:
         volume: float tensor.
         matrix: from `voxel_map`.
-        shape: of the result.
-        finish: from sampled values to what is kept.
+        shape: shape of the result.
+        finish: turns sampled values into those that are kept.
         padding_mode: outside the volume, "zeros" or "border".
         shift: displacement [3, *shape], added to the positions in voxels of the volume.
     """
@@ -96,9 +96,9 @@ def _interpolated(volume: torch.Tensor, positions: Sequence[torch.Tensor], paddi
 
 
 def most_likely(fractions: torch.Tensor) -> torch.Tensor:
-    """Return the label of the largest fraction (or logit) of [K, ...]: `fractions.argmax(dim=0, keepdim=True)`, uint8.
+    """Return the label of the largest fraction (or logit) in [K, ...]: `fractions.argmax(dim=0, keepdim=True)`, uint8.
 
-    `max` finds it in a third of the time that `argmax` takes along the first axis on a CPU.
+    On a CPU, `max` finds it along the first axis in a third of the time that `argmax` takes.
     """
     return fractions.max(dim=0, keepdim=True).indices.to(torch.uint8)
 
@@ -106,7 +106,8 @@ def most_likely(fractions: torch.Tensor) -> torch.Tensor:
 def one_hot_at(label: torch.Tensor, positions: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
     """Return the one-hot map of a label map [D, H, W], interpolated linearly at positions in its voxels: float32 [classes, N].
 
-    The map itself (14 times the labels in float32: 280 MB for a brain at 1 mm) is never made. Outside the volume all are 0.
+    The map itself (14 times the labels in float32: 280 MB for a brain at 1 mm) is never made. Outside the volume, all values
+    are 0.
 
     Args:
         label: ids, uint8.
@@ -139,16 +140,16 @@ def sample_labels(
 ) -> torch.Tensor:
     """Return the most likely label at `matrix` times the indices of a grid, uint8 [1, *shape]: `most_likely(sample(...))`.
 
-    The fractions are interpolated, not the labels, so that borders come out smooth. Where all eight voxels around a
-    position have the same label, it wins whatever the weights: only what is left (borders) is interpolated.
+    The fractions are interpolated, not the labels, so that borders come out smooth. If all eight voxels around a position
+    have the same label, it wins whatever the weights are, so only the remaining positions (borders) are interpolated.
 
     Args:
-        fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background, and what is
-            outside the volume belongs to it. None for those of `labels`, which are 1.
-        matrix, shape, shift: as of `sample`.
-        labels: the most likely label at the voxels of the volume, uint8 [D, H, W], where it is known; `MIXED` for voxels
-            around which the fractions are to be looked at in any case.
-        evidence: what else speaks for the labels at the borders, added to the logarithms of their fractions.
+        fractions: probabilities of the labels [K, D, H, W], which sum to one. Channel 0 is the background, which includes
+            everything outside the volume. None for the one-hot map of `labels`.
+        matrix, shape, shift: see `sample`.
+        labels: the most likely label at the voxels of the volume, uint8 [D, H, W], if it is known; `MIXED` for voxels around
+            which the fractions are interpolated in any case.
+        evidence: further evidence for the labels at the borders, added to the logarithms of their fractions.
     """
     if labels is None:
         assert fractions is not None
@@ -167,7 +168,7 @@ def sample_labels(
     for positions in _positions(shifted, tuple(stop - start), moved, labels.device):
         index = torch.zeros(positions[0].shape, dtype=torch.long, device=labels.device)
         for position, size in zip(positions, cells.shape):
-            # A position that is no number is background, as is one outside; the cells at the rim are outside.
+            # A position that is not a number is background, like one outside; the cells at the rim are outside.
             cell = position.nan_to_num(-1.0).add(2).clamp_(0, size - 1).long()
             index = index.mul_(size).add_(cell)
         part = cells.view(-1)[index]
@@ -192,7 +193,7 @@ def sample_labels(
 def _uniform_cells(labels: torch.Tensor) -> torch.Tensor:
     """Return the label of each cell between eight voxels of [D, H, W], `MIXED` where they differ: uint8 [D + 3, H + 3, W + 3].
 
-    Cell i + 2 is that between voxels i and i + 1; around the volume lie two layers of background.
+    Cell i + 2 is the one between voxels i and i + 1; the volume is surrounded by two layers of background.
     """
     low = high = F.pad(labels[None, None], [2] * 6)[0, 0]
     for axis in range(3):
@@ -205,7 +206,7 @@ def _uniform_cells(labels: torch.Tensor) -> torch.Tensor:
 def box_on_grid(
     mask: torch.Tensor, matrix: np.ndarray, shape: Sequence[int], margin: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the box of a grid, first and past-the-last index, that holds a mask [D, H, W] of a volume and `margin` of its voxels around it."""
+    """Return the box of a grid (first and past-the-last index) that holds a volume's mask [D, H, W] and `margin` voxels around it."""
     extent = [torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     if not all(len(indices) for indices in extent):
         return np.zeros(3, int), np.zeros(3, int)
@@ -218,13 +219,13 @@ def box_on_grid(
 def resample_image(
     volume: torch.Tensor, matrix: np.ndarray, shape: Sequence[int], resolution: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Resample a volume [C, D, H, W] to another grid: low-passed where that is coarser, linear, 0 outside; float32.
+    """Resample a volume [C, D, H, W] to another grid: low-passed if the grid is coarser, linear, 0 outside; float32.
 
     Args:
-        volume: any type.
+        volume: tensor of any type.
         matrix: from `voxel_map`, grid to volume.
-        shape: of the grid.
-        resolution: like `matrix`, of the grid whose voxels set the low-pass; by default the grid itself.
+        shape: shape of the grid.
+        resolution: like `matrix`, but of the grid whose voxels set the low-pass; by default the grid itself.
     """
     volume = volume.float()
     if resolution is None and is_identity(matrix, volume.shape[1:], shape):
@@ -235,16 +236,16 @@ def resample_image(
 
 
 def nearest_labels(label: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the label [D, H, W] that is nearest to each voxel of a finer grid; arguments as of `resample_labels`."""
+    """Return the nearest label to each voxel of a finer grid, [D, H, W]; `matrix` and `shape` as for `resample_labels`."""
     return ndimage.affine_transform(label, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape), order=0)
 
 
 def resample_labels(label: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
     """Resample a label map [1, D, H, W] to another grid.
 
-    The result is the label whose one-hot map, resampled as an image, is the largest.
+    Each voxel gets the label whose one-hot map, resampled as an image, is the largest there.
 
-    The nearest voxel's label, the usual way, roughens every border by half a voxel.
+    The usual way, to take the label of the nearest voxel, roughens every border by half a voxel.
     """
     if is_identity(matrix, label.shape[1:], shape):
         return label

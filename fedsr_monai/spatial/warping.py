@@ -15,10 +15,10 @@ from torch.nn import functional as F
 def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
     """Sample ``image`` at x + ddf(x), repeating the border; the identity where the displacement is zero.
 
-    Stands beside ``monai.networks.blocks.Warp``, which it is tested against: that block rebuilds its grid at each call,
-    and ``grid_sample`` runs one thread per batch item on a CPU. Here one volume is sampled as slabs along the first
-    axis, which takes two cores two thirds of the time. Nearest sampling looks voxels up by their number, in a quarter
-    of the time and in the image's own type.
+    This is a faster version of ``monai.networks.blocks.Warp``, against which it is tested. That block rebuilds its grid at
+    each call, and on a CPU ``grid_sample`` runs only one thread per batch item. Here, a single volume is sampled as slabs
+    along the first axis, which takes two thirds of the time on two cores. Nearest sampling looks voxels up by their index,
+    in a quarter of the time and in the image's own type.
 
     Args:
         image: [B, C, D, H, W]; a finer grid with the same corner voxels is sampled at the same positions.
@@ -34,8 +34,7 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
     axes = []
     for axis in (2, 1, 0):
         n = shape[axis]
-        # Multiplied before it is divided: linspace, or a rounded step, would put the identity twice as far off the
-        # voxels.
+        # Multiply before dividing: linspace, or a rounded step, would put the identity twice as far off the voxels.
         line = 2 * torch.arange(n, device=ddf.device, dtype=torch.float32) / max(n - 1, 1) - 1
         line = line.view([-1 if a == axis else 1 for a in range(3)])
         axes.append(torch.add(line, ddf[:, axis], alpha=2 / max(n - 1, 1)))
@@ -43,9 +42,9 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear") -> torc
 
 
 def sample(image: torch.Tensor, positions: Sequence[torch.Tensor], padding_mode: str = "border") -> torch.Tensor:
-    """Sample an image [B, C, D, H, W] trilinearly at positions in its voxels, along each axis [B, d, h, w]; float32.
+    """Sample an image [B, C, D, H, W] trilinearly at positions in its voxels, one tensor [B, d, h, w] per axis; float32.
 
-    Outside the image it repeats the border, or takes 0 with `padding_mode` "zeros".
+    Outside the image, the border is repeated; with `padding_mode` "zeros", the result is 0.
     """
     axes = [positions[axis] * (2 / max(image.shape[2 + axis] - 1, 1)) - 1 for axis in (2, 1, 0)]
     return _sample(image, torch.stack(axes, dim=-1), padding_mode)
@@ -61,7 +60,7 @@ def _sample(image: torch.Tensor, grid: torch.Tensor, padding_mode: str = "border
 
 
 def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
-    # A diverged field (NaN) samples somewhere inside, as grid_sample does: it is for the losses to show it.
+    # A diverged field (NaN) samples somewhere inside, as with grid_sample: it is up to the losses to reveal it.
     number = torch.zeros((), dtype=torch.long, device=ddf.device)
     for axis, (n, size) in enumerate(zip(ddf.shape[2:], image.shape[2:])):
         line = torch.arange(n, device=ddf.device).view([-1 if a == axis else 1 for a in range(3)])
@@ -74,7 +73,7 @@ def _look_up(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
 def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
     """Return the displacement of x -> outer(inner(x)), all [B, 3, D, H, W].
 
-    `warp(image, compose(a, b))` is about `warp(warp(image, b), a)`.
+    `warp(image, compose(a, b))` is approximately `warp(warp(image, b), a)`.
     """
     return inner + warp(outer, inner)
 
@@ -82,17 +81,17 @@ def compose(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
 def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
     """Integrate a stationary velocity field [B, 3, D, H, W] over unit time, by scaling and squaring, to a displacement.
 
-    The same rule as ``monai.networks.blocks.DVF2DDF``, on :func:`warp` above (the border repeated) for its speed, and
-    with as many squarings as the field needs: a strong one gets enough not to fold, a weak one no more than that.
+    The rule is that of ``monai.networks.blocks.DVF2DDF``, but it uses :func:`warp` above (the border repeated) for speed,
+    and as many squarings as the field needs: enough that a strong field does not fold, and no more for a weak one.
 
     Args:
-        velocity: in voxels per unit time.
-        steps: squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a voxel
-            along each axis (up to 10).
+        velocity: velocity in voxels per unit time.
+        steps: number of squarings; by default as many as make the first step, velocity / 2^steps, at most a quarter of a
+            voxel along each axis (up to 10).
     """
     velocity = velocity.float()
     if steps is None and len(velocity) > 1:
-        return torch.cat([integrate(one) for one in velocity.split(1)])  # no scan's field depends on its batch
+        return torch.cat([integrate(one) for one in velocity.split(1)])  # so that no field depends on its batch
     if steps is None:
         largest = float(velocity.detach().abs().amax())
         steps = min(math.ceil(math.log2(4 * largest)), 10) if 0.25 < largest < math.inf else 0
@@ -105,13 +104,13 @@ def integrate(velocity: torch.Tensor, steps: int | None = None) -> torch.Tensor:
 def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Multiply each axis of a volume [..., D, H, W], in turn, by its matrix [new size, old size]; float32.
 
-    Products with small matrices keep all cores busy: on a CPU ``interpolate`` takes one thread per channel and a 3-D
-    convolution of one channel a slow path, each several times as long.
+    Products with small matrices keep all cores busy. On a CPU, ``interpolate`` uses one thread per channel, and a 3-D
+    convolution of one channel takes a slow path; each is several times slower.
     """
     with torch.autocast(volume.device.type, enabled=False):  # a displacement in bfloat16 errs by tenths of a voxel
         volume = volume.float()
         for matrix in matrices:
-            # The axes swap, and are back in order after three turns.
+            # Each product moves the axis to the end, so that the axes are back in order after three.
             volume = torch.tensordot(volume, matrix, dims=([-3], [1]))
     return volume
 
@@ -123,15 +122,15 @@ def filter_axes(volume: torch.Tensor, taps: Sequence[torch.Tensor]) -> torch.Ten
         middle = len(weights) // 2
         matrix = torch.zeros(n, n)
         for shift, weight in zip(range(-middle, middle + 1), weights / weights.sum()):
-            matrix.diagonal(shift).fill_(weight)  # as matrices with the weights beside their diagonals
+            matrix.diagonal(shift).fill_(weight)  # a filter is a matrix with its weights on the diagonals
         matrices.append(matrix.to(volume.device))
     return along_axes(volume, matrices)
 
 
 def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Interpolate a volume [..., D, H, W] trilinearly where three lines of voxel coordinates meet; float32.
+    """Interpolate a volume [..., D, H, W] trilinearly at all combinations of voxel coordinates, one list per axis; float32.
 
-    Outside the volume its border is repeated.
+    Outside the volume, its border is repeated.
     """
     matrices = []
     for line, nodes in zip(positions, volume.shape[-3:]):
@@ -143,8 +142,8 @@ def resample(volume: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.T
 def resize_ddf(ddf: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Resample a displacement field trilinearly to another grid over the same box, in voxels of the new grid.
 
-    Grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence
-    half-pixel centres and vectors scaled by the ratio of the shapes.
+    The grids of this package are nested by strides (voxel i of the coarse grid covers voxels s*i ... s*i+s-1), hence the
+    half-pixel centres, and the vectors scaled by the ratio of the shapes.
     """
     if tuple(ddf.shape[2:]) == tuple(shape):
         return ddf

@@ -1,4 +1,4 @@
-"""Single random numbers from torch's global generator, of which every training image is made: seed that and the same images follow."""
+"""Single random numbers from torch's global generator. All training images are drawn from it, so its seed reproduces them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def uniform(low: float, high: float) -> float:
-    """Draw a number between two."""
+    """Draw a number between `low` and `high`."""
     return float(torch.empty(()).uniform_(low, high))
 
 
 def chance(probability: float) -> bool:
-    """Draw whether something happens."""
+    """Draw True with the given probability."""
     return bool(torch.rand(()) < probability)
 
 

@@ -1,4 +1,4 @@
-"""Labelled scans instead of random atlases, where labels are plentiful because anatomy is simulated."""
+"""Labelled scans instead of random atlases, for simulated anatomy, where labels are plentiful."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from fedsr_monai.synthesis.draws import chance, pick, uniform
 
 
 class LabelledScans:
-    """Draw a labelled scan with a given probability, and otherwise from another source; a replacement of
-    `RandomAtlas`.
+    """Draw a labelled scan with a given probability, or else draw from another source; a replacement for `RandomAtlas`.
 
-    The labels of the random atlas are those of an atlas on the coarse grid, deformed: thin structures lose a few
-    percent of their Dice by that. Labels of simulated subjects come from the 1 mm anatomy. Weights that are to ship
-    see both.
+    The labels of the random atlas are deformed from an atlas on the coarse grid, which costs thin structures a few percent
+    of their Dice. The labels of simulated subjects come from the 1 mm anatomy. Pretraining draws from both.
 
     Half of the scans are mirrored left to right (the labels merge both sides), and their contrast and noise vary a
     little, so that no scan is seen twice. All draws come from torch's global generator.
 
     Args:
-        items: scans with `image` and `label`, as of `site_datalist`, on the atlas' grid.
-        otherwise: what draws the rest, called with the same arguments.
-        probability: of drawing a labelled scan.
+        items: scans with `image` and `label`, as from `site_datalist`, on the atlas' grid.
+        otherwise: source of all other draws, called with the same arguments.
+        probability: probability of drawing a labelled scan.
         gamma: range of the exponent.
         noise: largest standard deviation of the added noise.
     """
@@ -46,9 +44,7 @@ class LabelledScans:
     def __call__(
         self, image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of
-        :class:`RandomAtlas`.
-        """
+        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as for `RandomAtlas`."""
         if not chance(self.probability):
             return self.otherwise(image, label, ddf)
         item = self.items[pick(len(self.items))]

@@ -1,4 +1,4 @@
-"""Exactly labelled images drawn on the fly from the project's 1 mm anatomy: for weights that are to ship."""
+"""Exactly labelled images drawn on the fly from the project's 1 mm anatomy, to train the weights that ship with the bundles."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ FLUID = (0, 1, 4)
 
 
 class RandomAnatomy:
-    """Draw exactly labelled images from the 1 mm anatomy; takes the part of `RandomAtlas`, whose labels come from the coarse grid.
+    """Draw exactly labelled images from the 1 mm anatomy; used in place of `RandomAtlas`, whose labels come from the coarse grid.
 
-    The low-passed label fractions of the regions are kept at 1 mm. Each draw mixes them to an image at 1 mm, so that partial volume comes
-    for free, samples image and label at the same deformed positions, and adds what a scanner and a brain extraction do: fluid and bright remnants around
-    the brain, a mask that is too narrow or too wide, with soft edges where the brain was cut out on finer voxels, blur, thick slices, bias
-    field and noise.
+    The low-passed label fractions of the regions are kept at 1 mm. Each draw mixes them to an image at 1 mm, so that partial
+    volume comes for free, and samples image and label at the same deformed positions. It then adds the effects of a scanner
+    and a brain extraction: fluid and bright remnants around the brain, a mask that is too narrow or too wide, with soft edges
+    as if the brain had been cut out on finer voxels, blur, thick slices, bias field and noise.
 
     All draws come from torch's global generator.
 
     Args:
         spacing, shape: the grid of `grid_affine`.
-        any_contrast: fraction of draws whose tissue means are drawn anywhere, not around those of a T1-weighted scan.
-        any_pose: fraction of draws turned by up to 15 degrees, shifted by up to 10 mm and scaled by 0.8 to 1.15.
+        any_contrast: fraction of draws whose tissue means are drawn from the full range, not around those of a T1-weighted scan.
+        any_pose: fraction of draws rotated by up to 15 degrees, shifted by up to 10 mm and scaled by 0.8 to 1.15.
         remnants: fraction of draws with patches of bright tissue around the brain.
-        dilation, dilated: of wide ventricles, see `RandomDeformation`.
+        dilation, dilated: size and fraction of wide ventricles, see `RandomDeformation`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RandomAnatomy:
     def __call__(
         self, image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as of `RandomAtlas`."""
+        """Draw a labelled image, [1, 1, D, H, W] float32 in [0, 1] and [1, 1, D, H, W] ids; arguments as for `RandomAtlas`."""
         deformation = self.unusual if chance(self.any_pose) else self.usual
         field = deformation(label.cpu(), None if ddf is None else ddf.cpu() * uniform(0, 1))
         places = []
@@ -108,7 +108,7 @@ class RandomAnatomy:
         return found.to(image.device), ids.to(label)
 
     def means(self) -> torch.Tensor:
-        """Draw the signal of each region [NUM_REGIONS], cerebral white matter about 1."""
+        """Draw the signal of each region, [NUM_REGIONS]; cerebral white matter is about 1."""
         if chance(self.any_contrast):
             means = torch.empty(NUM_REGIONS).uniform_(0.05, 1.1)
             means[[1, 4]] = means[0] + 0.03 * torch.randn(2)
@@ -139,7 +139,7 @@ class RandomAnatomy:
         sulci = uniform(0.6, 1.6)
         for k in (3, 13):
             signal.add_(self.fluid[k], alpha=sulci * float(means[0] - means[k]) / 255)
-        spread = float(means[2] - means[3])  # a texture is that of the contrast of a T1-weighted image
+        spread = float(means[2] - means[3])  # the textures come from T1-weighted images: scale them to this contrast
         strength = uniform(0.3, 1.1) * max(min(spread / 0.34, 1.2), -1.2)
         weight = uniform(0, 1)
         signal += (weight * self.texture[0] + (1 - weight) * self.texture[1]) * (self.tissue.float() * (strength / 255))
@@ -148,7 +148,7 @@ class RandomAnatomy:
         return signal.clamp_(min=0.01)
 
     def scan(self, signal: torch.Tensor, brain: torch.Tensor, fluid: float) -> torch.Tensor:
-        """Image a signal by a random scanner and cut it out as a brain extraction does; in [0, 1], 0 outside the mask."""
+        """Image a signal with a random scanner and cut out the brain as a brain extraction does; in [0, 1], 0 outside the mask."""
         shape, device = signal.shape[2:], signal.device
 
         def noise(millimetres: float) -> torch.Tensor:
@@ -160,7 +160,7 @@ class RandomAnatomy:
             around = torch.where(noise(4) > uniform(1.0, 2.0), uniform(0.3, 1.0), around)
         image = signal + (1 - brain) * around.clamp(0.02, 1)
         wide = filter_axes(brain, 3 * [torch.exp(-0.5 * (torch.arange(-5, 6) * self.spacing / 3.0) ** 2)])
-        slope = 1 / (np.sqrt(2 * np.pi) * 3.0)  # of an edge that was blurred by 3 mm, per mm
+        slope = 1 / (np.sqrt(2 * np.pi) * 3.0)  # slope of an edge that was blurred by 3 mm, per mm
         border = uniform(-0.3, 2.5) + uniform(0.3, 1.5) * noise(9)
         mask = wide > (0.5 - slope * border).clamp(0.04, 0.75)
         if chance(self.remnants):
@@ -179,7 +179,7 @@ class RandomAnatomy:
         level = uniform(0.003, 0.045)
         image = torch.hypot(image + level * torch.randn_like(image), level * torch.randn_like(image))
         cut = mask.float()
-        if chance(0.7):  # cut out on finer voxels: the border is averaged with nothing
+        if chance(0.7):  # cut out on finer voxels: the border is averaged with zeros
             cut = filter_axes(cut, 3 * [torch.tensor([0.2, 0.6, 0.2])])
             cut = torch.where(cut > 0.02, cut, 0)
         return scale_brain_intensity(image * cut, uniform(99.5, 99.9))

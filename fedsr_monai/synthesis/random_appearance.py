@@ -12,9 +12,7 @@ from fedsr_monai.synthesis.random_deformation import smooth_noise
 
 
 def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return the mean intensity of each label [num_classes]; label 0 counts inside the brain only (image > 0:
-    cerebrospinal fluid).
-    """
+    """Return the mean intensity of each label, [num_classes]; label 0 counts only inside the brain (image > 0: fluid)."""
     inside = (image > 0).flatten()
     ids = label.flatten().long()[inside]
     values = image.flatten()[inside]
@@ -23,10 +21,10 @@ def tissue_means(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> 
 
 
 def imaged_regions(image: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return label ids, with `num_classes` for background that is not fluid: tissue of the brain that has no label of its own.
+    """Return label ids, with `num_classes` for background that is not fluid: brain tissue that has no label of its own.
 
-    In a T1-weighted image fluid is about as dark as the darkest structure, the ventricles. Background brighter than half way from there to
-    the median structure is tissue.
+    In a T1-weighted image, fluid is about as dark as the darkest structure, the ventricles. Background that is brighter than
+    halfway between that and the median structure is tissue.
     """
     means = tissue_means(image, label, num_classes)[1:]
     means = means[means > 0]
@@ -37,17 +35,16 @@ def imaged_regions(image: torch.Tensor, label: torch.Tensor, num_classes: int) -
 
 
 class RandomAppearance:
-    """Draw T1-like images of a labelled atlas: the contrast before the warp (`contrast`), the scanner after it
-    (`scan`).
+    """Draw T1-like images of a labelled atlas: the contrast before the warp (`contrast`), the scanner after it (`scan`).
 
     All draws come from torch's global generator.
 
     Args:
-        num_classes: labels with background.
+        num_classes: number of labels, including the background.
         spacing: voxel size in millimetres.
-        mean_sd: spread of each label's mean around the atlas' (the whole range is 1).
-        noise, bias, gamma, blur: ranges of the noise's standard deviation, of the log bias field's, of the exponent and
-            of the Gaussian blur's sigma in voxels.
+        mean_sd: standard deviation of each label's mean around that of the atlas (the whole range is 1).
+        noise, bias, gamma, blur: ranges of the standard deviation of the noise, of that of the log bias field, of the
+            exponent, and of the Gaussian blur's sigma in voxels.
     """
 
     def __init__(
@@ -64,12 +61,10 @@ class RandomAppearance:
         self.noise, self.bias, self.gamma, self.blur = noise, bias, gamma, blur
 
     def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays
-        0.
-        """
+        """Give the atlas [1, 1, D, H, W] new tissue means and a random part of its own texture; the background stays 0."""
         ids = imaged_regions(image, label, self.num_classes)
         means = tissue_means(image, ids, self.num_classes + 1)
-        grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the contrast of a sequence
+        grey = 0.08 * torch.randn((), device=image.device)  # one shift for all grey matter: the sequence's contrast
         drawn = means + self.mean_sd * torch.randn_like(means) + grey * (means < means.max() - 0.1)
         drawn[0] = means[0] * torch.empty((), device=image.device).uniform_(0.4, 1.1)
         texture = (image - means[ids]) * uniform(0.2, 1.1)
@@ -78,7 +73,7 @@ class RandomAppearance:
         return (drawn.clamp(0.02, 1.1)[ids] * (1 + slow) + texture).clamp(0.01, 1.3) * (image > 0)
 
     def scan(self, image: torch.Tensor) -> torch.Tensor:
-        """Image a noiseless brain [1, 1, D, H, W] with zero background by a random scanner; in [0, 1], background 0."""
+        """Image a noiseless brain [1, 1, D, H, W] on a background of 0 with a random scanner; in [0, 1], background 0."""
         brain = image > 0.005
         # Interpolation has blurred the image; real edges are sharper by an unknown amount.
         image = image + uniform(0, 1.2) * (image - _blur(image, 3 * [0.7]))
@@ -101,5 +96,5 @@ class RandomAppearance:
 
 
 def _blur(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
-    # Five taps hold a Gaussian up to sigma 1.3 voxels; at 0.05 the middle one alone is left.
+    # Five taps hold a Gaussian of up to sigma 1.3 voxels; at 0.05, only the middle tap is left.
     return filter_axes(image, [torch.exp(-0.5 * (torch.arange(-2, 3) / max(sigma, 0.05)) ** 2) for sigma in sigmas])

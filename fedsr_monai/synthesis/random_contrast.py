@@ -12,15 +12,15 @@ from fedsr_monai.synthesis.random_deformation import smooth_noise
 
 
 class RandomContrast(RandomAppearance):
-    """Draw images of a label map whose contrast is random, as SynthSeg does (Billot et al., Medical Image Analysis
-    2023): each label gets a Gaussian of intensities whose mean and spread are drawn anew, whatever they are in the atlas.
+    """Draw images of a label map with random contrast, as SynthSeg does (Billot et al., Medical Image Analysis 2023).
 
-    The atlas' image is not looked at. The brain is what has a label, and what is within two voxels of that: its
-    unlabelled part, fluid and remnants in a scan, is one more region. What the scanner does afterwards (`scan`) is
-    that of `RandomAppearance`.
+    Each label gets a Gaussian of intensities whose mean and spread are drawn anew, whatever they are in the atlas. The
+    atlas' image is not used. The brain consists of the labelled voxels and of those within two voxels of them; the
+    unlabelled ones, which are fluid and remnants in a scan, form one more region. The scanner that follows (`scan`) is that
+    of `RandomAppearance`.
 
     Args:
-        num_classes, spacing, options: of `RandomAppearance`.
+        num_classes, spacing, options: see `RandomAppearance`.
         mean, spread: ranges of a label's mean and standard deviation (the whole range of intensities is 1).
     """
 
@@ -36,7 +36,7 @@ class RandomContrast(RandomAppearance):
         self.mean, self.spread = mean, spread
 
     def contrast(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Draw an image [1, 1, D, H, W] of labels in the same form; 0 outside the brain."""
+        """Draw an image [1, 1, D, H, W] from labels of the same shape; 0 outside the brain."""
         means = torch.empty(self.num_classes, device=label.device).uniform_(*self.mean)
         spreads = torch.empty(self.num_classes, device=label.device).uniform_(*self.spread)
         ids = label.long()

@@ -14,10 +14,10 @@ from fedsr_monai.synthesis.draws import chance, pick, uniform
 
 
 def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch.device) -> torch.Tensor:
-    """Draw unit-variance noise [1, channels, *shape] that varies over about `step` voxels: a coarse random grid,
-    resampled trilinearly.
+    """Draw unit-variance noise [1, channels, *shape] that varies over about `step` voxels.
 
-    The coarse grid has a random offset, so that its nodes leave no pattern over many draws.
+    It is a coarse random grid, resampled trilinearly. The coarse grid has a random offset, so that its nodes leave no
+    pattern over many draws.
     """
     coarse = [max(2, math.ceil(n / step) + 2) for n in shape]
     noise = torch.randn(channels, *coarse, device=device)
@@ -31,24 +31,23 @@ def smooth_noise(shape: Sequence[int], step: float, channels: int, device: torch
 
 
 class RandomDeformation:
-    """Draw diffeomorphic displacement fields: an affine part, velocity fields at several scales, and growth of one
-    structure.
+    """Draw diffeomorphic displacement fields: an affine part, velocity fields at several scales, and growth of one structure.
 
-    Draws come from torch's global generator: seed that and the same fields follow.
+    All draws come from torch's global generator, so its seed reproduces the fields.
 
     Args:
         spacing: voxel size in millimetres.
         scales: (step, rms) of the random velocity fields in millimetres.
-        strength: range of the common factor on all of them.
+        strength: range of a factor that scales all of them.
         rotation: largest rotation about each axis in degrees.
         zoom: range of the isotropic scale (each axis varies by a further 4 %).
         shift: largest translation in millimetres.
-        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink every other
-            time; otherwise some other structure does, by up to 40 % of that.
+        growth: largest displacement in millimetres at the boundary of the ventricles, which grow or shrink in half of the
+            draws; in the other half, a structure drawn at random does, by up to 40 % of that.
         growing: label ids of the ventricles.
-        dilation: largest displacement in millimetres at the walls of the lateral ventricles in draws in which they are wide, as
-            in old age; the other ventricles' walls move by up to half as much. At 16 the lateral ventricles of the project's
-            atlas (17 ml) fill up to 90 ml. Growth comes on top.
+        dilation: largest displacement in millimetres at the walls of the lateral ventricles in draws with wide ventricles, as
+            in old age; the walls of the other ventricles move by up to half as much. At 16, the lateral ventricles of the
+            project's atlas (17 ml) fill up to 90 ml. `growth` is added to this.
         dilated: fraction of draws with wide ventricles.
         lateral: label id of the lateral ventricles, one of `growing`.
     """
@@ -77,8 +76,8 @@ class RandomDeformation:
 
         Args:
             label: label map [1, 1, D, H, W].
-            ddf: applied first where given, [1, 3, D/2, H/2, W/2] in half-resolution voxels: a part of the current
-                registration, so that random anatomy stays near real anatomy.
+            ddf: a part of the current registration, [1, 3, D/2, H/2, W/2] in half-resolution voxels, so that random anatomy
+                stays near real anatomy; applied first if given.
         """
         shape = tuple(n // 2 for n in label.shape[2:])
         device, millimetre = label.device, 1 / (2 * self.spacing)  # half-resolution voxels per millimetre

@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms that MONAI does not have; what is not a `Transform` belongs elsewhere."""
+"""MONAI-style transforms that MONAI does not have; anything that is not a `Transform` belongs elsewhere."""
 
 from fedsr_monai.transforms.check_scan import CheckScand
 from fedsr_monai.transforms.labels_on_scan import LabelsOnScand

@@ -1,4 +1,4 @@
-"""Refusing what cannot be segmented, by the name of the file and with the fix."""
+"""Refusing scans that cannot be segmented, with errors that name the file and the fix."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ INSIDE = 0.8  # least fraction of the brain that must be in the box of the atlas
 def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) -> None:
     """Refuse a volume [C, D, H, W] that is not one finite, skull-stripped brain in the box of the grid.
 
-    A brain in the box is at most some centimetres off: what registration is made for. Whether it stands on its head
-    cannot be seen from the box.
+    A brain in the box is off by a few centimetres at most, which is what registration is made for. Whether it is upside
+    down cannot be told from the box.
 
     Args:
         volume: the scan.
         affine: [4, 4], voxel to millimetre.
-        grid: of the atlas.
-        name: of the scan, for the message.
+        grid: grid of the atlas.
+        name: name of the scan, for the message.
 
     Raises:
-        UserError: naming the file, what was found, what was expected, and the fix.
+        UserError: the scan is refused; the error names the file, what was found, what was expected, and the fix.
     """
     if volume.ndim != 4 or len(volume) != 1:
         found = f"{' x '.join(map(str, [*volume.shape[1:], len(volume)]))} values"
@@ -74,12 +74,12 @@ def check_scan(volume: torch.Tensor, affine: np.ndarray, grid: Grid, name: str) 
 
 
 def fraction_inside(brain: torch.Tensor, affine: np.ndarray, grid: Grid) -> float:
-    """Return the fraction of a brain's voxels that are in the box of the grid; of about 20,000 of them.
+    """Return the fraction of a brain's voxels that are in the box of the grid, estimated from about 20,000 of them.
 
     Args:
         brain: bool [D, H, W], not empty.
         affine: [4, 4], voxel to millimetre.
-        grid: of the atlas.
+        grid: grid of the atlas.
     """
     voxels = torch.nonzero(brain).cpu().numpy()
     some = voxels[:: max(1, len(voxels) // 20000)]

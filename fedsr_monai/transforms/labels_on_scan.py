@@ -17,8 +17,8 @@ from fedsr_monai.spatial.header import FORM_FIELDS
 from fedsr_monai.spatial.resampling import MIXED, Evidence, is_identity, most_likely, sample_labels, voxel_map
 from fedsr_monai.transforms.local_intensities import LocalIntensities
 
-SURE = 0.95  # probability from which the network's label stands, whatever the intensities
-KEPT = ("filename_or_obj", *FORM_FIELDS)  # of the scan's meta data
+SURE = 0.95  # probability at which the network's label stands, whatever the intensities
+KEPT = ("filename_or_obj", *FORM_FIELDS)  # entries of the scan's meta data that the labels keep
 
 
 def labels_on_grid(
@@ -26,14 +26,14 @@ def labels_on_grid(
 ) -> torch.Tensor:
     """Return the most likely label on a grid, uint8 [1, *shape]: `argmax(sample(fractions, matrix, shape))`.
 
-    The fractions are interpolated, not their argmax: borders come out smooth instead of in steps of the coarse grid. On
-    the volume's own grid nothing is interpolated.
+    The fractions are interpolated, not their argmax, so that borders come out smooth instead of in steps of the coarse
+    grid. On the volume's own grid, nothing is interpolated.
 
     Args:
         fractions: probabilities of the labels [K, D, H, W], which sum to one; channel 0 is the background.
         matrix: from `voxel_map`, grid to volume.
-        shape: of the grid.
-        evidence: what else speaks for the labels, where none has a probability of `SURE`.
+        shape: shape of the grid.
+        evidence: further evidence for the labels, used where none has a probability of `SURE`.
     """
     if evidence is not None:
         most = fractions.max(dim=0)
@@ -54,17 +54,17 @@ def softmax_(logits: torch.Tensor) -> torch.Tensor:
 class LabelsOnScand(MapTransform):
     """Turn logits on the network's grid into a label map, uint8 [1, ...], with shape and affine of the scan as loaded.
 
-    What ``Invertd`` and ``AsDiscreted`` do together, without holding all channels at the resolution of the scan. The
-    scan must have gone through :class:`ResampleToGridd`. If its voxels are clearly finer than the network's, their
+    This is what ``Invertd`` and ``AsDiscreted`` do together, but without holding all channels at the resolution of the scan.
+    The scan must have gone through :class:`ResampleToGridd`. If its voxels are clearly finer than the network's, their
     intensities take part in the choice near borders (`LocalIntensities`).
 
     Args:
         keys: the logits, [K, D, H, W] each.
         orig_keys: the resampled scan.
-        scan_key: the scan as loaded, [1, ...], a copy from before the resampling; None, or a key that is not there, leaves the labels
-            to the network alone.
+        scan_key: the scan as loaded, [1, ...], a copy from before the resampling. With None, or if the key is missing, the
+            network alone decides on the labels.
         allow_missing_keys: skip logits that are missing.
-        inplace: overwrite the logits (float32) by their probabilities: a copy takes 275 MB where a scan has 1 mm.
+        inplace: overwrite the logits (float32) with their probabilities; a copy takes 275 MB for a scan at 1 mm.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LabelsOnScand(MapTransform):
 
 
 def own_grid(scan: MetaTensor) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return affine and shape that a scan had before :class:`ResampleToGrid`.
+    """Return the affine and the shape that a scan had before :class:`ResampleToGrid`.
 
     Raises:
         UserError: the scan has not gone through it.

@@ -1,4 +1,4 @@
-"""Small pieces of a structure, far from the rest of it."""
+"""Removal of small pieces of a structure that are not connected to the rest of it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
 
 def remove_strays(logits: torch.Tensor, fraction: float = 0.1, inplace: bool = False) -> torch.Tensor:
-    """Rule out stray pieces of structures: their voxels get the label that is the most likely one after it.
+    """Rule out stray pieces of structures, so that their voxels get the next most likely label.
 
-    A piece is a set of voxels of one label that touch (26 neighbours). It is stray if it has fewer voxels than `fraction` times
+    A piece is a connected set of voxels of one label (26 neighbours). It is stray if it has fewer voxels than `fraction` times
     the largest piece of its structure; the two sides of a structure, and the third and fourth ventricle, are far above
     that.
 
     Args:
         logits: [K, D, H, W]; channel 0 is the background.
-        fraction: of the largest piece; 0 keeps everything.
-        inplace: change `logits` itself, which take 275 MB where a scan has 1 mm.
+        fraction: fraction of the largest piece; 0 keeps everything.
+        inplace: change `logits` itself; a copy takes 275 MB for a scan at 1 mm.
 
     Returns:
-        The logits, those of a label at its stray pieces -inf.
+        The logits, where those of a label are -inf at its stray pieces.
     """
     labels = most_likely(logits)[0].cpu().numpy()
     result = logits if inplace else None
@@ -46,7 +46,7 @@ def remove_strays(logits: torch.Tensor, fraction: float = 0.1, inplace: bool = F
 
 
 class RemoveStraysd(MapTransform):
-    """Dictionary version of :func:`remove_strays`, before the logits become labels.
+    """Dictionary version of :func:`remove_strays`, applied before the logits become labels.
 
     Args:
         keys: logits, [K, D, H, W] each.

@@ -1,4 +1,4 @@
-"""Bringing a scan to the grid that the network works on."""
+"""Resampling a scan to the grid that the network works on."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RESAMPLE = {"image": resample_image, "label": resample_labels}
 class ResampleToGrid(InvertibleTransform):
     """Resample a volume to a given grid in space, whatever its own spacing and orientation, oblique or not.
 
-    Beside ``monai.transforms.SpatialResample``, which does not low-pass (structures alias when a 1 mm scan goes to 2
-    mm) and has no linear way for label maps. A scan that is on the grid already passes unchanged. The inverse returns
-    to the scan's own grid.
+    ``monai.transforms.SpatialResample``, in contrast, does not low-pass (structures alias when a 1 mm scan goes to 2 mm)
+    and has no linear mode for label maps. A scan that is already on the grid passes unchanged. The inverse returns to the
+    scan's own grid.
 
     Args:
-        grid: the target.
+        grid: the target grid.
         kind: "image" (low-pass and linear) or "label" (the same on one-hot maps, then argmax).
-        fineness: images whose voxels are clearly finer than the grid's go to the grid that is this many times finer
+        fineness: images whose voxels are clearly finer than the grid's are resampled to a grid that is this many times finer
             (`Grid.finer`), low-passed as for the grid itself, for ``InterleavedInferer``.
 
     Raises:
@@ -66,7 +66,7 @@ class ResampleToGrid(InvertibleTransform):
         return self.push_transform(result, orig_size=list(volume.shape[1:]), extra_info=own)
 
     def inverse(self, volume: MetaTensor) -> MetaTensor:
-        """Return a volume on the grid of a resampled scan on the grid that the scan came from."""
+        """Resample a volume from the grid of a resampled scan to the grid that the scan came from."""
         info = self.pop_transform(volume)
         affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
         matrix = voxel_map(np.asarray(info[TraceKeys.EXTRA_INFO]["grid"]), affine.numpy())
@@ -82,7 +82,7 @@ def _with_meta(result: torch.Tensor, volume: MetaTensor, affine) -> MetaTensor:
 
 
 class ResampleToGridd(MapTransform, InvertibleTransform):
-    """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` is one for all keys or one per key."""
+    """Resample volumes of a dictionary, see :class:`ResampleToGrid`; ``kind`` is a single one for all keys or one per key."""
 
     def __init__(
         self,

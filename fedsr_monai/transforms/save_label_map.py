@@ -18,16 +18,16 @@ from fedsr_monai.spatial.nifti import volume_stem
 class SaveImageLabelMapd(SaveImaged):
     """Write `<scan>_dseg.nii.gz`, its table of labels and its volumes (see ``write_label_map``), each in one step.
 
-    `<scan>` is the file name of the scan. ``SaveImaged`` writes over the old file bit by bit, sets the header's space
-    codes to 1 whatever the scan's are, and hides a full disk behind a traceback. It is the base class, and "SaveImage"
-    a part of the name, because programs that want the result in memory take such transforms out: MONAI Label by the
-    class, MONAI Deploy by the name.
+    `<scan>` is the file name of the scan. ``SaveImaged`` overwrites the old file piece by piece, sets the header's space
+    codes to 1 whatever those of the scan are, and hides a full disk behind a traceback. It is the base class nevertheless,
+    and "SaveImage" is part of the name, because programs that want the result in memory remove such transforms: MONAI Label
+    by the class, MONAI Deploy by the name.
 
     Args:
         keys: label maps [1, D, H, W] whose meta data name the scan (`filename_or_obj`) and hold its forms (see
             `VolumeReader`).
-        output_dir: folder; made if missing.
-        output_postfix: what follows the name of the scan.
+        output_dir: output folder; created if missing.
+        output_postfix: suffix after the name of the scan.
     """
 
     def __init__(

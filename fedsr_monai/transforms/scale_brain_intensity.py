@@ -10,7 +10,7 @@ from monai.transforms import MapTransform
 
 
 def brightest(image: torch.Tensor, percentile: float = 99.8) -> torch.Tensor:
-    """Return a percentile of the voxels above 0, as a tensor without dimensions; 1 where there are none."""
+    """Return a percentile of the voxels above 0, as a 0-dimensional tensor; 1 if there are none."""
     brain = image[image > 0]
     if not len(brain):
         return image.new_ones(())
