@@ -185,6 +185,7 @@ OWN = {
     "files.py: one_at_a_time",  # a folder, and nothing else (O_DIRECTORY)
     "inference/dicom_seg.py: write_dicom_seg",  # the images of a series whose headers were read
     "device.py: cpu_info",  # /proc/cpuinfo
+    "spatial/nifti.py: write_nifti",  # the temporary file that it makes
 }
 
 
