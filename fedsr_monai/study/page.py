@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ Finished = Mapping[tuple[str, int], Path]
 
 
 def write_report(out: Path, plan: Plan, results: Results, finished: Finished) -> None:
-    """Write report.html from the tables of a study and the files of its runs."""
+    """Write report.html from the tables of a study and the files of its runs; arms without results are left out."""
+    done = f"{len({(row['arm'], row['seed']) for row in results.cases})} of {len(plan.arms) * len(plan.seeds)} runs"
+    measured = {row["arm"] for row in results.cases}
+    plan = replace(plan, arms={name: arm for name, arm in plan.arms.items() if name in measured})
     styles = {arm: series_style(number) for number, arm in enumerate(plan.arms)}
     everything = [
         ("contrasts", "Contrasts of the plan", contrast_table(results.contrasts)),
@@ -46,7 +50,6 @@ def write_report(out: Path, plan: Plan, results: Results, finished: Finished) ->
         ("errors", "Errors of one scan", error_maps(plan, finished)),
         ("cost", "Cost", cost_table(plan, results.cost)),
     ]
-    done = f"{len({(row['arm'], row['seed']) for row in results.cases})} of {len(plan.arms) * len(plan.seeds)} runs"
     facts = f"{done}, {len(plan.seeds)} seeds, {plan.rounds} rounds of {plan.steps} steps per site"
     sections = [section for section in everything if section[2]]
     page = html_page(f"Study: {plan.name}", facts, f"<p>{escape(plan.question)}</p>", sections)
@@ -118,8 +121,10 @@ def significantly_best(arms: Mapping[str, Mapping[int, Mapping[tuple, float]]], 
         arms: by arm and seed, a measure by case.
         sign: 1 where more is better, -1 where less is.
     """
+    if len(arms) < 2:
+        return None
     seeds = sorted(set.intersection(*(set(arm) for arm in arms.values())))
-    if len(arms) < 2 or len(seeds) < 2:
+    if len(seeds) < 2:
         return None
     cases = sorted(common_cases(arms))
     values = {name: sign * np.array([[arm[s][c] for c in cases] for s in seeds]) for name, arm in arms.items()}

@@ -43,6 +43,8 @@ def test_table_four_runs_resumes_and_adds_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_train", lambda job: (calls.append((job.arm, job.seed)), train(job)))
     run_study(PLANS / "table4.json", tmp_path / "study", quick=True, arms=["baseline"])
     assert len({(row["arm"], row["seed"]) for row in rows(tmp_path / "study" / "cases.csv")}) == 4  # all that are done
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "4 of 8 runs" in page and "+FL+MIL" in page and "+FL+MIL+SCIE" not in page  # which has no results yet
     report = run_study(PLANS / "table4.json", tmp_path / "study", quick=True)
     assert len(calls) == len(set(calls)) == 8  # four arms, two seeds, none twice
 
