@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with progress_lines():
             run(arguments)
+            sys.stdout.flush()  # not at exit, where a reader that has left could no longer be caught
     except BrokenPipeError:
         # whoever read our output has left; without this Python would complain once more when it closes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

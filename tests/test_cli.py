@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -245,8 +246,13 @@ def test_a_site_that_lost_its_description_is_not_passed_over(tmp_path):
     assert expand_sites([str(tmp_path)]) == [str(tmp_path / "lost"), str(tmp_path / "whole")]
 
 
-def test_a_reader_that_leaves_is_no_error():
-    done = subprocess.run(f"{sys.executable} -m fedsr_monai --help | true", shell=True, capture_output=True, text=True)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered):
+    command, environment = (
+        f"{sys.executable} -m fedsr_monai --help | true",
+        os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
     assert done.stderr == ""
 
 
