@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -86,5 +87,6 @@ def release_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
+@cache  # `libc_ver` reads the interpreter's file each time
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

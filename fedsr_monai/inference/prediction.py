@@ -60,7 +60,6 @@ def ask(
     network, inferer = workflow.network, workflow.inferer
     release_freed_memory()
     fields: list[torch.Tensor] = []  # the displacement, with `register`
-    refined = None
 
     def both(own: torch.Tensor) -> torch.Tensor:
         prediction = network.predict(own)
@@ -78,16 +77,16 @@ def ask(
         both(on_network_grid(image, workflow.grid))
     if accurate:
         logits = flip_average(workflow, image, logits)
-    ddf = fields[0].float() if register else None
-    if ddf is not None:
-        if refine:
-            target = on_network_grid(logits, workflow.grid)
-            if scan is not None:
-                voxels = scan.as_tensor().to(target.device)
-                target = with_intensities(target[0], workflow.grid.affine, voxels, scan.affine.cpu().numpy())[None]
-            refined = refine_registration(ddf, network.atlas_label, target, refine)[0]
-        ddf = ddf[0]
-    return Answer(logits[0], ddf, refined)
+    if not register:
+        return Answer(logits[0])
+    ddf, refined = fields[0].float(), None
+    if refine:
+        target = on_network_grid(logits, workflow.grid)
+        if scan is not None:
+            voxels = scan.as_tensor().to(target.device)
+            target = with_intensities(target[0], workflow.grid.affine, voxels, scan.affine.cpu().numpy())[None]
+        refined = refine_registration(ddf, network.atlas_label, target, refine)[0]
+    return Answer(logits[0], ddf[0], refined)
 
 
 def label(workflow: Workflow, scan: MetaTensor, **options: Any) -> tuple[dict[str, Any], torch.Tensor, Answer]:

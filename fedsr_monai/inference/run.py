@@ -229,7 +229,6 @@ class Run:
         brain = loaded.as_tensor()[0] > 0
         inside = fraction_inside(brain, loaded.affine.numpy(), self.workflow.grid) if brain.any() else 1.0
         loaded.meta[OUTSIDE] = 100 * (1 - inside)
-        release_freed_memory()
         doing("labelling")
         return loaded
 

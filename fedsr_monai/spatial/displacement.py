@@ -80,9 +80,9 @@ def write_displacement(
     seen = header.get_best_affine() if seen is None else seen
     turn = torch.as_tensor(grid.affine[:3, :3], dtype=torch.float32)
     # In the order in which NIfTI stores voxels, component by component and in place: a field at 1 mm takes 100 MB and more.
-    vectors = torch.empty(3, *reversed(scan.shape))
+    vectors, field = torch.empty(3, *reversed(scan.shape)), field.cpu()
     for vector, row in zip(vectors, turn):
-        vector.copy_(torch.tensordot(row, field.cpu(), dims=1).permute(2, 1, 0))
+        vector.copy_(torch.tensordot(row, field, dims=1).permute(2, 1, 0))
     if largest_distance(scan.affine, seen, scan.shape) > ROUNDING:
         lines = [torch.arange(size, dtype=torch.float64) for size in scan.shape]
         for vector, (x, y, z, shift) in zip(vectors, scan.affine[:3] - seen[:3]):

@@ -114,19 +114,19 @@ def one_hot_at(label: torch.Tensor, positions: Sequence[torch.Tensor], classes: 
         positions: three tensors [N], one per axis.
         classes: number of ids.
     """
-    before = [position.floor() for position in positions]
-    rest = [position - start for position, start in zip(positions, before)]
+    sides = []  # per axis: the voxel before each position and the one after it, with their weights
+    for position, size in zip(positions, label.shape):
+        before = position.floor()
+        rest = position - before
+        voxels = before.long(), before.long() + 1
+        inside = [(voxel >= 0) & (voxel < size) for voxel in voxels]
+        sides.append([(v.clamp(0, size - 1), w * i) for v, w, i in zip(voxels, (1 - rest, rest), inside)])
     found, weights = [], []
-    for corner in product((0, 1), repeat=3):
-        index = torch.zeros_like(before[0], dtype=torch.long)
-        weight = torch.ones_like(before[0])
-        for start, part, step, size in zip(before, rest, corner, label.shape):
-            voxel = start.long() + step
-            weight *= (part if step else 1 - part) * ((voxel >= 0) & (voxel < size))
-            index = index.mul_(size).add_(voxel.clamp_(0, size - 1))
-        found.append(label.flatten()[index])
-        weights.append(weight)
-    result = torch.zeros(len(before[0]), classes, device=label.device)
+    _, height, width = label.shape
+    for (i, along_i), (j, along_j), (k, along_k) in product(*sides):  # the eight corners
+        found.append(label.flatten()[(i * height + j) * width + k])
+        weights.append(along_i * along_j * along_k)
+    result = torch.zeros(len(positions[0]), classes, device=label.device)
     return result.scatter_add_(1, torch.stack(found, dim=1).long(), torch.stack(weights, dim=1)).t()
 
 
@@ -163,6 +163,7 @@ def sample_labels(
     shifted = matrix @ np.block([[np.eye(3), start[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     moved = None if shift is None else shift[:, box[0], box[1], box[2]]
     cells = _uniform_cells(labels)
+    classes = int(labels.max()) + 1
     parts = []
     first = start[0]
     for positions in _positions(shifted, tuple(stop - start), moved, labels.device):
@@ -176,7 +177,7 @@ def sample_labels(
         if mixed.any():
             places = [position[mixed] for position in positions]
             if fractions is None:
-                values = one_hot_at(labels, places, int(labels.max()) + 1)
+                values = one_hot_at(labels, places, classes)
             else:
                 values = _interpolated(fractions, [place[None, None] for place in places])[:, 0, 0]
             values[0] = 1 - values[1:].sum(dim=0)  # outside the volume all are 0
